@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A PyTorch container with this folder and the Hugging Face cache mounted, and HF_TOKEN passed through.
+#   ./docker.sh             a shell
+#   ./docker.sh ./run.sh    a command
+# NVIDIA GPUs need the NVIDIA Container Toolkit. Other machines:
+#   ROCm    IMAGE=rocm/pytorch:latest GPU_OPTIONS="--device=/dev/kfd --device=/dev/dri --group-add video" ./docker.sh
+#   no GPU  GPU_OPTIONS="" ./docker.sh
+set -euo pipefail
+cd "$(dirname "$0")"
+
+IMAGE=${IMAGE:-pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime}
+GPU_OPTIONS=${GPU_OPTIONS-"--gpus all"}
+HF_CACHE=${HF_HOME:-$HOME/.cache/huggingface}
+
+if ! command -v docker >/dev/null; then
+    echo "docker.sh: docker is not installed; install it, or run ./run.sh without a container" >&2
+    exit 2
+fi
+mkdir -p "$HF_CACHE"  # docker would make it as root
+
+read -ra options <<<"$GPU_OPTIONS"
+if [ -t 0 ] && [ -t 1 ]; then
+    options+=(-it)
+fi
+if [ $# -eq 0 ]; then
+    set -- bash
+fi
+
+# HF_TOKEN by name only: its value stays off the command line. The container's Python needs a VENV of its own.
+exec docker run --rm --ipc=host "${options[@]}" \
+    -v "$PWD:/workspace" -w /workspace -v "$HF_CACHE:/hf_cache" -e HF_HOME=/hf_cache \
+    -e HF_TOKEN -e VENV=.venv-container \
+    "$IMAGE" "$@"

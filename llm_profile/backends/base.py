@@ -1,0 +1,67 @@
+"""What the measuring loop needs from a device. One file beside this one per way of timing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.sweep import SweepPoint
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Decoder blocks that are alike. count: in the full model. layers: their original indices. profiled: kept ones."""
+
+    name: str
+    count: int
+    layers: tuple[int, ...]
+    profiled: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Wall time of one real step, a value per repeat. lm_head of the last token only, as `generate` runs it."""
+
+    point: SweepPoint
+    wall_ns: tuple[int, ...]
+
+
+class Backend(Protocol):
+    """Times passes of a model with few blocks.
+
+    clock: `gpu-kernel`, `cpu-wall` or `fake`: what the nanoseconds of its rows are.
+    kinds: the model's kinds of blocks. learned_positions: length of a learned position table, None where there is none.
+    notices: what the user should know, a line each. conditions: what must not differ between runs that share a table
+    (JSON scalars). facts: what is only recorded.
+    """
+
+    clock: str
+    kinds: Sequence[BlockKind]
+    learned_positions: int | None
+    notices: list[str]
+
+    def conditions(self) -> Mapping[str, Any]: ...
+
+    def facts(self) -> Mapping[str, Any]: ...
+
+    def sample(self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int) -> Iterator[PointSample | PointFailure]:
+        """Measure points, yielding each as soon as it is known, in any order, each exactly once."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reality(Protocol):
+    """Times real steps of the model at the asked depth, for validation."""
+
+    runtime: str
+
+    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
+        """Time to the first token of prompts of these lengths. Yields point (n, 0)."""
+        ...
+
+    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
+        """Decode steps of one token on caches of these lengths. Yields point (1, k)."""
+        ...
+
+    def close(self) -> None: ...

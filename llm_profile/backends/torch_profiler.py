@@ -1,0 +1,315 @@
+"""GPU kernel time by torch's profiler, many points in one session.
+
+At each point: one eager pass with ranges on tells which kernel belongs to which row; then the same pass, captured in a
+CUDA graph, is replayed, which costs the host almost nothing. A replay runs the kernels of the capture in order, so they
+are matched one to one, by name, with those of the labelled pass. Where the two differ, or a pass cannot be captured, the
+point is timed by labelled eager passes.
+"""
+
+import gc
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llm_profile import trace
+from llm_profile.backends.base import BlockKind
+from llm_profile.errors import UsageError
+from llm_profile.hooks import LayerRanges
+from llm_profile.layers import patched
+from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
+from llm_profile.passes import HostCopies
+from llm_profile.provenance import device_conditions, device_facts
+from llm_profile.subject import Subject
+from llm_profile.sweep import SweepPoint
+from llm_profile.telemetry import Telemetry
+
+SESSION_POINTS = 32
+"""Points of one profiling session: enough that starting and stopping it is cheap, few enough that results come often."""
+
+SETTLING_REPLAYS = 2
+"""Replays before those that count, once a point's kernels have run eagerly twice: the graph's own first use."""
+
+OVERLAP_MARK = 0.01
+"""Share of a pass in which kernels ran side by side from which on a point is marked."""
+
+
+@dataclass
+class _Pending:
+    """A point under way: passes kept so far and how many more to run."""
+
+    point: SweepPoint
+    wanted: int
+    passes: list[trace.LabelledPass] = field(default_factory=list)
+    timed_by: str = "graph-replay"
+
+    def pass_ns(self) -> list[int]:
+        return [sum(k.kernel.duration_ns for k in p.kernels) for p in self.passes]
+
+
+class _MutedRecorder(trace.RangeRecorder):
+    """A recorder that can be told not to listen, while a pass is captured."""
+
+    muted = False
+
+    def enter(self, row: str) -> None:
+        if not self.muted:
+            super().enter(row)
+
+    def leave(self) -> None:
+        if not self.muted:
+            super().leave()
+
+
+class CaptureError(RuntimeError):
+    """A pass that cannot be captured in a CUDA graph, with the reason that the device gave."""
+
+
+@contextmanager
+def masks_as_in_eager() -> Iterator[None]:
+    """Keep transformers from building other attention masks while a stream is captured than it does otherwise."""
+    from transformers import masking_utils
+
+    with patched(masking_utils, "is_tracing", lambda *_args, **_kwargs: False):
+        yield
+
+
+class GraphPasses:
+    """Captures passes of a subject as CUDA graphs on one stream, sharing one memory pool."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.stream = torch.cuda.Stream(subject.device)
+        self.copies = HostCopies()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._keeper = self._capture_nothing()  # a pool whose last graph is gone cannot be captured into again
+
+    def _capture_nothing(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            torch.empty(1, device=self.subject.device).zero_()
+            graph.capture_end()
+        return graph
+
+    def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
+        """One pass as the model's code runs it."""
+        with torch.cuda.stream(self.stream), self.copies.one_pass():
+            self.subject.runner.run(point, last_token_only)
+
+    def capture(self, point: SweepPoint, last_token_only: bool = False) -> torch.cuda.CUDAGraph:
+        """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream), masks_as_in_eager():
+            # thread-local: the telemetry thread must not be able to spoil a capture
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                with self.copies.one_pass():
+                    self.subject.runner.run(point, last_token_only)
+            except torch.OutOfMemoryError:
+                self._abandon(graph)
+                raise
+            except Exception as error:
+                # a forbidden call shows as whatever error the operator makes of it
+                self._abandon(graph)
+                raise CaptureError(" ".join(str(error).split())[:200]) from error
+            graph.capture_end()
+        return graph
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
+            graph.capture_end()
+        torch.cuda.synchronize()
+        self._keeper = self._capture_nothing()  # a capture that ends well leaves torch's random state usable again
+
+
+class TorchProfilerBackend:
+    """Times the kernels of each layer on a CUDA or ROCm device (`clock`: gpu-kernel)."""
+
+    clock = "gpu-kernel"
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.kinds: Sequence[BlockKind] = subject.layout.kinds
+        self.learned_positions = subject.layout.learned_positions
+        self.telemetry = Telemetry(_pci_bus_id(subject.device))
+        self.notices: list[str] = []
+        if not self.telemetry.available:
+            self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
+        self._passes = GraphPasses(subject)
+        self._owners = subject.layout.owners()
+        self._capture_error: str | None = None
+
+    def conditions(self) -> Mapping[str, Any]:
+        return {**device_conditions(self.subject.device), "driver": self.telemetry.driver, **self.subject.conditions()}
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            **device_facts(self.subject.device),
+            "throttle_reasons": sorted(self.telemetry.reasons),
+            "not_captured": self._capture_error,
+        }
+
+    def sample(
+        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+    ) -> Iterator[PointSample | PointFailure]:
+        """Measure points in sessions, in the given order; a point that needs more passes comes again at the end."""
+        queue = deque(_Pending(point, rule.first_passes) for point in points)
+        while queue:
+            batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
+            failures = self._session(batch, warmup)
+            yield from failures
+            failed = {failure.point for failure in failures}
+            for pending in batch:
+                if pending.point in failed:
+                    continue
+                pending.wanted = rule.passes_wanted(pending.pass_ns())
+                if pending.wanted:
+                    queue.append(pending)
+                else:
+                    yield self._sample(pending)
+
+    def close(self) -> None:
+        self.telemetry.close()
+        self.subject.close()
+
+    def _session(self, batch: list[_Pending], warmup: int) -> list[PointFailure]:
+        """Run the wanted passes of each point in one profiling session and add them to it. Returns what failed."""
+        failures = self._warm(batch)
+        failed = {failure.point for failure in failures}
+        alive = [p for p in batch if p.point not in failed]
+        recorder = _MutedRecorder()
+        graphs: list[torch.cuda.CUDAGraph] = []  # kept until their replays are done
+        with trace.record() as session, LayerRanges(self.subject.model, self.subject.layout, recorder):
+            for index, pending in enumerate(alive):
+                try:
+                    self._run(index, pending, warmup, recorder, graphs)
+                except torch.OutOfMemoryError:
+                    failures.append(self._out_of_memory(pending.point))
+        for graph in graphs:
+            graph.reset()
+        failed = {failure.point for failure in failures}
+        self._collect(session, alive, failed)
+        return failures
+
+    def _warm(self, batch: list[_Pending]) -> list[PointFailure]:
+        """First use of each shape, outside the session: plans are built, libraries loaded, masks made."""
+        failures = []
+        self.subject.runner.forget_masks()
+        for pending in batch:
+            try:
+                self._passes.eager(pending.point)
+            except torch.OutOfMemoryError:
+                failures.append(self._out_of_memory(pending.point))
+        torch.cuda.synchronize()
+        return failures
+
+    def _out_of_memory(self, point: SweepPoint) -> PointFailure:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return PointFailure(point, "out of memory")
+
+    def _run(
+        self,
+        index: int,
+        pending: _Pending,
+        warmup: int,
+        recorder: _MutedRecorder,
+        graphs: list[torch.cuda.CUDAGraph],
+    ) -> None:
+        with trace.pass_range(index):
+            self._passes.eager(pending.point)
+        graph = None if self._capture_error or pending.timed_by != "graph-replay" else self._capture(pending, recorder)
+        if graph is None:
+            pending.timed_by = "eager"
+            for _ in range(pending.wanted - 1):
+                with trace.pass_range(index):
+                    self._passes.eager(pending.point)
+            return
+        graphs.append(graph)
+        with torch.cuda.stream(self._passes.stream):
+            for _ in range(min(warmup, SETTLING_REPLAYS)):
+                graph.replay()
+            with trace.pass_range(index):
+                for _ in range(pending.wanted):
+                    graph.replay()
+
+    def _capture(self, pending: _Pending, recorder: _MutedRecorder) -> torch.cuda.CUDAGraph | None:
+        recorder.muted = True
+        try:
+            return self._passes.capture(pending.point)
+        except CaptureError as error:
+            self._capture_error = str(error)
+            self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
+            return None
+        finally:
+            recorder.muted = False
+
+    def _collect(self, session: trace.Trace, alive: list[_Pending], failed: set[Any]) -> None:
+        labelled = trace.labelled_passes(session)
+        replays = trace.graph_replays(session)
+        for index, pending in enumerate(alive):
+            if pending.point in failed:
+                continue
+            eager = labelled.get(index, [])
+            if not eager or not eager[0].kernels:
+                raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
+            if pending.timed_by == "eager":
+                pending.passes += eager
+                continue
+            matched = [trace.label_replay(eager[0], replay) for replay in replays.get(index, [])]
+            if len(matched) == pending.wanted and all(matched):
+                pending.passes += [m for m in matched if m is not None]
+            else:  # the graph runs other kernels than the model's code does: only eager passes are right
+                pending.timed_by = "eager"
+                pending.passes = list(eager)
+
+    def _sample(self, pending: _Pending) -> PointSample:
+        rows: dict[str, list[int]] = {}
+        launches: dict[str, int] = {}
+        kernels: dict[str, dict[str, None]] = {}
+        for number, one in enumerate(pending.passes):
+            for labelled in one.kernels:
+                row = rows.setdefault(labelled.row, [0] * len(pending.passes))
+                row[number] += labelled.kernel.duration_ns
+        for labelled in pending.passes[0].kernels:
+            launches[labelled.row] = launches.get(labelled.row, 0) + 1
+            kernels.setdefault(labelled.row, {})[labelled.kernel.name] = None
+        samples = {}
+        for row, pass_ns in rows.items():
+            kind, blocks = self._owners.get(row, (None, 1))
+            samples[row] = RowSample(tuple(pass_ns), kind, blocks, launches.get(row, 0), tuple(kernels.get(row, {})))
+        every = [[k.kernel for k in p.kernels] for p in pending.passes]
+        overlap = max(trace.overlap(kernels_of_pass) for kernels_of_pass in every)
+        first, last = every[0][0], every[-1][-1]
+        return PointSample(
+            pending.point,
+            samples,
+            tuple(pending.pass_ns()),
+            pending.timed_by,
+            self.telemetry.sm_clock_mhz(first.start_ns, last.start_ns + last.duration_ns),
+            overlap,
+            ("kernels overlap",) if overlap > OVERLAP_MARK else (),
+        )
+
+
+def _pci_bus_id(device: torch.device) -> str | None:
+    """PCI address by which NVML knows a CUDA device; None on ROCm."""
+    if torch.version.cuda is None:
+        return None
+    p = torch.cuda.get_device_properties(device)
+    return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"
+
+
+def check_cuda(device: str) -> None:
+    """Raises UsageError if torch cannot use the CUDA device of this name."""
+    if not torch.cuda.is_available():
+        build = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise UsageError(f"--device {device}: {build}; install a CUDA build of torch and a driver, or use --device cpu")
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"--device {device}: there are {torch.cuda.device_count()} GPUs; use cuda:0 and up")
+    torch.cuda.set_device(index)

@@ -1,0 +1,15 @@
+"""What can go wrong for a user, and the exit code that says so (README, "Exit codes")."""
+
+EXIT_COMPLETE = 0
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_POINTS_MISSING = 3
+EXIT_OVER_TOLERANCE = 4
+EXIT_INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """A mistake that the user can mend: one line with what was wrong, what is allowed and which option to change.
+
+    Commands print it to stderr without a traceback and exit with 2.
+    """

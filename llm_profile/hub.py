@@ -1,0 +1,173 @@
+"""Where a model comes from: a local folder, the hub or its cache, or the built-in table. Imports no torch.
+
+No code of a model repository runs: of a config.json, the fields that could lead transformers to code are left out.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_profile import catalog, download
+from llm_profile.download import HubError, ModelNotFound
+from llm_profile.errors import UsageError
+
+LOAD_FORMATS = ("auto", "hf", "dummy")
+
+WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors")
+PICKLE_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+"""The file that lists a checkpoint's shards, or the only one: in the order in which they are looked for."""
+
+CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "transformers_weights"}) | {
+    # an implementation may be the name of a repository of kernels: which one runs is for the command line to say
+    f"{underscore}{kind}_implementation{internal}"
+    for kind in ("attn", "experts")
+    for underscore in ("", "_")
+    for internal in ("", "_internal")
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is built from.
+
+    name: the id on the hub or in the table, or the folder as given. config: the fields of config.json, without those
+    that name code. origin: where the config is from, `folder`, `hub`, `cache` or `table`. revision: the commit that
+    was asked for, resolved (hub and cache). path: the local folder. weights_file: the file that lists the checkpoint's
+    shards or holds all of it; None: random weights. notice: what `--load-format auto` chose and why, in one line.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    origin: str
+    revision: str | None = None
+    path: Path | None = None
+    weights_file: str | None = None
+    notice: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """`hf` (real) or `dummy` (random)."""
+        return "hf" if self.weights_file else "dummy"
+
+
+def find_model(
+    model: str,
+    *,
+    load_format: str,
+    revision: str | None = None,
+    token: str | None = None,
+    allow_pickle: bool = False,
+) -> ModelSource:
+    """Find the config of `--model`, and its weights if they are wanted.
+
+    A folder with a config.json comes first, wherever it lies. `dummy` asks the table, then the hub. `hf` wants real
+    weights: a folder or the hub. `auto` wants them too, and makes do with random ones where there are none, saying so
+    in the notice; the weights themselves are fetched later (checkpoint.py), which may still raise HubError. A table
+    name without its owner means that model on the hub as well. A revision is one of the hub, so it rules out the table.
+
+    Raises UsageError (HubError where the hub is to blame) in one line, after bounded time.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return _from_folder(model, folder, load_format, revision, allow_pickle)
+    if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:
+        missing = "has no config.json" if folder.is_dir() else "is no folder"
+        raise UsageError(f"--model {model}: {missing}; give a folder with a config.json, or an id of the hub")
+
+    entry = catalog.find(model)
+    name = entry[0] if entry else model
+    table = ModelSource(name, entry[1], "table") if entry and revision is None else None
+    if table and load_format == "dummy":
+        return table
+    if entry and "/" not in name:  # ours: no hub has it
+        if table is None or load_format == "hf":
+            raise UsageError(f"--model {name}: in the built-in table only; use --load-format dummy and no --revision")
+        return replace(table, notice=_dummy_notice(f"--model {name}: in the built-in table only"))
+    try:
+        return _from_hub(name, load_format, revision, token, allow_pickle)
+    except HubError as error:
+        if table and load_format == "auto":
+            return replace(table, notice=_dummy_notice(error))
+        if isinstance(error, ModelNotFound) or entry is None:
+            raise type(error)(f"{error}{_hint(model)}") from None
+        raise
+
+
+def _from_folder(model: str, folder: Path, load_format: str, revision: str | None, allow_pickle: bool) -> ModelSource:
+    if revision is not None:
+        raise UsageError(f"--revision {revision}: {model} is a local folder, which has no revisions; leave it out")
+    source = ModelSource(model, _read_config(folder / "config.json"), "folder", path=folder)
+    return _with_weights(source, load_format, allow_pickle, lambda filename: (folder / filename).is_file())
+
+
+def _from_hub(name: str, load_format: str, revision: str | None, token: str | None, allow_pickle: bool) -> ModelSource:
+    known = download.cached(name, "config.json", revision=revision)
+    path = download.fetch(name, "config.json", revision=revision, token=token)
+    commit = path.parent.name  # the cache keeps a commit's files in a folder of its name
+    source = ModelSource(name, _read_config(path), "cache" if path == known else "hub", revision=commit)
+    try:
+        return _with_weights(
+            source,
+            load_format,
+            allow_pickle,
+            lambda filename: download.cached(name, filename, revision=commit) is not None,
+            lambda filename: download.has(name, filename, revision=commit, token=token),
+        )
+    except HubError as error:
+        if load_format != "auto":
+            raise
+        return replace(source, notice=_dummy_notice(error))
+
+
+def _with_weights(
+    source: ModelSource, load_format: str, allow_pickle: bool, *looks: Callable[[str], bool]
+) -> ModelSource:
+    """`source` with the file that heads its checkpoint, if weights are wanted. looks: ways to see if a file is there."""
+
+    def first(filenames: Sequence[str]) -> str | None:
+        return next((filename for look in looks for filename in filenames if look(filename)), None)
+
+    if load_format == "dummy":
+        return source
+    weights_file, problem = first(WEIGHT_FILES), f"no weights there ({' or '.join(WEIGHT_FILES)})"
+    if weights_file is None and (pickle := first(PICKLE_FILES)):
+        problem = f"its weights are a pickle ({pickle}), which may run code when it is read; --allow-pickle reads it"
+        weights_file = pickle if allow_pickle else None
+    if weights_file is not None:
+        place = f"at revision {source.revision}" if source.revision else "in its folder"
+        notice = f"real weights, those of {source.name} {place}" if load_format == "auto" else None
+        return replace(source, weights_file=weights_file, notice=notice)
+    message = f"--model {source.name}: {problem}"
+    if load_format == "hf":
+        raise UsageError(f"{message}; --load-format dummy needs none")
+    return replace(source, notice=_dummy_notice(message))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise UsageError(f"--model: {path} cannot be read as a JSON object; fetch or write it again")
+    return _without_code(config)
+
+
+def _without_code(value: Any) -> Any:
+    """A config without the fields of CODE_FIELDS, in nested configs too."""
+    if isinstance(value, dict):
+        return {key: _without_code(inner) for key, inner in value.items() if key not in CODE_FIELDS}
+    return value
+
+
+def _dummy_notice(reason: object) -> str:
+    return f"dummy (random) weights, because of {reason}"
+
+
+def _hint(model: str) -> str:
+    near = catalog.near_names(model)
+    return f"; did you mean {' or '.join(near)}, which need no network?" if near else ""

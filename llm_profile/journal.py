@@ -1,0 +1,208 @@
+"""The file that grows while measuring: a line of JSON per finished point. Imports no torch.
+
+Each line is one key and its value. `header`: the conditions, first line. `run`: what is recorded of a run, by each run
+that writes. `kernel`: an id and the kernel name it stands for from then on. `point`, `missing`: what came of a point.
+A kill while a line is written leaves a torn last line: readers drop it, and a writer cuts it off before it goes on.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.measurement import Measurement
+from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
+from llm_profile.storage import storage_errors, sync_folder, to_json
+from llm_profile.sweep import SweepPoint
+
+SYNC_SECONDS = 5.0
+"""Most work, in seconds, that a power cut may cost. A kill of the process costs none: lines are not buffered."""
+
+
+@dataclass
+class JournalContents:
+    """What a journal says. header: None when there is no journal. results: of points in the order they were written,
+    a record or the reason why there is none. good_bytes: length of all whole lines."""
+
+    header: dict[str, Any] | None = None
+    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    results: list[tuple[SweepPoint, PointRecord | str]] = field(default_factory=list)
+    kernels: dict[int, str] = field(default_factory=dict)
+    good_bytes: int = 0
+
+
+def read_journal(path: Path) -> JournalContents:
+    """Read a journal; empty contents where there is none. Raises UsageError when it is damaged before its last line."""
+    contents = JournalContents()
+    if not path.exists():
+        return contents
+    torn = False
+    with storage_errors("read", path), open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if torn:
+                raise _damaged(path, number - 1)
+            entry = _parse(line)
+            if entry is None:
+                torn = True
+                continue
+            try:
+                ((kind, value),) = entry.items()
+                if (kind == "header") != (number == 1):
+                    raise ValueError("a journal has one header, its first line")
+                READERS[kind](contents, value)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _damaged(path, number) from error
+            contents.good_bytes += len(line)
+    return contents
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A line's content, or None when the line was not written to its end."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:  # after a power cut, a hole of zeros can stand before the line end
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _damaged(path: Path, line: int) -> UsageError:
+    return UsageError(f"{path}: line {line} is damaged; keep only the lines before it, or start anew with --overwrite")
+
+
+def _read_header(contents: JournalContents, value: dict[str, Any]) -> None:
+    if value["row_schema"] != ROW_SCHEMA:
+        raise UsageError(
+            f"the journal of {value['model']} has row_schema {value['row_schema']}, this version of LLM-Profile writes "
+            f"{ROW_SCHEMA}; use the version that wrote it, or start anew with --overwrite"
+        )
+    contents.header = value
+
+
+def _read_run(contents: JournalContents, value: dict[str, Any]) -> None:
+    contents.runs[value["index"]] = value
+
+
+def _read_kernel(contents: JournalContents, value: tuple[int, str]) -> None:
+    number, name = value
+    contents.kernels[number] = name
+
+
+def _read_point(contents: JournalContents, value: dict[str, Any]) -> None:
+    rows: dict[str, RowRecord] = {}
+    for name, (statistics, blocks, launches, kernels) in value["rows"].items():
+        rows[name] = RowRecord(_measurement(statistics), blocks, launches, tuple(contents.kernels[k] for k in kernels))
+    record = PointRecord(
+        rows=rows,
+        whole_pass=_measurement(value["pass"]),
+        timed_by=value["timed_by"],
+        sm_clock_mhz=value["sm_clock_mhz"],
+        overlap=value["overlap"],
+        notes=tuple(value["notes"]),
+        run=value["run"],
+        source=value["source"],
+    )
+    contents.results.append((SweepPoint(*value["at"]), record))
+
+
+def _read_missing(contents: JournalContents, value: dict[str, Any]) -> None:
+    contents.results.append((SweepPoint(*value["at"]), str(value["reason"])))
+
+
+READERS: dict[str, Callable[[JournalContents, Any], None]] = {
+    "header": _read_header,
+    "run": _read_run,
+    "kernel": _read_kernel,
+    "point": _read_point,
+    "missing": _read_missing,
+}
+
+
+def _measurement(statistics: list[float]) -> Measurement:
+    n, *quantiles = statistics
+    return Measurement(int(n), *(float(q) for q in quantiles))
+
+
+def _statistics(measurement: Measurement) -> list[float]:
+    """As `_measurement` reads them; whole numbers go without their `.0`, which many have."""
+    m = measurement
+    quantiles = (m.min_ns, m.q1_ns, m.median_ns, m.q3_ns, m.max_ns)
+    return [m.n, *(int(q) if float(q).is_integer() else q for q in quantiles)]
+
+
+class Journal:
+    """A journal being written, after what `contents` says of it. Raises UsageError where the file system refuses."""
+
+    def __init__(self, path: Path, contents: JournalContents) -> None:
+        self._path = path
+        self._kernel_ids = {name: number for number, name in contents.kernels.items()}
+        with storage_errors("write", path):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            self._file.truncate(contents.good_bytes)
+            sync_folder(path.parent)
+        self._synced_at = time.monotonic()
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        self._append({"header": header})
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        self._append({"run": run})
+
+    def write_result(self, point: SweepPoint, result: PointRecord | str) -> None:
+        """Write what came of a point: its record, or the reason why there is none. It outlives a kill from here on."""
+        if isinstance(result, str):
+            self._append({"missing": {"at": astuple(point), "reason": result}})
+            return
+        used = dict.fromkeys(kernel for row in result.rows.values() for kernel in row.kernels)
+        new = [kernel for kernel in used if kernel not in self._kernel_ids]
+        ids = self._kernel_ids | {kernel: number for number, kernel in enumerate(new, start=len(self._kernel_ids))}
+        rows = {
+            name: [_statistics(row.measurement), row.blocks, row.launches, [ids[kernel] for kernel in row.kernels]]
+            for name, row in result.rows.items()
+        }
+        entry = {
+            "at": astuple(point),
+            "run": result.run,
+            "source": result.source,
+            "timed_by": result.timed_by,
+            "sm_clock_mhz": result.sm_clock_mhz,
+            "overlap": result.overlap,
+            "notes": result.notes,
+            "pass": _statistics(result.whole_pass),
+            "rows": rows,
+        }
+        self._append(*({"kernel": [ids[kernel], kernel]} for kernel in new), {"point": entry})
+        self._kernel_ids = ids
+
+    def _append(self, *entries: Mapping[str, Any]) -> None:
+        data = memoryview("".join(to_json(entry) + "\n" for entry in entries).encode())
+        with storage_errors("write", self._path):
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+            except OSError:
+                with suppress(OSError):  # half a line with others after it would be damage
+                    self._file.truncate(end)
+                raise
+        if time.monotonic() - self._synced_at >= SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make all that was written last through a power cut."""
+        with storage_errors("write", self._path):
+            os.fsync(self._file.fileno())
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Sync and close."""
+        try:
+            self.sync()
+        finally:
+            self._file.close()

@@ -1,0 +1,133 @@
+"""What one point's passes gave, and whether that is enough. Imports no torch.
+
+Everything is kept per pass until a statistic is asked for: a median of sums is not the sum of medians.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llm_profile.sweep import SweepPoint
+
+MIN_PASSES = 10
+"""Fewest passes before a point may stop early: ten give each layer's median within about 1 % of a hundred."""
+
+NORMAL_MEDIAN_ERROR = 1.2533
+"""Standard error of a median over that of a mean, for normal samples: sqrt(pi / 2)."""
+
+IQR_TO_SIGMA = 1.349
+"""Interquartile range of a normal distribution in standard deviations; outliers do not move it."""
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """GPU time of one row in each pass of a point.
+
+    pass_ns: per pass, the sum over all `blocks` profiled blocks, in whole nanoseconds.
+    kind: the kind of block that the row belongs to, None for a row outside blocks. blocks: how many profiled blocks
+    that sum covers (1 outside blocks). launches: kernels, copies and memsets per pass. kernels: their distinct
+    names, in launch order.
+    """
+
+    pass_ns: tuple[int, ...]
+    kind: str | None = None
+    blocks: int = 1
+    launches: int = 0
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PointSample:
+    """All that a backend saw at one point.
+
+    rows: by row name; for each pass they add up to `pass_ns` exactly. pass_ns: device time of each whole pass.
+    timed_by: how passes were run (`graph-replay`, `eager`, `cpu-wall`, `fake`). sm_clock_mhz: median while they ran.
+    overlap: share of device time in which kernels ran side by side. notes: what makes the numbers doubtful.
+    """
+
+    point: SweepPoint
+    rows: Mapping[str, RowSample]
+    pass_ns: tuple[int, ...]
+    timed_by: str
+    sm_clock_mhz: float | None = None
+    overlap: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PointFailure:
+    """A point that could not be measured, and why (`out of memory`)."""
+
+    point: SweepPoint
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Order statistics of one quantity over a point's passes, in nanoseconds (per block for rows of blocks)."""
+
+    n: int
+    min_ns: float
+    q1_ns: float
+    median_ns: float
+    q3_ns: float
+    max_ns: float
+
+    @classmethod
+    def of(cls, pass_ns: Sequence[int], blocks: int = 1) -> "Measurement":
+        """Raises ValueError for no passes: nothing measured is not zero."""
+        if not pass_ns:
+            raise ValueError("no passes to summarise")
+        quantiles = np.quantile(np.asarray(pass_ns, dtype=np.float64) / blocks, (0.0, 0.25, 0.5, 0.75, 1.0))
+        return cls(len(pass_ns), *(float(q) for q in quantiles))
+
+    @property
+    def latency_ns(self) -> int:
+        """The number that tables carry: the median, rounded half up."""
+        return math.floor(self.median_ns + 0.5)
+
+    @property
+    def relative_error(self) -> float:
+        """Standard error of the median over the median, from the interquartile range (0 for a median of 0)."""
+        if self.median_ns <= 0:
+            return 0.0
+        sigma = (self.q3_ns - self.q1_ns) / IQR_TO_SIGMA
+        return NORMAL_MEDIAN_ERROR * sigma / math.sqrt(self.n) / self.median_ns
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When a point has been measured enough: a pure function of its pass times.
+
+    repeat: most passes. precision: relative standard error of the median pass to reach; 0 asks for exactly `repeat`.
+    min_passes: fewest passes before stopping early.
+    """
+
+    repeat: int = 100
+    precision: float = 0.01
+    min_passes: int = field(default=MIN_PASSES)
+
+    @property
+    def first_passes(self) -> int:
+        """How many passes to run before asking for the first time."""
+        return self.repeat if self.precision == 0 else min(self.repeat, self.min_passes)
+
+    def passes_wanted(self, pass_ns: Sequence[int]) -> int:
+        """How many more passes to run: 0 when the median is known to `precision` or `repeat` is reached.
+
+        Noise that would need more than `repeat` gets `repeat` and no more, so hopeless noise ends too.
+        """
+        done = len(pass_ns)
+        if done >= self.repeat:
+            return 0
+        if done < self.first_passes:
+            return self.first_passes - done
+        if self.precision == 0:
+            return self.repeat - done
+        error = Measurement.of(pass_ns).relative_error
+        if error <= self.precision:
+            return 0
+        needed = math.ceil(done * (error / self.precision) ** 2)
+        return min(needed, self.repeat) - done

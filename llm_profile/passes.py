@@ -1,0 +1,167 @@
+"""One forward pass at a sweep point, run again and again from the same state."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llm_profile.cache import InPlaceCache
+from llm_profile.errors import UsageError
+from llm_profile.layers import MASK_FUNCTION, expert_modules, modelling_functions, patched
+from llm_profile.model import takes
+from llm_profile.sweep import SweepPoint
+
+ROUTINGS = ("balanced", "random", "model")
+"""Who chooses the experts of a token: all experts alike, chance, or the router with its (random) weights."""
+
+
+class PassRunner:
+    """Runs `model` at sweep points: random token ids, positions and an in-place cache, nothing made anew per pass.
+
+    max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run.
+    routing: one of ROUTINGS, applied to every experts module. Attention masks are built once per point and kept, as a
+    serving engine prepares them with the batch; the pass itself has none of their kernels.
+    """
+
+    def __init__(self, model: nn.Module, max_input: int, max_total: int, seed: int, routing: str = "model") -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        config: Any = model.config
+        generator = torch.Generator(self.device).manual_seed(seed)
+        vocab_size = config.get_text_config(decoder=True).vocab_size
+        self.input_ids = torch.randint(vocab_size, (1, max_input), device=self.device, generator=generator)
+        self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
+        self.routing = routing
+        self.max_input = max_input
+        try:
+            self.cache = InPlaceCache(config, max_total)
+        except NotImplementedError as error:
+            raise UsageError(f"--model: its cache has layers of type {error}, which are not supported yet") from error
+        self._masks: dict[tuple[Any, ...], Any] = {}
+        self._calls: dict[str, int] = {}
+        self._point: SweepPoint | None = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "PassRunner":
+        with ExitStack() as undo:
+            for namespace, name, function in modelling_functions(self.model, MASK_FUNCTION):
+                undo.enter_context(patched(namespace, name, self._kept(name, function)))
+            if self.routing != "model":
+                for module in expert_modules(self.model):
+                    undo.callback(module.register_forward_pre_hook(self._route, with_kwargs=True).remove)
+            undo.enter_context(torch.no_grad())
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._undo.close()
+
+    def forget_masks(self) -> None:
+        """Free the masks of the points that were run so far."""
+        self._masks.clear()
+
+    def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
+        """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served."""
+        self._point = point
+        self._calls.clear()
+        self.cache.rewind(point.kv_len)
+        first, last = point.kv_len, point.total_len
+        arguments: dict[str, Any] = {
+            "input_ids": self.input_ids[:, : point.input_len],
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if takes(self.model, "position_ids"):
+            arguments["position_ids"] = self.position_ids[:, first:last]
+        if last_token_only and takes(self.model, "logits_to_keep"):
+            arguments["logits_to_keep"] = 1
+        try:
+            return self.model(**arguments)
+        finally:
+            self._point = None
+
+    def _kept(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any, **kwargs: Any) -> Any:
+            if self._point is None:  # not a pass of ours
+                return function(*args, **kwargs)
+            call = self._calls[name] = self._calls.get(name, -1) + 1
+            key = (self._point, name, call)
+            if key not in self._masks:
+                self._masks[key] = function(*args, **kwargs)
+            return self._masks[key]
+
+        return build
+
+    def _route(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Replace the router's choice, a [tokens, top_k] tensor of expert numbers, by a prepared one."""
+
+        def replaced(value: Any) -> Any:
+            chosen = isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point()
+            return self._assignment(module, value) if chosen else value
+
+        return tuple(replaced(a) for a in args), {k: replaced(v) for k, v in kwargs.items()}
+
+    def _assignment(self, module: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        tokens, top_k = chosen.shape
+        table = module.__dict__.get("_llm_profile_assignment")
+        if table is None or table.shape[0] < tokens:
+            experts = next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)
+            table = expert_assignment(self.routing, max(tokens, self.max_input), top_k, experts).to(chosen)
+            module.__dict__["_llm_profile_assignment"] = table
+            self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
+        return table[:tokens]
+
+
+def expert_assignment(routing: str, tokens: int, top_k: int, num_experts: int) -> torch.Tensor:
+    """Expert numbers [tokens, top_k], distinct within a token.
+
+    balanced: any n tokens in a row give each expert n * top_k / num_experts of them, to within one.
+    random: each token draws its experts uniformly.
+    """
+    if routing == "balanced":
+        return (torch.arange(tokens * top_k) % num_experts).view(tokens, top_k)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(tokens, num_experts, generator=generator).argsort(dim=1)[:, :top_k].contiguous()
+
+
+class HostCopies(TorchDispatchMode):
+    """Sends host-to-device copies of a pass through pinned memory that outlives it.
+
+    A model may move a small host tensor to the device in each pass (a rotary table made on the host). From pageable
+    memory that waits for the device and cannot be captured in a graph; from pinned memory it is the same copy without
+    the wait. The n-th such copy of a pass uses the n-th buffer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pinned: list[torch.Tensor] = []
+        self._next = 0
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Buffers are used in order from the first."""
+        self._next = 0
+        with self:
+            yield
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu":
+            device = kwargs.get("device")
+            if device is not None and torch.device(device).type != "cpu":
+                return self._copy(args[0], torch.device(device), kwargs)
+        return func(*args, **kwargs)
+
+    def _copy(self, host: torch.Tensor, device: torch.device, kwargs: dict[str, Any]) -> torch.Tensor:
+        dtype = kwargs.get("dtype") or host.dtype
+        if self._next == len(self._pinned):
+            self._pinned.append(torch.empty(host.shape, dtype=dtype, pin_memory=True))
+        if self._pinned[self._next].shape != host.shape:
+            self._pinned[self._next] = torch.empty(host.shape, dtype=dtype, pin_memory=True)
+        pinned = self._pinned[self._next]
+        self._next += 1
+        pinned.copy_(host)
+        return torch.empty_like(pinned, device=device, pin_memory=False).copy_(pinned, non_blocking=True)

@@ -1,0 +1,57 @@
+"""Where a table's files lie, and which names may name them. Imports no torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_profile.errors import UsageError
+
+LONGEST_PART = 200
+"""Bytes of a file or folder name before its ending: file systems allow 255 with it."""
+
+
+@dataclass(frozen=True)
+class TablePaths:
+    """The files of one table: `<model>.csv`, `.rows.parquet` and `.meta.json`, which are there for good, and
+    `.journal.jsonl` and `.lock`, which are there while it is measured."""
+
+    csv: Path
+    journal: Path
+    rows: Path
+    meta: Path
+    lock: Path
+
+    @classmethod
+    def of(cls, output_dir: Path, hardware: str, model: str) -> "TablePaths":
+        """`<output_dir>/<hardware>/<model>.csv`, with `/` in a model id as folders.
+
+        Raises UsageError for names that could leave `output_dir` or that a file system may not take.
+        """
+        _check_name("--hardware", hardware, (hardware,))
+        _check_name("--model-name", model, model.split("/"))
+        return cls.beside(output_dir / hardware / f"{model}.csv")
+
+    @classmethod
+    def beside(cls, csv: Path) -> "TablePaths":
+        """The files that belong to a CSV. Raises UsageError when its name does not end in `.csv`."""
+        if csv.suffix != ".csv":
+            raise UsageError(f"{csv}: not the name of a latency table; it must end in .csv")
+        stem = csv.name.removesuffix(".csv")
+        endings = (".journal.jsonl", ".rows.parquet", ".meta.json", ".lock")
+        return cls(csv, *(csv.with_name(stem + ending) for ending in endings))
+
+
+def _check_name(option: str, name: str, parts: Iterable[str]) -> None:
+    for part in parts:
+        if (
+            part in ("", ".", "..")
+            or part != part.strip()
+            or part.startswith("~")
+            or not part.isprintable()  # control characters, NUL, invalid Unicode
+            or any(separator in part for separator in "/\\")
+            or len(part.encode()) > LONGEST_PART
+        ):
+            raise UsageError(
+                f"{option} {name[:80]!r}: cannot name an output file; letters, digits and . - _ are safe, at most "
+                f"{LONGEST_PART} bytes, and only a model may have folders (org/name)"
+            )

@@ -1,0 +1,105 @@
+"""A measured table's scaled copy: where it may stand, what is in it, how it is written. No torch."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.estimate import model_depth
+from llm_profile.measurement import Measurement
+from llm_profile.paths import TablePaths
+from llm_profile.records import PointRecord
+from llm_profile.scaling import Scaling
+from llm_profile.storage import write_whole
+from llm_profile.sweep import SweepPoint
+from llm_profile.table import CSV_HEADER, LatencyTable
+
+SCALED_COLUMN = "scaled_latency(ns)"
+
+
+def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -> tuple[TablePaths, TablePaths]:
+    """The files of a table and of its scaled copy, `<model>-scaled.csv` unless `output_path` says otherwise.
+
+    Raises UsageError where the copy would replace something that is no scaled table.
+    """
+    source = TablePaths.beside(Path(csv_path))
+    target = TablePaths.beside(Path(output_path) if output_path else source.csv.with_name(f"{source.csv.stem}-scaled.csv"))
+    if any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target):
+        raise UsageError(f"{target.csv}: holds something other than a scaled table; choose another --scaling-output")
+    return source, target
+
+
+def _is_scaled(paths: TablePaths) -> bool:
+    try:
+        return bool(json.loads(paths.meta.read_bytes()).get("scaling")) and not paths.journal.exists()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def refuse_scaled(table: LatencyTable) -> None:
+    """Raises UsageError for a table that is scaled already."""
+    if scaling := table.meta.get("scaling"):
+        raise UsageError(f"the table of {table.model} is scaled already; use the measured one, {scaling['source']}")
+
+
+def scaled_table(table: LatencyTable, scaling: float | Scaling, details: Mapping[str, Any]) -> LatencyTable:
+    """A table with every row's statistics multiplied by its factor. `scaling`: one factor, or what was fitted.
+
+    Factors hold for one sequence, so points of larger batches are left out. details: kept with what the factors were
+    computed from as the metadata's `scaling`.
+    Raises UsageError for a scaled table or a factor that is not positive.
+    """
+    refuse_scaled(table)
+    if isinstance(scaling, Scaling):
+        about = {"mode": scaling.mode, "num_layers": scaling.depth, **scaling.parameters}
+        least = scaling.least_factor
+    else:
+        about = {"mode": "global", "num_layers": model_depth(table), "factor": scaling}
+        least = scaling
+    if not 0 < least < inf:
+        raise UsageError(f"scaling factor {least}: must be a number above 0")
+    return LatencyTable(
+        table.hardware,
+        table.model,
+        table.meta | {"scaling": {**about, "batch": 1, **details}},
+        {point: _scaled_record(point, record, scaling) for point, record in table.records.items() if point.batch == 1},
+        dict(table.missing),
+    )
+
+
+def _scaled_record(point: SweepPoint, record: PointRecord, scaling: float | Scaling) -> PointRecord:
+    names = list(record.rows)
+    if isinstance(scaling, Scaling):
+        factors = scaling.of_rows(names, [point.input_len] * len(names), [point.kv_len] * len(names)).tolist()
+    else:
+        factors = [scaling] * len(names)
+    rows = {
+        name: replace(row, measurement=_times(row.measurement, factor))
+        for (name, row), factor in zip(record.rows.items(), factors, strict=True)
+    }
+    before, after = (sum(row.measurement.median_ns * row.blocks for row in of.values()) for of in (record.rows, rows))
+    return replace(record, rows=rows, whole_pass=_times(record.whole_pass, after / before if before else 1.0))
+
+
+def _times(measured: Measurement, factor: float) -> Measurement:
+    quantiles = (measured.min_ns, measured.q1_ns, measured.median_ns, measured.q3_ns, measured.max_ns)
+    return Measurement(measured.n, *(value * factor for value in quantiles))
+
+
+def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: TablePaths) -> None:
+    """Write a scaled table's files. With `measured`, `latency(ns)` in the CSV is as measured and the scaled one a column
+    more; the rows file has scaled statistics either way."""
+    column = SCALED_COLUMN if measured else CSV_HEADER[-1]
+    scaled.meta["scaling"]["column"] = column
+    scaled.write(paths)
+    if measured:
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow((*CSV_HEADER, SCALED_COLUMN))
+        lines.writerows((*row, new[-1]) for row, new in zip(measured.csv_rows(), scaled.csv_rows(), strict=True))
+        write_whole(paths.csv, text.getvalue().encode())

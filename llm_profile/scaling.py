@@ -1,0 +1,285 @@
+"""From kernel time to real time: three ways of scaling a table, and how far each is off. No torch.
+
+A step of the real model takes longer than the sum of its kernels: launches, gaps, Python. That is paid once per step,
+so the `curve` puts it on the rows that consumers add once per step and leaves `rope` and `attn` at kernel time.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llm_profile.errors import UsageError
+from llm_profile.estimate import (
+    Estimate,
+    Factors,
+    FloatArray,
+    Pair,
+    PairLatency,
+    Passes,
+    is_request_row,
+)
+from llm_profile.steps import QUANTITIES, MeasuredSteps, quantity_ns
+from llm_profile.sweep import SweepPoint
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Factors for every row and length of a table, of a model of `depth` blocks at batch 1.
+
+    parameters: what they were computed from, as JSON: one factor, one per phase, or the curve's knots.
+    """
+
+    mode: str
+    depth: int
+    prefill: Factors
+    decode: Factors
+    parameters: dict[str, Any]
+
+    def applied_to(self, estimate: Estimate) -> Estimate:
+        """What the scaled table implies, before its numbers are rounded. estimate: of the table it was fitted on."""
+        return estimate.times(self.prefill, self.decode)
+
+    def of_rows(self, rows: Sequence[str], input_lens: Sequence[int], kv_lens: Sequence[int]) -> FloatArray:
+        """The factor of each line of a table. All arguments and the result have shape [lines].
+
+        Raises LookupError for a length that the fitted table does not have.
+        """
+        kv, inputs = np.asarray(kv_lens), np.asarray(input_lens)
+        sorts = {row: is_request_row(row) for row in set(rows)}
+        per_request = np.array([sorts[row] for row in rows], dtype=bool)
+        factors = np.empty(len(rows))
+        for factor, lens, lines in ((self.prefill, inputs, kv == 0), (self.decode, kv, kv > 0)):
+            index = np.searchsorted(factor.lens, lens[lines]).clip(max=len(factor.lens) - 1)
+            if np.any(factor.lens[index] != lens[lines]):
+                raise LookupError("the table has lengths that the scaling was not fitted for")
+            factors[lines] = np.where(per_request[lines], factor.request[index], factor.step[index])
+        return factors
+
+    @property
+    def least_factor(self) -> float:
+        """The smallest factor of any row."""
+        return float(min(np.min(values) for of in (self.prefill, self.decode) for values in (of.step, of.request)))
+
+
+def constant(passes: Passes, factor: float) -> Factors:
+    """One factor for every row and length of a phase."""
+    values = np.full(len(passes.lens), factor)
+    return Factors(passes.lens, values, values)
+
+
+def global_scaling(estimate: Estimate, factor: float) -> Scaling:
+    """Every row of a table times one factor."""
+    factors = {"prefill": constant(estimate.prefill, factor), "decode": constant(estimate.decode, factor)}
+    return Scaling("global", estimate.depth, **factors, parameters={"factor": factor})
+
+
+def average_factor(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]) -> float:
+    """Mean over pairs of measured / estimated total latency."""
+    return float(np.mean([measured.pair(pair).total_ns / estimate.pair(pair).total_ns for pair in pairs]))
+
+
+def fit_global(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]) -> Scaling:
+    """The documented one average: mean over pairs of measured / estimated total."""
+    return global_scaling(estimate, average_factor(estimate, measured, pairs))
+
+
+def fit_phase(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]) -> Scaling:
+    """One factor per phase: means over pairs of measured / estimated TPOT and TTFT.
+
+    (1, 0) takes the decode factor: consumers look up the rows of a decode step there. `lm_head` of a prompt is one of
+    them, so the prefill factor is of what remains. Raises UsageError where no pair has a decode step to fit.
+    """
+    both = [(measured.pair(pair), estimate.pair(pair)) for pair in pairs]
+    ratios = [real.tpot_ns / kernels.tpot_ns for real, kernels in both if real.tpot_ns and kernels.tpot_ns]
+    if not ratios:
+        raise UsageError("--scaling-mode phase: no pair has a decode step; raise --scaling-output-max to 2 or more")
+    decode = float(np.mean(ratios))
+    head_ns = estimate.prefill.head_ns[0]
+    rests = [
+        (real.ttft_ns - decode * head_ns) / (kernels.ttft_ns - head_ns) for real, kernels in both if real.input_len > 1
+    ]
+    prefill = float(np.mean(rests)) if rests else decode
+    of_prefill = np.where(estimate.prefill.lens == 1, decode, prefill)
+    return Scaling(
+        "phase",
+        estimate.depth,
+        Factors(estimate.prefill.lens, of_prefill, of_prefill),
+        constant(estimate.decode, decode),
+        {"prefill_factor": prefill, "decode_factor": decode},
+    )
+
+
+def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]) -> Scaling:
+    """What a step costs beyond its kernels, linear between measured lengths over log(input + kv_cache), by phase.
+
+    (1, 0) is one point of both phases, with the excess of the first decode step: consumers look up the rows of decode
+    steps there, while a prompt of one token also pays what `generate` does once. Beyond a curve's ends its excess is held;
+    they are the table's ends unless a step there could not run. Factors are solved so that the estimate of every other
+    fitted step is that step, with `lm_head` of one token in prefill. Raises UsageError where no factor can do that.
+    """
+    lens = [input_len for input_len in measured.input_lens if input_len > 1]
+    prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
+    windows = [np.asarray(window) for window in measured.windows]
+    decode_excess = measured.window_ns - np.array([np.mean(estimate.decode_ns(window)) for window in windows])
+    shared = float(decode_excess[0] if windows else measured.prefill_ns(1) - estimate.prefill_ns(1))
+    prefill_x, prefill_y = [0.0, *np.log(lens)], [shared, *prefill_excess]
+    decode_x, decode_y = [0.0, *(np.mean(np.log1p(window)) for window in windows)], [shared, *decode_excess]
+
+    prefill, decode = estimate.prefill, estimate.decode
+    excess = np.interp(np.log(prefill.lens), prefill_x, prefill_y)  # [input lengths]
+    head_ns = prefill.head_ns[0]
+    first = 1 + shared / (prefill.step_ns[0] + head_ns)
+    # `lm_head` of a prompt is looked up at (1, 0) and comes with that point's factor: the other rows make up the rest.
+    prefill_step = 1 + (excess - (first - 1) * head_ns) / prefill.step_ns
+    prefill_step[0] = first
+    excess = np.interp(np.log1p(decode.lens), decode_x, decode_y)  # [cache lengths]
+    decode_step = 1 + excess / (decode.step_ns + decode.head_ns)
+    for phase, factors, of in (("input", prefill_step, prefill), ("kv_cache", decode_step, decode)):
+        if not np.min(factors) > 0:
+            length = int(of.lens[np.argmin(factors)])
+            raise UsageError(
+                f"--scaling-mode curve: at {phase} {length} the real step is shorter than its rope and attn rows alone; "
+                f"check that nothing else used the device while profiling, or choose --scaling-mode phase"
+            )
+
+    last_input, last_kv = (lens or [1])[-1], int(windows[-1][-1]) if windows else 0
+    parameters = {
+        "shared_excess_ns": shared,
+        "prefill_knots": [{"input": n, "excess_ns": float(e)} for n, e in zip(lens, prefill_excess, strict=True)],
+        "decode_knots": [
+            {"kv_cache": int(window[0]), "steps": len(window), "excess_ns": float(e)}
+            for window, e in zip(windows, decode_excess, strict=True)
+        ],
+        "held_beyond": {
+            "input": last_input if prefill.lens[-1] > last_input else None,
+            "kv_cache": last_kv if decode.lens[-1] > last_kv else None,
+        },
+    }
+    return Scaling(
+        "curve",
+        estimate.depth,
+        Factors(prefill.lens, prefill_step, np.ones_like(prefill_step)),
+        Factors(decode.lens, decode_step, np.ones_like(decode_step)),
+        parameters,
+    )
+
+
+MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {
+    "global": fit_global,
+    "phase": fit_phase,
+    "curve": fit_curve,
+}
+"""The ways of scaling, by the name that --scaling-mode gives them."""
+
+DEFAULT_MODE = "curve"
+"""The only one that keeps both TTFT and TPOT right, and whose rows recombine to real steps in a simulator."""
+
+
+def at_depth(target: Estimate, shallower: Sequence[tuple[Estimate, MeasuredSteps]]) -> MeasuredSteps:
+    """Steps of a model of `target.depth` blocks, from steps measured at two or more other depths.
+
+    A step's excess over its kernels is taken as linear in depth (least squares, exact for two) and put on the target's
+    kernels. Steps that were not measured at every depth are left out; what remains has one repeat.
+    Raises ValueError for fewer than two different depths.
+    """
+    depths = [estimate.depth for estimate, _measured in shallower]
+    if len(set(depths)) < 2:
+        raise ValueError(f"a line in depth needs two different depths, not {depths}")
+    shared = set.intersection(*(set(measured.steps) for _estimate, measured in shallower))
+    points = sorted(shared)
+    excess = [
+        np.array([np.median(measured.steps[point]) for point in points]) - kernels_ns(estimate, points)
+        for estimate, measured in shallower
+    ]  # [depths][points]
+    slope, start = np.polyfit(depths, np.array(excess), deg=1)
+    steps = kernels_ns(target, points) + start + slope * target.depth
+    windows = [tuple(kv for kv in window if SweepPoint(1, kv) in shared) for window in shallower[0][1].windows]
+    return MeasuredSteps(
+        {point: (float(step),) for point, step in zip(points, steps, strict=True)},
+        tuple(window for window in windows if window),
+    )
+
+
+def kernels_ns(estimate: Estimate, points: Iterable[SweepPoint]) -> FloatArray:
+    """The estimate of single steps, prefill with `lm_head` of one token. Shape [points]."""
+    of_phase = {"prefill": lambda p: estimate.prefill_ns(p.input_len), "decode": lambda p: estimate.decode_ns(p.kv_len)}
+    return np.array([float(of_phase[point.phase](point)) for point in points])
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Sizes of relative errors, |estimated - measured| / measured, over `n` cases."""
+
+    mean: float
+    p90: float
+    worst: float
+    n: int
+
+    @classmethod
+    def of(cls, estimated: Sequence[float], measured: Sequence[float]) -> "Errors | None":
+        """None where there is nothing to judge."""
+        if not len(measured):
+            return None
+        sizes = np.abs(np.asarray(estimated) / np.asarray(measured) - 1)
+        return cls(float(np.mean(sizes)), float(np.quantile(sizes, 0.9)), float(np.max(sizes)), len(sizes))
+
+    def as_json(self) -> dict[str, float]:
+        """For programs."""
+        return asdict(self)
+
+
+def judge_pairs(estimated: Sequence[PairLatency], measured: Sequence[PairLatency]) -> dict[str, Errors | None]:
+    """Errors of TTFT, TPOT and total over pairs; None for TPOT where no pair has a decode step."""
+    errors: dict[str, Errors | None] = {}
+    for quantity in QUANTITIES:
+        values = [(quantity_ns(guess, quantity), quantity_ns(real, quantity)) for guess, real in zip(estimated, measured)]
+        both = [(guess, real) for guess, real in values if guess is not None and real is not None]
+        errors[quantity] = Errors.of([guess for guess, _real in both], [real for _guess, real in both])
+    return errors
+
+
+def judge_recombination(scaled: Estimate, measured: MeasuredSteps) -> dict[str, Errors | None]:
+    """Errors of decode steps read from a scaled table in the two ways that consumers do.
+
+    own_point: every row at (1, k). recombined: rows paid per step at (1, 0), `rope` and `attn` at (1, k).
+    """
+    ways = {"own_point": scaled.decode_ns, "recombined": scaled.composed_ns}
+    windows = [np.asarray(window) for window in measured.windows]
+    real = [float(value) for value in measured.window_ns] if windows else []
+    return {way: Errors.of([float(np.mean(step_ns(window))) for window in windows], real) for way, step_ns in ways.items()}
+
+
+@dataclass(frozen=True)
+class BatchedStep:
+    """A decode step of n sequences of one length, composed as simulators do, and the real one.
+
+    request_ns: the part of `composed_ns` that is `rope` and `attn` of one sequence, n times: the simulators' own
+    approximation, as a real batched step attends to n caches in one kernel.
+    """
+
+    sequences: int
+    kv_len: int
+    measured_ns: float
+    composed_ns: float
+    request_ns: float
+
+    @property
+    def error(self) -> float:
+        """composed / measured - 1."""
+        return self.composed_ns / self.measured_ns - 1
+
+
+def judge_batches(scaled: Estimate, steps: Mapping[SweepPoint, Sequence[float]]) -> list[BatchedStep]:
+    """Hold composed steps against real ones. steps: wall times of points (1, k) with `batch` sequences, per repeat."""
+    return [
+        BatchedStep(
+            point.batch,
+            point.kv_len,
+            float(np.median(walls)),
+            float(scaled.composed_ns(point.kv_len, point.batch)),
+            point.batch * float(scaled.decode.at(point.kv_len, scaled.decode.request_ns)),
+        )
+        for point, walls in sorted(steps.items())
+    ]

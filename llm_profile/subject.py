@@ -1,0 +1,112 @@
+"""The model under measurement: loaded, walked, ready to run at any point of a sweep."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from llm_profile.errors import UsageError
+from llm_profile.layers import Layout, expert_modules, walk
+from llm_profile.model import ModelOptions, cut, dummy_model, make_config, meta_model, resolve_dtype
+from llm_profile.passes import PassRunner
+from llm_profile.sweep import SweepPoint
+
+SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
+    # in order of preference; `torch` leaves the choice to torch
+    "auto": [
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ],
+    "torch": [],
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
+    "math": [SDPBackend.MATH],
+}
+
+
+@dataclass(frozen=True)
+class SubjectOptions:
+    """What is measured and how it is computed.
+
+    config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
+    load: loads real weights for a cut configuration, None for dummy ones.
+    max_input, max_total: the largest pass that will be run.
+    """
+
+    config: Mapping[str, Any]
+    model: ModelOptions
+    max_input: int
+    max_total: int
+    weights: str = "dummy"
+    load: Callable[[Any, ModelOptions], nn.Module] | None = None
+    sdpa_backend: str = "auto"
+    routing: str = "balanced"
+
+
+@contextmanager
+def attention_backend(name: str, device: torch.device) -> Iterator[None]:
+    """Prefer the named backends of scaled_dot_product_attention. On a CPU there is no choice."""
+    backends = SDPA_BACKENDS[name]
+    if not backends or device.type == "cpu":
+        yield
+        return
+    with sdpa_kernel(backends, set_priority=True):
+        yield
+
+
+class Subject:
+    """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches."""
+
+    def __init__(self, options: SubjectOptions) -> None:
+        self.options = options
+        full_config = make_config(options.config)
+        config = cut(full_config, options.model.num_layers)
+        self.model = options.load(config, options.model) if options.load else dummy_model(config, options.model)
+        self.device = next(self.model.parameters()).device
+        self.dtype = resolve_dtype(config, options.model.dtype)
+        with ExitStack() as undo:
+            undo.enter_context(attention_backend(options.sdpa_backend, self.device))
+            self.routing = options.routing if options.load is None else "model"
+            self.runner = undo.enter_context(
+                PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
+            )
+            self.layout: Layout = self._walk(full_config)
+            self._undo = undo.pop_all()
+
+    def _walk(self, full_config: Any) -> Layout:
+        probe = SweepPoint(min(2, self.options.max_input), 0)
+        try:
+            return walk(self.model, meta_model(full_config), lambda: self.runner.run(probe))
+        except RuntimeError as error:
+            if "No available kernel" in str(error):
+                raise UsageError(
+                    f"--sdpa-backend {self.options.sdpa_backend}: it cannot run this model's attention in "
+                    f"{str(self.dtype).removeprefix('torch.')}; use auto or torch"
+                ) from error
+            raise
+
+    def conditions(self) -> dict[str, Any]:
+        """What of the model must not differ between runs that share a table."""
+        config: Any = self.model.config
+        has_experts = bool(expert_modules(self.model))
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attn_implementation": config._attn_implementation,
+            "sdpa_backend": self.options.sdpa_backend,
+            "experts_implementation": config._experts_implementation if has_experts else None,
+            "routing": self.routing if has_experts else None,
+            "cache": self.runner.cache.kind,
+            "weights": self.options.weights,
+            "num_layers": self.options.model.num_layers,
+            "seed": self.options.model.seed,
+        }
+
+    def close(self) -> None:
+        self._undo.close()

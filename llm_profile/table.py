@@ -1,0 +1,222 @@
+"""What is known: the latency of every row at every point, and the three files that hold it. Imports no torch.
+
+`<model>.csv` is what consumers read, `<model>.rows.parquet` has the order statistics behind it, `<model>.meta.json` the
+conditions. All three are derived from a LatencyTable and written whole, so order and repair cost nothing.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.journal import JournalContents, read_journal
+from llm_profile.paths import TablePaths
+from llm_profile.records import PASS, ROW_SCHEMA, PointRecord, RowRecord
+from llm_profile.rows_file import read_rows, write_rows
+from llm_profile.storage import storage_errors, to_json, write_whole
+from llm_profile.sweep import SweepPoint
+
+__all__ = ["CSV_HEADER", "PASS", "ROW_SCHEMA", "LatencyTable", "PointRecord", "RowRecord", "TablePaths"]
+
+CSV_HEADER = ("hardware", "model", "layer_name", "input", "kv_cache", "latency(ns)")
+
+ORIGINS = ("measured", "example", "predicted")
+"""Where a table's numbers come from; only measured ones are added to."""
+
+IDENTITY = ("row_schema", "hardware", "model", "origin", "clock", "kinds", "scaling")
+"""Fields of the metadata that, with all of its conditions, must not differ between runs that share a table."""
+
+
+def canonical_order(point: SweepPoint) -> tuple[int, int, int]:
+    """Sorting key of points: by batch, then prefill by input length, then decode by cache length."""
+    return point.batch, point.kv_len, point.input_len
+
+
+@dataclass
+class LatencyTable:
+    """Everything known about one model on one hardware.
+
+    meta: the metadata, less `rows` and `missing`, which are written from the table itself; keys that are unknown here
+    are kept. records: of measured and filled points. missing: points that could not be measured, with the reason.
+    """
+
+    hardware: str
+    model: str
+    meta: dict[str, Any]
+    records: dict[SweepPoint, PointRecord] = field(default_factory=dict)
+    missing: dict[SweepPoint, str] = field(default_factory=dict)
+
+    def learn(self, point: SweepPoint, result: PointRecord | str) -> bool:
+        """Take in a point's record, or the reason why it is missing; False if that is no news.
+
+        A point that is known never becomes missing.
+        """
+        if isinstance(result, PointRecord):
+            self.records[point] = result
+            self.missing.pop(point, None)
+            return True
+        if point in self.records or self.missing.get(point) == result:
+            return False
+        self.missing[point] = result
+        return True
+
+    def points(self) -> list[SweepPoint]:
+        """The points that have records, in canonical order."""
+        return sorted(self.records, key=canonical_order)
+
+    def row_names(self) -> list[str]:
+        """Every row, in the order of a pass: that of first appearance over all points in canonical order."""
+        return list(dict.fromkeys(name for point in self.points() for name in self.records[point].rows))
+
+    def latency_ns(self, row: str, point: SweepPoint) -> int:
+        """Median latency of a row (of one block, for rows of blocks). Raises LookupError for what is not known.
+
+        A row that launched nothing at a measured point took no time there: that is 0, and measured.
+        """
+        rows = self._record(point).rows
+        if row in rows:
+            return rows[row].measurement.latency_ns
+        if any(row in record.rows for record in self.records.values()):
+            return 0
+        raise LookupError(f"{self.model} on {self.hardware} has no row {row}; it has {', '.join(self.row_names())}")
+
+    def pass_ns(self, point: SweepPoint) -> int:
+        """Median device time of the whole pass. Raises LookupError for what is not known."""
+        return self._record(point).whole_pass.latency_ns
+
+    def _record(self, point: SweepPoint) -> PointRecord:
+        if point not in self.records:
+            why = f"missing ({self.missing[point]})" if point in self.missing else "not in the table"
+            raise LookupError(f"{self.model} on {self.hardware}: {point}, batch {point.batch} is {why}")
+        return self.records[point]
+
+    def csv_rows(self) -> Iterator[tuple[str, str, str, int, int, int]]:
+        """The rows of the CSV under CSV_HEADER: points of batch 1, each key once, prefill before decode."""
+        points = [point for point in self.points() if point.batch == 1]
+        for name in self.row_names():
+            for point in points:
+                row = self.records[point].rows.get(name)
+                latency_ns = row.measurement.latency_ns if row else 0
+                yield self.hardware, self.model, name, point.input_len, point.kv_len, latency_ns
+
+    def write(self, paths: TablePaths) -> None:
+        """Write rows file, metadata and CSV, each whole. Raises UsageError where the file system refuses."""
+        runs = [
+            run | {"points": sum(record.run == run["index"] for record in self.records.values())}
+            for run in self.meta["runs"]
+        ]
+        missing = [
+            {"input": p.input_len, "kv_cache": p.kv_len, "batch": p.batch, "reason": self.missing[p]}
+            for p in sorted(self.missing, key=canonical_order)
+        ]
+        names = {"row_schema": ROW_SCHEMA, "hardware": self.hardware, "model": self.model, "rows": self.row_names()}
+        meta = self.meta | names | {"runs": runs, "missing": missing}
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(CSV_HEADER)
+        lines.writerows(self.csv_rows())
+        write_whole(paths.rows, write_rows((point, self.records[point]) for point in self.points()))
+        write_whole(paths.meta, (to_json(meta, indent=2) + "\n").encode())
+        write_whole(paths.csv, text.getvalue().encode())
+
+    @classmethod
+    def read(cls, csv: Path) -> "LatencyTable":
+        """Read a table from the files beside its CSV, with what an unfinished run left in its journal.
+
+        Raises UsageError when there is none, when it is not ours, and when a file is damaged.
+        """
+        paths = TablePaths.beside(csv)
+        with storage_errors("read", csv):
+            # The journal first: it is removed when the others have all that was in it.
+            journal = read_journal(paths.journal)
+            table = cls.load(paths, read_meta(paths), journal)
+        if table is None:
+            raise UsageError(f"{csv}: no latency table there; measure one with run_profile.py, or check --output-dir")
+        return table
+
+    @classmethod
+    def load(cls, paths: TablePaths, meta: dict[str, Any] | None, journal: JournalContents) -> "LatencyTable | None":
+        """The rows file that `meta` is of, with the journal over it; None where neither is. Raises as `read` does."""
+        if journal.header is None and meta is None:
+            return None
+        if journal.header is not None and meta is not None and (differing := differences(meta, journal.header)):
+            raise UsageError(
+                f"{paths.meta} and {paths.journal.name} are not of one table: {'; '.join(differing)}; "
+                "move one of them away, or start anew with --overwrite"
+            )
+        known = meta or journal.header or {}
+        runs = {run["index"]: run for run in known.get("runs", [])} | journal.runs
+        table = cls(known["hardware"], known["model"], known | {"runs": [runs[index] for index in sorted(runs)]})
+        for entry in table.meta.pop("missing", []):
+            table.missing[SweepPoint(entry["input"], entry["kv_cache"], entry["batch"])] = entry["reason"]
+        table.meta.pop("rows", None)
+        if meta is not None:
+            table.records = read_rows(paths.rows)
+        for point, result in journal.results:
+            table.learn(point, result)
+        return table
+
+
+def read_meta(paths: TablePaths) -> dict[str, Any] | None:
+    """The metadata, checked; None where no table is yet. Raises UsageError for files that are not ours or damaged."""
+    if paths.csv.exists():
+        with open(paths.csv, encoding="utf-8", errors="replace") as file:
+            header = file.readline(1000).rstrip("\n")
+        if not f"{header},".startswith(",".join(CSV_HEADER) + ","):  # a scaled table may have a column more
+            raise _not_ours(paths.csv, f"its first line is {header[:80]!r}")
+    if not paths.meta.exists():
+        # A rows file alone is what a kill leaves before the first metadata; the journal has all that is in it.
+        for path in (paths.csv, *([] if paths.journal.exists() else [paths.rows])):
+            if path.exists():
+                raise _not_ours(path, f"no {paths.meta.name} is beside it")
+        return None
+    try:
+        meta: dict[str, Any] = json.loads(paths.meta.read_bytes())
+        schema = meta["row_schema"]
+        if schema == ROW_SCHEMA and not _has_all_fields(meta):
+            raise ValueError("fields of a wrong type")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{paths.meta} is damaged; restore it, or start anew with --overwrite") from error
+    if schema != ROW_SCHEMA:
+        raise UsageError(
+            f"{paths.meta}: row_schema is {schema} there and {ROW_SCHEMA} in this version of LLM-Profile; "
+            "use the version that wrote it, or start anew with --overwrite"
+        )
+    return meta
+
+
+def _not_ours(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path}: not a table of LLM-Profile ({why}); choose another --output-dir or --model-name, "
+        "or replace it with --overwrite, which keeps it as .bak"
+    )
+
+
+def _has_all_fields(meta: dict[str, Any]) -> bool:
+    texts = ("hardware", "model", "origin", "clock")
+    lists = ("kinds", "runs", "missing")
+    return (
+        all(isinstance(meta[name], str) for name in texts)
+        and all(isinstance(entry, dict) for name in lists for entry in meta[name])
+        and isinstance(meta["conditions"], dict)
+        and meta["origin"] in ORIGINS
+    )
+
+
+def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What keeps two metadata from sharing a table: a text per field that differs, with both values."""
+    old_identity, new_identity = ({name: meta.get(name) for name in IDENTITY} for meta in (known, wanted))
+    texts = []
+    for old, new in ((old_identity, new_identity), (known["conditions"], wanted["conditions"])):
+        for name in dict.fromkeys([*old, *new]):
+            if name not in old or name not in new or old[name] != new[name]:
+                texts.append(f"{name} is {_shown(name, old)} there and {_shown(name, new)} now")
+    return texts
+
+
+def _shown(name: str, values: dict[str, Any]) -> str:
+    return json.dumps(values[name])[:200] if name in values else "not recorded"

@@ -1,0 +1,107 @@
+"""The GPU's clock and throttle reasons along a sweep, by NVML, from a thread of its own."""
+
+import statistics
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+INTERVAL_S = 0.1
+"""Between two samples: a query takes up to 10 ms on a busy H200 driver, and more of them would slow the sweep."""
+
+KEPT_SAMPLES = 100_000
+"""Older samples are dropped: hours at the interval above, far more than a batch of points needs."""
+
+BENIGN_REASONS = frozenset({"gpu_idle", "applications_clocks_setting"})
+"""Reasons that NVML gives for a clock below its maximum which say nothing is wrong."""
+
+REASONS = {
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons (NVML API reference)."""
+
+
+class Telemetry:
+    """Samples the SM clock of one GPU until closed. Where NVML is not there, `available` is False and all is None."""
+
+    def __init__(self, pci_bus_id: str | None) -> None:
+        self.driver: str | None = None
+        self.reasons: set[str] = set()
+        self._times: list[int] = []
+        self._clocks: list[int] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._handle: Any = None
+        self._nvml: Any = None
+        if pci_bus_id is not None:
+            self._open(pci_bus_id)
+
+    @property
+    def available(self) -> bool:
+        return self._handle is not None
+
+    def _open(self, pci_bus_id: str) -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode())
+            self.driver = pynvml.nvmlSystemGetDriverVersion()
+        except Exception:  # no NVML (AMD, containers without it) is a fact about the machine, not an error
+            self._handle = None
+            return
+        self._nvml = pynvml
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        nvml = self._nvml
+        while not self._stop.wait(INTERVAL_S):
+            try:
+                clock = nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM)
+                bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
+            except nvml.NVMLError:
+                continue
+            self._times.append(time.time_ns())
+            self._clocks.append(clock)
+            self.reasons |= {name for bit, name in REASONS.items() if bits & bit} - BENIGN_REASONS
+            if len(self._times) > KEPT_SAMPLES:
+                del self._times[: KEPT_SAMPLES // 2], self._clocks[: KEPT_SAMPLES // 2]
+
+    def other_processes(self, own_pid: int) -> list[int]:
+        """Process ids of others that compute on this GPU now; empty where NVML cannot tell."""
+        if not self.available:
+            return []
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError:
+            return []
+        return [p.pid for p in running if p.pid != own_pid]
+
+    def sm_clock_mhz(self, start_ns: int, end_ns: int) -> float | None:
+        """Median SM clock from `start_ns` to `end_ns` (time.time_ns), taking in the samples next to both ends."""
+        return median_between(self._times, self._clocks, start_ns, end_ns)
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1)
+            self._nvml.nvmlShutdown()
+            self._thread = None
+
+
+def median_between(times: Sequence[int], values: Sequence[int], start: int, end: int) -> float | None:
+    """Median of `values` whose time lies in [start, end], with the neighbour on each side; None if there are none."""
+    first = max(bisect_left(times, start) - 1, 0)
+    last = bisect_right(times, end) + 1
+    chosen = values[first:last]
+    return float(statistics.median(chosen)) if chosen else None

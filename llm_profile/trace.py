@@ -1,0 +1,243 @@
+"""From a profiler's raw events to nanoseconds per row and pass.
+
+`record` collects a session's events with torch's profiler; `attribute` is arithmetic on plain data, tested on a recorded
+trace. Only ranges opened by the user and device activity are recorded: every operator that is left out of the session is
+host time that a sweep of thousands of points does not have.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._C._profiler import RecordScope, _ExperimentalConfig
+from torch.autograd import (
+    DeviceType,
+    ProfilerActivity,
+    ProfilerConfig,
+    ProfilerState,
+    _disable_profiler,
+    _enable_profiler,
+    _prepare_profiler,
+)
+
+from llm_profile.layers import MODEL_OTHER
+
+PASS = "llm_profile.pass"
+"""Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
+
+ROW = "llm_profile.row:"
+"""Prefix of ranges that name rows."""
+
+LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
+"""Runtime and driver calls, by name: torch 2.11 has no activity type on its events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A user range on the host's clock. name: without prefix."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A runtime call that put work on the device."""
+
+    correlation: int
+    start_ns: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel, copy or memset on the device's clock."""
+
+    correlation: int
+    start_ns: int
+    duration_ns: int
+    name: str
+
+
+@dataclass
+class Trace:
+    """One session's events, unsorted as they came."""
+
+    passes: list[Range] = field(default_factory=list)
+    rows: list[Range] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
+
+
+class RangeRecorder:
+    """Opens and closes profiler ranges named after rows (a hooks.Recorder)."""
+
+    def __init__(self) -> None:
+        self._open: list[Any] = []
+
+    def enter(self, row: str) -> None:
+        opened = torch.profiler.record_function(ROW + row)
+        opened.__enter__()
+        self._open.append(opened)
+
+    def leave(self) -> None:
+        self._open.pop().__exit__(None, None, None)
+
+
+@contextmanager
+def pass_range(index: int) -> Iterator[None]:
+    """Mark what is launched inside as passes of point `index` of the session."""
+    with torch.profiler.record_function(f"{PASS}:{index}"):
+        yield
+
+
+@contextmanager
+def record() -> Iterator[Trace]:
+    """One profiling session. The trace is filled when the context ends; the device is synchronised before.
+
+    Uses the profiler below `torch.profiler.profile`, whose own post-processing in Python costs seconds a session.
+    """
+    trace = Trace()
+    config = ProfilerConfig(ProfilerState.KINETO, False, False, False, False, False, _ExperimentalConfig(), "")
+    activities = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    _prepare_profiler(config, activities)
+    _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
+    try:
+        yield trace
+    finally:
+        torch.cuda.synchronize()
+        result = _disable_profiler()
+        for event in result.events():
+            _sort_in(trace, event)
+
+
+def _sort_in(trace: Trace, event: Any) -> None:
+    name = event.name()
+    if event.device_type() == DeviceType.CPU:
+        if name.startswith(ROW):
+            trace.rows.append(Range(name[len(ROW) :], event.start_ns(), event.start_ns() + event.duration_ns()))
+        elif name.startswith(PASS):
+            trace.passes.append(Range(name[len(PASS) + 1 :], event.start_ns(), event.start_ns() + event.duration_ns()))
+        elif LAUNCH.match(name):
+            trace.launches.append(Launch(event.correlation_id(), event.start_ns(), name))
+    elif not event.is_user_annotation() and not name.startswith((ROW, PASS)):
+        trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
+
+
+@dataclass(frozen=True)
+class LabelledKernel:
+    """A kernel of an eager pass with the row that owns it."""
+
+    row: str
+    kernel: Kernel
+
+
+@dataclass(frozen=True)
+class LabelledPass:
+    """One eager pass: its kernels in the order in which they ran."""
+
+    kernels: tuple[LabelledKernel, ...]
+
+    def names(self) -> list[str]:
+        return [k.kernel.name for k in self.kernels]
+
+
+class Timeline:
+    """Innermost range at a time, for strictly nested ranges."""
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        self._times: list[int] = []
+        self._owners: list[str | None] = []
+        stack: list[Range] = []
+
+        def mark(time: int, owner: str | None) -> None:
+            self._times.append(time)
+            self._owners.append(owner)
+
+        for r in sorted(ranges, key=lambda r: (r.start_ns, -r.end_ns)):
+            while stack and stack[-1].end_ns <= r.start_ns:
+                ended = stack.pop()
+                mark(ended.end_ns, stack[-1].name if stack else None)
+            stack.append(r)
+            mark(r.start_ns, r.name)
+        while stack:
+            ended = stack.pop()
+            mark(ended.end_ns, stack[-1].name if stack else None)
+
+    def owner(self, time_ns: int) -> str | None:
+        """Name of the innermost range that covers `time_ns`, None outside all."""
+        at = bisect_right(self._times, time_ns) - 1
+        return self._owners[at] if at >= 0 else None
+
+
+def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
+    """The eager passes of each point in a session, every kernel with its row.
+
+    A kernel belongs to the innermost row range open on the host when it was launched, `model_other` if none was.
+    """
+    rows = Timeline(trace.rows)
+    result: dict[int, list[LabelledPass]] = {}
+    for index, _, kernels in _by_pass(trace):
+        if any(launch.name.endswith("GraphLaunch") for _, launch in kernels):
+            continue
+        labelled = tuple(LabelledKernel(rows.owner(launch.start_ns) or MODEL_OTHER, k) for k, launch in kernels)
+        result.setdefault(index, []).append(LabelledPass(labelled))
+    return result
+
+
+def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
+    """The kernels of each graph replay of each point in a session, in the order in which they ran."""
+    result: dict[int, list[list[Kernel]]] = {}
+    for index, _, kernels in _by_pass(trace):
+        replays: dict[int, list[Kernel]] = {}
+        for kernel, launch in kernels:
+            if launch.name.endswith("GraphLaunch"):
+                replays.setdefault(launch.correlation, []).append(kernel)
+        if replays:
+            result.setdefault(index, []).extend(replays.values())
+    return result
+
+
+def _by_pass(trace: Trace) -> Iterator[tuple[int, Range, list[tuple[Kernel, Launch]]]]:
+    """(point index, pass range, its kernels with their launches by start time) for each pass range."""
+    launches = {launch.correlation: launch for launch in trace.launches}
+    ranges = sorted(trace.passes, key=lambda r: r.start_ns)
+    starts = [r.start_ns for r in ranges]
+    buckets: list[list[tuple[Kernel, Launch]]] = [[] for _ in ranges]
+    for kernel in trace.kernels:
+        launch = launches.get(kernel.correlation)
+        if launch is None:
+            continue
+        at = bisect_right(starts, launch.start_ns) - 1
+        if at >= 0 and launch.start_ns < ranges[at].end_ns:
+            buckets[at].append((kernel, launch))
+    for r, bucket in zip(ranges, buckets, strict=True):
+        bucket.sort(key=lambda pair: pair[0].start_ns)
+        yield int(r.name), r, bucket
+
+
+def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPass | None:
+    """Give a replay's kernels the rows of the eager pass, matched one to one by name; None where they do not match.
+
+    In a graph captured from one stream, kernels replay in the order of capture.
+    """
+    if [k.name for k in replay] != labelled.names():
+        return None
+    return LabelledPass(tuple(LabelledKernel(seen.row, k) for seen, k in zip(labelled.kernels, replay, strict=True)))
+
+
+def overlap(kernels: Sequence[Kernel]) -> float:
+    """Share of the kernels' summed time in which more than one ran."""
+    total = sum(k.duration_ns for k in kernels)
+    if not total:
+        return 0.0
+    covered, end = 0, 0
+    for k in sorted(kernels, key=lambda k: k.start_ns):
+        covered += max(0, k.start_ns + k.duration_ns - max(k.start_ns, end))
+        end = max(end, k.start_ns + k.duration_ns)
+    return 1.0 - covered / total

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Profiles the models below, one after another. Edit the settings, then run ./run.sh
+# Options given to ./run.sh are passed on after these settings, so they win: ./run.sh --plan
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# ---- Settings: edit here -------------------------------------------------------------------------------------------
+
+MODELS=("meta-llama/Llama-3.1-8B" "microsoft/Phi-mini-MoE-instruct")
+HARDWARE=""                # folder of the results; empty: the GPU's short name
+DEVICE=""                  # cuda, cuda:N or cpu; empty: cuda, or tiny-llama on the CPU where no GPU is found
+NUM_LAYERS=1               # decoder blocks to profile
+WARMUP=10                  # most passes before the measured ones, at each point
+REPEAT=100                 # most measured passes at each point
+MODE=both                  # prefill, decode or both
+PREFILL_MAX=2048
+DECODE_MAX=2048
+SCALING_NUM_LAYERS=32      # decoder blocks to validate with: the depth of the models above
+SCALING_INPUT_MIN=128
+SCALING_INPUT_MAX=1024
+SCALING_INPUT_STEP=128
+SCALING_REPEAT=3
+OPTIONS=(--verbose)        # anything else that run_profile.py takes
+HF_TOKEN=${HF_TOKEN:-}     # best set outside, with: export HF_TOKEN=...; do not commit a token
+
+# ---- Set-up: TORCH, VENV and PYTHON change it, see the file ---------------------------------------------------------
+
+. llm_profile/setup_env.sh
+set_up requirements.txt
+
+if [ -n "$HF_TOKEN" ]; then
+    export HF_TOKEN  # never on the command line, where every user of the machine could read it
+fi
+
+if [ -z "$DEVICE" ] && has_gpu; then
+    DEVICE=cuda
+elif [ -z "$DEVICE" ]; then
+    echo "run.sh: no GPU found: profiling tiny-llama on the CPU instead, as a demonstration" >&2
+    DEVICE=cpu
+    MODELS=(tiny-llama)
+    WARMUP=2
+    REPEAT=10
+    PREFILL_MAX=64
+    DECODE_MAX=64
+    SCALING_NUM_LAYERS=4
+    SCALING_INPUT_MIN=8
+    SCALING_INPUT_MAX=32
+    SCALING_INPUT_STEP=8
+fi
+
+# ---- Jobs ----------------------------------------------------------------------------------------------------------
+
+if [ -n "$HARDWARE" ]; then
+    OPTIONS+=(--hardware "$HARDWARE")
+fi
+
+worst=0
+for model in "${MODELS[@]}"; do
+    code=0
+    "$PYTHON" run_profile.py \
+        --model "$model" --num-layers "$NUM_LAYERS" --device "$DEVICE" \
+        --warmup "$WARMUP" --repeat "$REPEAT" --mode "$MODE" \
+        --prefill-max "$PREFILL_MAX" --decode-max "$DECODE_MAX" \
+        --scaling-num-layers "$SCALING_NUM_LAYERS" --scaling-input-min "$SCALING_INPUT_MIN" \
+        --scaling-input-max "$SCALING_INPUT_MAX" --scaling-input-step "$SCALING_INPUT_STEP" \
+        --scaling-repeat "$SCALING_REPEAT" ${OPTIONS[@]+"${OPTIONS[@]}"} "$@" || code=$?
+    case $code in
+        0 | 3 | 4) ;;  # complete; points missing; validation over tolerance: the next model can still run
+        *) exit "$code" ;;
+    esac
+    if [ "$code" -gt "$worst" ]; then
+        worst=$code
+    fi
+done
+exit "$worst"

@@ -1,0 +1,65 @@
+"""Made-up measurements and writers for the tests of tables."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_profile.backends.base import BlockKind
+from llm_profile.measurement import PointSample, RowSample
+from llm_profile.paths import TablePaths
+from llm_profile.sweep import SweepPoint
+from llm_profile.writer import TableWriter
+
+ROWS = ("embedding", "q_proj", "attn", "o_proj", "lm_head")
+CONDITIONS = {"dtype": "bfloat16", "torch": "2.13.0", "num_layers": 1, "seed": 0}
+KINDS = (BlockKind("block", 32, tuple(range(32)), (0,)),)
+
+
+def sample(point: SweepPoint, rows: tuple[str, ...] = ROWS, passes: int = 11) -> PointSample:
+    """A sample that depends on the point alone."""
+    random_ns = random.Random(hash((point.input_len, point.kv_len, point.batch)))
+    made = {
+        name: RowSample(
+            pass_ns=tuple(random_ns.randrange(1_000, 90_000) for _ in range(passes)),
+            blocks=3 if name in ("q_proj", "attn", "o_proj") else 1,
+            launches=1 + index,
+            kernels=(f"gemm_{point.total_len % 5}", f"{name}_kernel"),
+        )
+        for index, name in enumerate(rows)
+    }
+    pass_ns = tuple(sum(column) for column in zip(*(row.pass_ns for row in made.values()), strict=True))
+    clock = None if point.kv_len % 2 else 1980.5
+    return PointSample(point, made, pass_ns, "fake", clock, 0.25, ("a note",) if point.input_len == 2 else ())
+
+
+def sweep_points(prefill: int, decode: int) -> list[SweepPoint]:
+    return [SweepPoint(n, 0) for n in range(1, prefill + 1)] + [SweepPoint(1, k) for k in range(1, decode + 1)]
+
+
+def paths_in(folder: Path) -> TablePaths:
+    return TablePaths.of(folder, "H200", "org/model-1.5")
+
+
+def writer(folder: Path, points: list[SweepPoint], **changes: Any) -> TableWriter:
+    conditions: Mapping[str, Any] = CONDITIONS
+    arguments = {
+        "hardware": "H200",
+        "model": "org/model-1.5",
+        "clock": "gpu-kernel",
+        "conditions": conditions,
+        "kinds": KINDS,
+        "run": {"repeat": 100},
+        "points": points,
+    }
+    return TableWriter(paths_in(folder), **(arguments | changes))
+
+
+def measure(folder: Path, points: list[SweepPoint], **changes: Any) -> TablePaths:
+    """A run from start to end; it measures what is not done."""
+    with writer(folder, points, **changes) as table:
+        for point in points:
+            if point not in table.done():
+                table.add(sample(point))
+        table.finish()
+    return paths_in(folder)

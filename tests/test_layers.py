@@ -1,0 +1,105 @@
+import pytest
+
+from llm_profile.backends.cpu_wall import CpuWallBackend
+from llm_profile.errors import UsageError
+from llm_profile.measurement import PointSample, StoppingRule
+from llm_profile.sweep import SweepPoint
+from tests.tiny import CONFIGS, subject
+
+LLAMA_BLOCK = [
+    "block_other",
+    "input_layernorm",
+    "attn_other",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "rope",
+    "attn",
+    "o_proj",
+    "post_layernorm",
+    "mlp_other",
+    "gate_proj",
+    "act_fn",
+    "up_proj",
+    "down_proj",
+]
+MOE_BLOCK = [*LLAMA_BLOCK[:-4], "gate", "experts"]
+OPT_BLOCK = [row for row in LLAMA_BLOCK[:10] if row != "rope"] + ["fc1", "act_fn", "fc2"]
+MODEL = ["model_other", "embedding", "final_layernorm", "lm_head"]
+
+EXPECTED = {
+    "llama": MODEL + LLAMA_BLOCK,
+    "opt": [*MODEL, "embed_positions", *OPT_BLOCK],
+    "phimoe": MODEL + MOE_BLOCK,
+    "mixtral": MODEL + MOE_BLOCK,
+    "qwen3": [*MODEL, *LLAMA_BLOCK, "q_norm", "k_norm"],
+}
+
+
+def sample(name: str, point: SweepPoint, num_layers: int = 1) -> PointSample:
+    backend = CpuWallBackend(subject(name, num_layers))
+    try:
+        (result,) = backend.sample([point], StoppingRule(repeat=2, precision=0), warmup=0)
+    finally:
+        backend.close()
+    assert isinstance(result, PointSample)
+    return result
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("point", [SweepPoint(5, 0), SweepPoint(1, 7)])
+def test_rows_of_a_family(name: str, point: SweepPoint) -> None:
+    assert sorted(sample(name, point).rows) == sorted(EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_add_up_to_the_pass_exactly(name: str) -> None:
+    result = sample(name, SweepPoint(6, 0), num_layers=4)
+    for number, whole in enumerate(result.pass_ns):
+        assert sum(row.pass_ns[number] for row in result.rows.values()) == whole
+
+
+def test_rows_of_blocks_know_how_many_blocks_they_cover() -> None:
+    rows = sample("llama", SweepPoint(5, 0), num_layers=3).rows
+    assert {name: (row.kind, row.blocks) for name, row in rows.items() if name in MODEL} == dict.fromkeys(MODEL, (None, 1))
+    assert {(row.kind, row.blocks) for name, row in rows.items() if name not in MODEL} == {("block", 3)}
+    assert rows["q_proj"].launches == 3
+
+
+def test_blocks_of_one_kind_are_counted_at_full_depth() -> None:
+    with_layers = subject("llama", 2)
+    (kind,) = with_layers.layout.kinds
+    assert (kind.name, kind.count, kind.profiled) == ("block", 4, (0, 1))
+    with_layers.close()
+
+
+def test_kinds_that_only_the_config_tells_apart() -> None:
+    tiny = subject("gemma3", 3)
+    kinds = {k.name: (k.count, k.layers, k.profiled) for k in tiny.layout.kinds}
+    assert kinds == {"sliding_attention": (3, (0, 1, 3), (0, 1)), "full_attention": (1, (2,), (2,))}
+    rows = {site.row for site in tiny.layout.sites}
+    assert {"sliding_attention.q_proj", "full_attention.q_proj", "embedding"} <= rows
+    tiny.close()
+
+
+def test_kinds_that_structure_tells_apart() -> None:
+    tiny = subject("deepseek_v2", 2)
+    assert {k.name: (k.count, k.profiled) for k in tiny.layout.kinds} == {"dense": (1, (0,)), "moe": (3, (1,))}
+    tiny.close()
+
+
+def test_a_kind_without_a_kept_block_is_refused() -> None:
+    with pytest.raises(UsageError, match="--num-layers 2.*full_attention block is number 3.*--num-layers 3"):
+        subject("gemma3", 2)
+
+
+def test_more_layers_than_the_model_has_are_refused() -> None:
+    with pytest.raises(UsageError, match="--num-layers 5: the model has 4 blocks"):
+        subject("llama", 5)
+
+
+@pytest.mark.parametrize(("name", "positions"), [("opt", 32), ("llama", None), ("phimoe", None)])
+def test_only_learned_positions_end(name: str, positions: int | None) -> None:
+    tiny = subject(name)
+    assert tiny.layout.learned_positions == positions
+    tiny.close()

@@ -1,0 +1,85 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_profile.errors import UsageError
+from llm_profile.storage import locked, storage_errors, to_json, write_whole
+
+HOLD = """
+import pathlib, sys, time
+from llm_profile.storage import locked
+with locked(pathlib.Path(sys.argv[1]), pathlib.Path("m.csv")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_second_writer_is_refused_by_process_id_until_the_first_is_gone(tmp_path: Path) -> None:
+    lock = tmp_path / "m.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"process \(id {holder.pid}\)"), locked(lock, tmp_path / "m.csv"):
+            pytest.fail("two writers at once")
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert lock.exists()  # nothing could remove it
+    with locked(lock, tmp_path / "m.csv"):
+        assert lock.read_text() == f"{os.getpid()}\n"
+    assert not lock.exists()
+
+
+def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
+    lock = tmp_path / "m.lock"
+    with pytest.raises(KeyboardInterrupt), locked(lock, tmp_path / "m.csv"):
+        with pytest.raises(UsageError, match=f"id {os.getpid()}"), locked(lock, tmp_path / "m.csv"):
+            pass
+        raise KeyboardInterrupt
+    with locked(lock, tmp_path / "m.csv"):
+        pass
+
+
+def test_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "m.csv"
+    write_whole(path, b"old")
+
+    def full_disk(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UsageError, match="No space left on device; free some space"):
+        write_whole(path, b"new")
+    assert [file.name for file in path.parent.iterdir()] == ["m.csv"]
+    assert path.read_bytes() == b"old"
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="^cannot write .*--output-dir$") as complaint:
+        write_whole(tmp_path / "file" / "m.csv", b"")
+    assert "\n" not in str(complaint.value)
+    with pytest.raises(UsageError, match="^cannot write "), locked(tmp_path / "file" / "m.lock", tmp_path / "m.csv"):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_every_system_error_is_one_line(code: int) -> None:
+    with pytest.raises(UsageError, match=os.strerror(code)) as complaint, storage_errors("write", Path("m.csv")):
+        raise OSError(code, os.strerror(code))
+    assert "\n" not in str(complaint.value)
+
+
+def test_no_token_gets_into_a_file() -> None:
+    token = "hf_" + "aB3" * 11 + "x"
+    text = to_json({"argv": ["--hf-token", token, f"--hf-token={token}"], "reason": f"refused\n{token}."})
+    assert token not in text
+    assert json.loads(text)["reason"] == "refused\nhf_***."
+    assert to_json({"kernel": "hf_gemm_bf16_128x128"}) == '{"kernel":"hf_gemm_bf16_128x128"}'

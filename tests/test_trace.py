@@ -1,0 +1,96 @@
+"""The recorded trace: tiny Llama (2 blocks of 64, one kept) on an H200, torch 2.11, two points, three replays each."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_profile import trace
+from llm_profile.trace import Kernel, Launch, Range, Timeline, Trace
+
+RECORDED = Path(__file__).parent / "data" / "trace_tiny_llama_h200.json.gz"
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Trace:
+    with gzip.open(RECORDED, "rt") as file:
+        fields = json.load(file)
+    return Trace(
+        [Range(**r) for r in fields["passes"]],
+        [Range(**r) for r in fields["rows"]],
+        [Launch(**r) for r in fields["launches"]],
+        [Kernel(**r) for r in fields["kernels"]],
+    )
+
+
+def test_every_kernel_of_the_labelled_pass_has_its_row(recorded: Trace) -> None:
+    labelled = trace.labelled_passes(recorded)
+    assert sorted(labelled) == [0, 1]
+    for passes in labelled.values():
+        assert len(passes) == 1
+        rows = [k.row for k in passes[0].kernels]
+        assert set(rows) >= {"embedding", "q_proj", "k_proj", "v_proj", "rope", "attn", "o_proj", "lm_head"}
+        assert rows[0] == "embedding" and rows[-1] == "lm_head"
+        assert sum(row == "attn_other" for row in rows) == 2  # keys and values into the cache
+        assert sum(row == "block_other" for row in rows) == 2  # two residual adds
+        assert sum(row == "mlp_other" for row in rows) == 1  # gate times up
+
+
+def test_replays_match_the_labelled_pass_kernel_by_kernel(recorded: Trace) -> None:
+    labelled, replays = trace.labelled_passes(recorded), trace.graph_replays(recorded)
+    for point in (0, 1):
+        assert len(replays[point]) == 3
+        for replay in replays[point]:
+            matched = trace.label_replay(labelled[point][0], replay)
+            assert matched is not None
+            assert sum(k.kernel.duration_ns for k in matched.kernels) == sum(k.duration_ns for k in replay)
+
+
+def test_only_replays_inside_a_pass_count(recorded: Trace) -> None:
+    """Settling replays run between the ranges: two a point, in the session and in no pass."""
+    launches = [launch for launch in recorded.launches if launch.name == "cudaGraphLaunch"]
+    assert len(launches) == 2 * (3 + 2)
+    assert sum(map(len, trace.graph_replays(recorded).values())) == 2 * 3
+
+
+def test_a_replay_with_other_kernels_is_refused(recorded: Trace) -> None:
+    labelled = trace.labelled_passes(recorded)[0][0]
+    replay = trace.graph_replays(recorded)[0][0]
+    assert trace.label_replay(labelled, replay[:-1]) is None
+    renamed = Kernel(replay[3].correlation, replay[3].start_ns, replay[3].duration_ns, "another kernel")
+    assert trace.label_replay(labelled, [*replay[:3], renamed, *replay[4:]]) is None
+
+
+def test_no_overlap_on_one_stream(recorded: Trace) -> None:
+    for replays in trace.graph_replays(recorded).values():
+        assert all(trace.overlap(replay) == 0 for replay in replays)
+
+
+def test_overlap_is_the_share_of_summed_time_run_side_by_side() -> None:
+    kernels = [Kernel(1, 0, 100, "a"), Kernel(2, 50, 100, "b"), Kernel(3, 200, 100, "c")]
+    assert trace.overlap(kernels) == pytest.approx(50 / 300)
+
+
+@given(st.recursive(st.just([]), lambda inner: st.lists(inner, max_size=3), max_leaves=12))
+def test_innermost_range_owns_the_time(tree: list[object]) -> None:
+    ranges: list[Range] = []
+    expected: dict[int, str | None] = {}
+    clock = iter(range(10_000))
+
+    def lay_out(node: list[object], name: str, parent: str | None) -> None:
+        start = next(clock)
+        expected[start] = name
+        for i, child in enumerate(node):
+            lay_out(child, f"{name}.{i}", name)  # type: ignore[arg-type]
+            expected[next(clock)] = name
+        end = next(clock)
+        expected[end] = parent
+        ranges.append(Range(name, start, end))
+
+    lay_out(tree, "root", None)
+    timeline = Timeline(reversed(ranges))
+    assert {time: timeline.owner(time) for time in expected} == expected
+    assert timeline.owner(-1) is None

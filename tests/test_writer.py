@@ -1,0 +1,374 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_profile.backends.base import BlockKind
+from llm_profile.errors import UsageError
+from llm_profile.measurement import PointFailure
+from llm_profile.paths import TablePaths
+from llm_profile.storage import write_whole
+from llm_profile.sweep import SweepPoint
+from llm_profile.table import LatencyTable
+from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
+
+POINTS = sweep_points(6, 5)
+
+
+def content(paths: TablePaths) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(paths.csv.parent.iterdir())}
+
+
+def test_a_finished_run_leaves_three_files(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    assert set(content(paths)) == {paths.csv.name, paths.rows.name, paths.meta.name}
+    assert LatencyTable.read(paths.csv).points() == POINTS
+
+
+def test_the_same_request_resumes_and_ends_the_same(tmp_path: Path) -> None:
+    paths = measure(tmp_path / "whole", POINTS)
+    for count in (0, 3, 7):
+        with writer(tmp_path / "parts", POINTS) as part:
+            for point in POINTS[len(part.done()) : count]:
+                part.add(sample(point))
+    with writer(tmp_path / "parts", POINTS) as part:
+        assert part.done() == set(POINTS[:7])
+        assert [run["index"] for run in part.table.meta["runs"]] == [0, 1]  # a run that measured nothing is none
+    resumed = measure(tmp_path / "parts", POINTS)
+    assert resumed.csv.read_bytes() == paths.csv.read_bytes()
+    assert [run["points"] for run in json.loads(resumed.meta.read_text())["runs"]] == [3, 4, 4]
+
+
+def test_order_of_measuring_does_not_matter(tmp_path: Path) -> None:
+    paths = measure(tmp_path / "forth", POINTS)
+    back = measure(tmp_path / "back", POINTS[::-1])
+    assert content(back) == content(paths)
+
+
+def test_complete_changes_nothing(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    before, times = content(paths), [path.stat().st_mtime_ns for path in sorted(paths.csv.parent.iterdir())]
+    with writer(tmp_path, POINTS) as again:
+        assert again.done() >= set(POINTS)
+        again.finish()
+    assert content(paths) == before
+    assert [path.stat().st_mtime_ns for path in sorted(paths.csv.parent.iterdir())] == times
+
+
+def test_nothing_measured_writes_nothing(tmp_path: Path) -> None:
+    with writer(tmp_path, POINTS) as empty:
+        empty.finish()
+    assert content(paths_in(tmp_path)) == {}
+
+
+def test_results_after_finish_need_a_second_finish(tmp_path: Path) -> None:
+    with writer(tmp_path, POINTS) as table:
+        table.add(sample(POINTS[0]))
+        table.finish()
+        table.add(sample(POINTS[1]))
+        assert paths_in(tmp_path).journal.exists()
+        table.finish()
+    assert LatencyTable.read(paths_in(tmp_path).csv).points() == POINTS[:2]
+    assert len(json.loads(paths_in(tmp_path).meta.read_text())["runs"]) == 1
+
+
+def test_missing_points_are_tried_again(tmp_path: Path) -> None:
+    lost = POINTS[2]
+    with writer(tmp_path, POINTS) as first:
+        for point in POINTS:
+            first.add(PointFailure(point, "out of memory") if point == lost else sample(point))
+        assert LatencyTable.read(paths_in(tmp_path).csv).missing == {lost: "out of memory"}  # from the journal
+        first.finish()
+    paths = paths_in(tmp_path)
+    before = content(paths)
+    with writer(tmp_path, POINTS) as second:
+        assert second.done() == set(POINTS) - {lost}
+        assert second.table.missing == {lost: "out of memory"}
+        second.add(PointFailure(lost, "out of memory"))
+        second.finish()
+    assert content(paths) == before
+    with writer(tmp_path, POINTS) as third:
+        third.add(sample(lost))
+        third.finish()
+    assert LatencyTable.read(paths.csv).missing == {}
+    assert paths.csv.read_bytes() == measure(tmp_path / "whole", POINTS).csv.read_bytes()
+
+
+def test_more_points_of_the_same_ranges_need_no_option(tmp_path: Path) -> None:
+    measure(tmp_path, POINTS[:4])
+    assert LatencyTable.read(measure(tmp_path, POINTS).csv).points() == POINTS
+
+
+def test_other_points_need_append(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS[:6])
+    before = content(paths)
+    complaint = r"has 3 points outside the asked ranges \(the first: input 1, kv_cache 0\).*--append.*--overwrite"
+    with pytest.raises(UsageError, match=complaint), writer(tmp_path, POINTS[3:]):
+        pass
+    assert content(paths) == before
+    measure(tmp_path, POINTS[3:], append=True)
+    assert paths.csv.read_bytes() == measure(tmp_path / "whole", POINTS).csv.read_bytes()
+
+
+def test_missing_points_are_points_too(tmp_path: Path) -> None:
+    with writer(tmp_path, POINTS) as first:
+        first.add(PointFailure(POINTS[-1], "out of memory"))
+    with pytest.raises(UsageError, match="has 1 points outside"), writer(tmp_path, POINTS[:-1]):
+        pass
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"conditions": CONDITIONS | {"dtype": "float16"}}, 'dtype is "bfloat16" there and "float16" now'),
+        ({"conditions": CONDITIONS | {"cuda": "13.0"}}, 'cuda is not recorded there and "13.0" now'),
+        ({"conditions": {"dtype": "bfloat16"}}, 'torch is "2.13.0" there and not recorded now; num_layers is 1 there'),
+        ({"clock": "cpu-wall"}, 'clock is "gpu-kernel" there and "cpu-wall" now'),
+        ({"kinds": [BlockKind("block", 40, (0,), (0,))]}, 'kinds is .*"count": 32.* there and .*"count": 40.* now'),
+        ({"model": "org/other"}, 'model is "org/model-1.5" there and "org/other" now'),
+        ({"hardware": "H100"}, 'hardware is "H200" there and "H100" now'),
+    ],
+)
+def test_other_conditions_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], complaint: str, finished: bool
+) -> None:
+    with writer(tmp_path, POINTS) as first:
+        first.add(sample(POINTS[0]))
+        if finished:
+            first.finish()
+    before = content(paths_in(tmp_path))
+    for append in (False, True):
+        with (
+            pytest.raises(UsageError, match=complaint + ".*--overwrite") as refusal,
+            writer(tmp_path, POINTS, append=append, **changes),
+        ):
+            pass
+        assert "\n" not in str(refusal.value)
+    assert content(paths_in(tmp_path)) == before
+
+
+def test_what_is_only_recorded_may_differ(tmp_path: Path) -> None:
+    measure(tmp_path, POINTS[:2], run={"repeat": 5})
+    paths = measure(tmp_path, POINTS, run={"repeat": 7})
+    assert json.loads(paths.meta.read_text())["runs"] == [
+        {"repeat": 5, "index": 0, "points": 2},
+        {"repeat": 7, "index": 1, "points": len(POINTS) - 2},
+    ]
+
+
+def test_a_scaled_table_is_not_measured_into(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    scaled = LatencyTable.read(paths.csv)
+    scaled.meta["scaling"] = {"mode": "global"}
+    scaled.write(paths)
+    with pytest.raises(UsageError, match=r'scaling is \{"mode": "global"\} there'), writer(tmp_path, POINTS):
+        pass
+
+
+def test_unknown_metadata_is_kept(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS[:2])
+    paths.meta.write_text(json.dumps(json.loads(paths.meta.read_text()) | {"future": [1, 2]}))
+    measure(tmp_path, POINTS)
+    assert json.loads(paths.meta.read_text())["future"] == [1, 2]
+
+
+def test_overwrite_starts_anew_and_keeps_the_old(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    before = content(paths)
+    anew: dict[str, Any] = {"overwrite": True, "conditions": CONDITIONS | {"dtype": "float16"}}
+    with writer(tmp_path, POINTS[:2], **anew) as first:
+        assert not first.done()
+        first.finish()
+    assert content(paths) == before  # it stays until there is something to replace it
+    measure(tmp_path, POINTS[:2], **anew)
+    assert LatencyTable.read(paths.csv).points() == POINTS[:2]
+    assert {name: content(paths)[f"{name}.bak"] for name in before} == before
+    measure(tmp_path, POINTS[:3], **anew)
+    assert f"{paths.csv.name}.bak2" in content(paths)
+    assert {name: content(paths)[f"{name}.bak"] for name in before} == before
+
+
+def test_overwriting_an_unfinished_run_keeps_its_journal(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS[:2])
+    with writer(tmp_path, POINTS) as unfinished:
+        unfinished.add(sample(POINTS[2]))
+    before = content(paths)
+    assert paths.journal.name in before
+    with writer(tmp_path, POINTS, overwrite=True) as anew:
+        anew.add(sample(POINTS[5]))
+    assert {name: content(paths)[f"{name}.bak"] for name in before} == before
+    with writer(tmp_path, POINTS) as resumed:  # without the option: this one resumes what it began
+        assert resumed.done() == {POINTS[5]}
+
+
+def test_append_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--append.*--overwrite"):
+        writer(tmp_path, POINTS, append=True, overwrite=True)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "hardware,model,layer_name,input,kv_cache,latency(ns)\nH,m,q,1,0,5\n"])
+def test_a_foreign_csv_is_kept_from_harm(tmp_path: Path, text: str) -> None:
+    paths = paths_in(tmp_path)
+    write_whole(paths.csv, text.encode())
+    for append in (False, True):
+        with (
+            pytest.raises(UsageError, match="model-1.5.csv: not a table of LLM-Profile.*--overwrite"),
+            writer(tmp_path, POINTS, append=append),
+        ):
+            pass
+    assert content(paths) == {paths.csv.name: text.encode()}
+    measure(tmp_path, POINTS, overwrite=True)
+    assert content(paths)[f"{paths.csv.name}.bak"] == text.encode()
+    assert LatencyTable.read(paths.csv).points() == POINTS
+
+
+def test_a_lone_rows_file_is_not_overwritten(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    paths.csv.unlink()
+    paths.meta.unlink()
+    with pytest.raises(UsageError, match="rows.parquet: not a table"), writer(tmp_path, POINTS):
+        pass
+
+
+@pytest.mark.parametrize("origin", ["example", "predicted"])
+def test_an_example_gives_way_to_the_first_measurement_and_is_kept(tmp_path: Path, origin: str) -> None:
+    paths = measure(tmp_path, POINTS, conditions={})
+    example = LatencyTable.read(paths.csv)
+    example.meta["origin"] = origin
+    example.write(paths)
+    before = content(paths)
+    with writer(tmp_path, POINTS) as idle:
+        assert not idle.done()
+        idle.finish()
+    assert content(paths) == before
+    with writer(tmp_path, POINTS) as unfinished:
+        unfinished.add(sample(POINTS[0]))
+    kept = LatencyTable.read(paths.csv.with_name(f"model-1.5.{origin}.csv"))
+    assert (kept.records, kept.meta["origin"]) == (example.records, origin)
+    # Brought back by a checkout while the journal is there, it gives way again.
+    example.write(paths)
+    measure(tmp_path, POINTS)
+    assert LatencyTable.read(paths.csv).meta["origin"] == "measured"
+    assert len(LatencyTable.read(paths.csv).meta["runs"]) == 2
+    assert LatencyTable.read(paths.csv.with_name(f"model-1.5.{origin}2.csv")).meta["origin"] == origin
+
+
+def test_journal_and_metadata_of_two_tables_are_not_mixed(tmp_path: Path) -> None:
+    paths = measure(tmp_path / "a", POINTS[:2])
+    with writer(tmp_path / "b", POINTS, conditions={"dtype": "float16"}) as other:
+        other.add(sample(POINTS[3]))
+    paths.journal.write_bytes(paths_in(tmp_path / "b").journal.read_bytes())
+    with pytest.raises(UsageError, match="are not of one table: dtype is"):
+        LatencyTable.read(paths.csv)
+    with pytest.raises(UsageError, match="are not of one table: dtype is"), writer(tmp_path / "a", POINTS):
+        pass
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with writer(tmp_path, POINTS) as first:
+        first.add(sample(POINTS[0]))
+        with pytest.raises(UsageError, match="being written by another process"), writer(tmp_path, POINTS):
+            pass
+        with pytest.raises(UsageError, match="being written"), writer(tmp_path, POINTS, overwrite=True):
+            pass
+    with writer(tmp_path, POINTS) as second:
+        assert second.done() == {POINTS[0]}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError, RuntimeError])
+def test_an_interrupted_run_keeps_its_journal_and_frees_the_lock(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), writer(tmp_path, POINTS) as interrupted:
+        interrupted.add(sample(POINTS[0]))
+        raise error
+    assert set(content(paths_in(tmp_path))) == {paths_in(tmp_path).journal.name}
+    assert measure(tmp_path, POINTS).csv.read_bytes() == measure(tmp_path / "whole", POINTS).csv.read_bytes()
+
+
+def test_a_disk_that_fills_while_finishing_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measure(tmp_path / "whole", POINTS).csv.read_bytes()
+
+    def full(self: LatencyTable, paths: TablePaths) -> None:
+        raise UsageError("cannot write: No space left on device")
+
+    with writer(tmp_path, POINTS) as table:
+        for point in POINTS[:-1]:
+            table.add(sample(point))
+        with monkeypatch.context() as patch, pytest.raises(UsageError, match="No space"):
+            patch.setattr(LatencyTable, "write", full)
+            table.finish()
+        table.add(sample(POINTS[-1]))
+    with writer(tmp_path, POINTS) as resumed:
+        assert resumed.done() == set(POINTS)
+        resumed.finish()
+    assert paths_in(tmp_path).csv.read_bytes() == whole
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "H200").write_text("a file in the way")
+    with pytest.raises(UsageError, match="^cannot write .*--output-dir$"), writer(tmp_path, POINTS):
+        pass
+
+
+def test_no_token_is_kept(tmp_path: Path) -> None:
+    token = "hf_" + "Q" * 34
+    run = {"args": {"hf_token": token}, "argv": f"--hf-token {token}"}
+    with writer(tmp_path, POINTS, run=run, conditions={"token": token}) as table:
+        table.add(PointFailure(POINTS[0], f"refused {token}"))
+        table.add(sample(POINTS[1]))
+        assert token.encode() not in b"".join(content(paths_in(tmp_path)).values())
+        table.finish()
+    assert token.encode() not in b"".join(content(paths_in(tmp_path)).values())
+    measure(tmp_path, POINTS, conditions={"token": token})  # and the conditions are still the same
+
+
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+
+sys.path[:0] = sys.argv[2:]
+import pyarrow.parquet
+from tests.table_samples import measure, sweep_points
+
+folder, package = Path(sys.argv[1]), os.sep + "llm_profile" + os.sep
+points = sweep_points(20, 20)
+random.seed(0)
+
+def run(folder, last_line=None):
+    '''Measure in a process of its own, killed at the given line of the package that it comes to. Its exit status.'''
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    left = [last_line]
+    def trace(frame, event, argument):
+        if package not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+    if last_line:
+        sys.settrace(trace)
+    measure(folder, points)
+    os._exit(0)
+
+assert run(folder / "whole") == 0
+kills = 0
+while kills < 20:  # about 14,000 lines make up a whole run
+    if run(folder / "killed", random.randrange(1, 3000)) == signal.SIGKILL:
+        kills += 1
+    else:  # done before the kill: again from the start
+        for path in (folder / "killed").rglob("*.*"):
+            path.unlink()
+assert run(folder / "killed") == 0
+# Every line of the last of it, from the last points on to the files and the end of the journal.
+line, status = 1, signal.SIGKILL
+while status == signal.SIGKILL:
+    for path in (folder / "ending").rglob("*.*"):
+        path.unlink()
+    status = run(folder / "ending", LINE)
+"""
