@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Hold a latency table against the real model, and correct it for what kernels alone do not show.
 
-A table has kernel times. The real model takes longer: launches, gaps between kernels, Python. This command runs the real
-model, step by step, at the lengths that (input, output) pairs need, fits a scaling on some of these lengths, judges it on
-others, prints the error, and writes a scaled table beside the measured one.
+A table has kernel times. The real model takes longer: launches, gaps between kernels, Python. This command runs the
+real model, step by step, at the lengths that (input, output) pairs need, fits a scaling on some of these lengths,
+judges it on others, prints the error, and writes a scaled table beside the measured one.
 
     python3 validation.py --csv H200/meta-llama/Llama-3.1-8B.csv --scaling-runtime cuda-graph
 
-Two realities (--scaling-runtime): `eager` is `generate` as Hugging Face runs it; `cuda-graph` is the same steps captured in
-CUDA graphs, which is what serving engines come close to. Three ways of scaling (--scaling-mode): `global`, one average;
-`phase`, one factor each for prefill and decode; `curve`, what each step costs beyond its kernels. The report has the
-held-out errors of all three; `curve` is the default, since in eager mode one factor triples the TTFT of long prompts.
+Two realities (--scaling-runtime): `eager` is `generate` as Hugging Face runs it; `cuda-graph` is the same steps
+captured in CUDA graphs, which is what serving engines come close to. Three ways of scaling (--scaling-mode): `global`,
+one average; `phase`, one factor each for prefill and decode; `curve`, what each step costs beyond its kernels. The
+report has the held-out errors of all three. `curve` is the default: in eager mode one factor for both phases triples
+the TTFT of long prompts, and only the curve keeps what a step costs once off `rope` and `attn`, which simulators add
+once per request.
 """
 
 import argparse
@@ -25,24 +27,16 @@ from typing import Any
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 from llm_profile.estimate import Estimate, Pair, check_pairs, model_depth
-from llm_profile.report import PairResult, StepResult, ValidationReport, mean_spread, print_report, warnings_of
+from llm_profile.judgement import judge_batches, judge_pairs, judge_recombination
+from llm_profile.report import PairResult, StepResult, ValidationReport, mean_spread
+from llm_profile.report_text import print_report, warnings_of
+from llm_profile.request import ScalingRequest
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
-from llm_profile.scaling import (
-    DEFAULT_MODE,
-    MODES,
-    Scaling,
-    at_depth,
-    average_factor,
-    judge_batches,
-    judge_pairs,
-    judge_recombination,
-    kernels_ns,
-)
+from llm_profile.scaling import DEFAULT_MODE, MODES, Scaling, at_depth, average_factor, kernels_ns
+from llm_profile.scaling_options import add_scaling_arguments, scaling_pairs
 from llm_profile.steps import MeasuredSteps, StepPlan, measure, plan_steps
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
-
-RUNTIMES = ("eager", "cuda-graph")
 
 
 def compute_average_scaling_factor(
@@ -53,9 +47,9 @@ def compute_average_scaling_factor(
 ) -> float:
     """The documented one average: the mean over `pairs` of measured / estimated total latency.
 
-    measured: wall times of real steps in nanoseconds, per repeat: prefill at (n, 0), decode at (1, k). Decode steps that
-    were not timed are interpolated. pairs: (input length, output length) in tokens. depth: blocks that the real model had
-    (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair.
+    measured: wall times of real steps in nanoseconds, per repeat: prefill at (n, 0), decode at (1, k). Decode steps
+    that were not timed are interpolated. pairs: (input length, output length) in tokens. depth: blocks that the real
+    model had (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair.
     """
     check_pairs(pairs, table.records, table.missing)
     steps = measured if isinstance(measured, MeasuredSteps) else MeasuredSteps.of(measured)
@@ -73,8 +67,8 @@ def apply_scaling_to_latency_csv(
     """Write a scaled copy of the table at `csv_path`, with its metadata and rows file, and return the new CSV's path.
 
     scaling_factor: one factor for every row, or a Scaling fitted on this table. output_path: default
-    `<model>-scaled.csv` beside the measured table. add_new_column: leave `latency(ns)` as measured in the new CSV and add
-    a `scaled_latency(ns)` column. details: kept in the metadata's `scaling` (runtime, errors).
+    `<model>-scaled.csv` beside the measured table. add_new_column: leave `latency(ns)` as measured in the new CSV and
+    add a `scaled_latency(ns)` column. details: kept in the metadata's `scaling` (runtime, errors).
 
     The measured table is never touched. Raises UsageError for a table that is scaled already, for an output that would
     replace a measured one, and for a factor that is not positive.
@@ -101,12 +95,12 @@ def validate(
 ) -> ValidationReport:
     """Time the real model's steps, fit every way of scaling on some of them and judge it on the others.
 
-    reality: the real model with `depth` blocks (None: all), already under the table's conditions. pairs: (input, output)
-    lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error, as a ratio, that is accepted.
-    repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a depth
-    below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others, that
-    extrapolation is judged. batched: wall times of decode steps with several sequences, to be held against composed ones.
-    provenance: recorded as it is. Raises UsageError for pairs beyond the table, before anything runs.
+    reality: the real model with `depth` blocks (None: all), already under the table's conditions. pairs: (input,
+    output) lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error that is accepted, a
+    ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a
+    depth below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others,
+    that extrapolation is judged. batched: wall times of decode steps of several sequences, to be held against composed
+    ones. provenance: recorded as it is. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted = measure(reality, fit_plan, repeat)
@@ -131,21 +125,22 @@ def validate(
             latencies = (steps.pair(pair), estimate.pair(pair), scaled[mode].pair(pair))
             pair_results.append(PairResult(is_held_out, *latencies, steps.spread(pair)))
         points = sorted(steps.steps)
-        for point, kernels, guess in zip(points, kernels_ns(estimate, points), kernels_ns(scaled[mode], points), strict=True):
+        both = zip(kernels_ns(estimate, points), kernels_ns(scaled[mode], points), strict=True)
+        for point, (kernels, guess) in zip(points, both, strict=True):
             step_results.append(StepResult(point, is_held_out, steps.steps[point], float(kernels), float(guess)))
 
     full = model_depth(table)
     other = {of: (Estimate.of(table, of), steps) for of, steps in (other_depths or {}).items() if of != estimate.depth}
-    applied, depths, depth_errors = scalings[mode], (estimate.depth,), None
+    depths = sorted({*other, estimate.depth})
+    applied, depth_errors = scalings[mode], None
     if estimate.depth < full and other:
-        depths = tuple(sorted({*other, estimate.depth}))
         full_estimate = Estimate.of(table)
         full_steps = at_depth(full_estimate, [*other.values(), (estimate, fitted)])
         applied = MODES[mode](full_estimate, full_steps, fit_plan.pairs)
     elif len(other) > 1:
         guessed = at_depth(estimate, list(other.values()))
         depth_errors = judge_pairs(*([steps.pair(pair) for pair in fit_plan.pairs] for steps in (guessed, fitted)))
-    applied = replace(applied, parameters=applied.parameters | {"measured_depths": list(depths)})
+    applied = replace(applied, parameters=applied.parameters | {"measured_depths": depths})
     report = ValidationReport(
         hardware=table.hardware,
         model=table.model,
@@ -153,7 +148,7 @@ def validate(
         runtime=reality.runtime,
         depth=estimate.depth,
         model_depth=full,
-        measured_depths=depths,
+        measured_depths=tuple(depths),
         repeat=repeat,
         mode=mode,
         tolerance=tolerance,
@@ -169,7 +164,8 @@ def validate(
         depth_errors=depth_errors,
         provenance=provenance or {},
     )
-    return replace(report, warnings=tuple(warnings_of(report, max(fitted.drift, held_out.drift), estimate.interpolated)))
+    drift = max(fitted.drift, held_out.drift)
+    return replace(report, warnings=tuple(warnings_of(report, drift, estimate.interpolated)))
 
 
 def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tuple[Estimate, tuple[StepPlan, StepPlan]]:
@@ -181,7 +177,7 @@ def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tupl
 def measure_fitted(
     table: LatencyTable, reality: Reality, pairs: Sequence[Pair], depth: int, repeat: int = 3
 ) -> MeasuredSteps:
-    """Time only the steps that scaling is fitted on, of a real model with `depth` blocks, for `validate(other_depths)`."""
+    """Time only the steps that scaling is fitted on, of a real model with `depth` blocks: `validate(other_depths)`."""
     _estimate, (fit_plan, _held_plan) = _plan(table, pairs, depth)
     return measure(reality, fit_plan, repeat)
 
@@ -220,49 +216,18 @@ def run_validation(
         reality.close()
 
 
-def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a table is held against the real model; run_profile.py has the same."""
-    group = parser.add_argument_group("scaling", "how the table is held against the real model, and corrected")
-    add = group.add_argument
-    add("--scaling-runtime", choices=RUNTIMES, default="eager", help="how the real model runs (default %(default)s)")
-    add("--scaling-mode", choices=tuple(MODES), default=DEFAULT_MODE, help="which scaling to apply (default %(default)s)")
-    add("--scaling-num-layers", type=int, metavar="N", help="blocks of the real model (default: all of them)")
-    for what, defaults in (("input", (128, 1024, 128)), ("output", (None, None, None))):
-        for bound, default in zip(("min", "max", "step"), defaults, strict=True):
-            shown = default or f"as --scaling-input-{bound}"
-            add(f"--scaling-{what}-{bound}", type=int, metavar="N", default=default, help=f"tokens (default {shown})")
-    add("--scaling-repeat", type=int, metavar="N", default=3, help="timings of each step (default %(default)s)")
-    add(
-        "--scaling-tolerance",
-        type=float,
-        metavar="PERCENT",
-        default=5.0,
-        help="held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
-        "(default %(default)s)",
+def parse_scaling(arguments: argparse.Namespace) -> ScalingRequest:
+    """What parsed options ask for. Raises UsageError."""
+    return ScalingRequest(
+        pairs=tuple(scaling_pairs(arguments)),
+        num_layers=arguments.scaling_num_layers,
+        repeat=arguments.scaling_repeat,
+        runtime=arguments.scaling_runtime,
+        mode=arguments.scaling_mode,
+        tolerance=arguments.scaling_tolerance / 100,
+        output=arguments.scaling_output,
+        add_new_column=arguments.scaling_add_new_col,
     )
-    add("--scaling-output", type=Path, metavar="CSV", help="the scaled table (default: <model>-scaled.csv beside it)")
-    add("--scaling-add-new-col", action="store_true", help="keep latency(ns) and add a scaled_latency(ns) column")
-
-
-def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
-    """The (input, output) pairs that parsed options ask for. Raises UsageError for a bad range, repeat or tolerance."""
-    grids: dict[str, range] = {}
-    for what in ("input", "output"):
-        values: dict[str, int] = {}
-        for bound in ("min", "max", "step"):
-            own = getattr(arguments, f"scaling_{what}_{bound}")
-            option = f"--scaling-{'input' if own is None else what}-{bound}"
-            values[bound] = getattr(arguments, f"scaling_input_{bound}") if own is None else own
-            if values[bound] < 1:
-                raise UsageError(f"{option} {values[bound]}: must be a whole number of at least 1")
-        if values["min"] > values["max"]:
-            raise UsageError(f"--scaling-{what}-min {values['min']}: is above --scaling-{what}-max {values['max']}")
-        grids[what] = range(values["min"], values["max"] + 1, values["step"])
-    if arguments.scaling_repeat < 1:
-        raise UsageError(f"--scaling-repeat {arguments.scaling_repeat}: must be a whole number of at least 1")
-    if not arguments.scaling_tolerance >= 0:
-        raise UsageError(f"--scaling-tolerance {arguments.scaling_tolerance}: must be a percentage of at least 0")
-    return [(input_len, output_len) for input_len in grids["input"] for output_len in grids["output"]]
 
 
 def scaling_details(report: ValidationReport) -> dict[str, Any]:
@@ -286,7 +251,6 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance.",
     )
     parser.add_argument("--csv", type=Path, required=True, help="the measured table")
-    parser.add_argument("--model", help="where the model comes from (default: what the table was measured with)")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: what the table was measured on)")
     parser.add_argument("--hf-token", help="access token of the Hugging Face hub (default: HF_TOKEN)")
     add_scaling_arguments(parser)
@@ -306,25 +270,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate_csv(arguments: argparse.Namespace) -> int:
-    pairs = scaling_pairs(arguments)
-    source, _target = scaling_paths(arguments.csv, arguments.scaling_output)
+    scaling = parse_scaling(arguments)
+    source, _target = scaling_paths(arguments.csv, scaling.output)
     table = LatencyTable.read(source.csv)
+    device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
+    return validate_table(table, source.csv, scaling, device, arguments.hf_token or os.environ.get("HF_TOKEN"))
+
+
+def validate_table(table: LatencyTable, csv_path: Path, scaling: ScalingRequest, device: str, token: str | None) -> int:
+    """Hold a measured table against its model on `device`, write report and scaled table, and return the exit code."""
     refuse_scaled(table)
+
+    def open_at(depth: int) -> Reality:
+        from llm_profile.reality import open_reality  # imports torch
+
+        return open_reality(scaling.runtime, table, depth, device, token)
+
     report = run_validation(
         table,
-        _opener(arguments, table),
-        pairs,
-        depth=arguments.scaling_num_layers,
-        repeat=arguments.scaling_repeat,
-        mode=arguments.scaling_mode,
-        tolerance=arguments.scaling_tolerance / 100,
+        open_at,
+        scaling.pairs,
+        depth=scaling.num_layers,
+        repeat=scaling.repeat,
+        mode=scaling.mode,
+        tolerance=scaling.tolerance,
         provenance={
-            "table": source.csv.name,
+            "table": csv_path.name,
             "validated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "request": scaling.as_json(),
             "conditions": table.meta["conditions"],
         },
     )
-    return finish(report, source.csv, arguments.scaling_output, arguments.scaling_add_new_col)
+    return finish(report, csv_path, scaling.output, scaling.add_new_column)
 
 
 def finish(report: ValidationReport, csv_path: Path, output_path: Path | None, add_new_column: bool) -> int:
@@ -340,19 +317,6 @@ def finish(report: ValidationReport, csv_path: Path, output_path: Path | None, a
     print_report(report, console)
     console.print(f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}", highlight=False, soft_wrap=True)
     return report.exit_code
-
-
-def _opener(arguments: argparse.Namespace, table: LatencyTable) -> Callable[[int], Reality]:
-    """How to load the model that `table` was measured on, at some depth."""
-    device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
-    token = arguments.hf_token or os.environ.get("HF_TOKEN")
-
-    def open_at(depth: int) -> Reality:
-        from llm_profile.reality import open_reality  # imports torch
-
-        return open_reality(arguments.scaling_runtime, table.meta, depth, device, token)
-
-    return open_at
 
 
 if __name__ == "__main__":

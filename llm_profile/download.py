@@ -107,17 +107,19 @@ def _ask(model: str, filename: str, revision: str | None, token: str | None, onl
 @contextmanager
 def _patient_requests() -> Iterator[None]:
     """While open, requests of huggingface_hub are tried a few times, with short pauses, and then given up for good."""
-    from huggingface_hub import get_session
+    from huggingface_hub import constants, get_session
     from huggingface_hub.utils import logging
 
-    session, verbosity = get_session(), logging.get_verbosity()
+    session, verbosity, no_telemetry = get_session(), logging.get_verbosity(), constants.HF_HUB_DISABLE_TELEMETRY
     logging.set_verbosity_error()  # its notes on retries are many lines, ours is one
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # it asks the hub questions of its own first, and waits for answers
     session.send = _patient(session.send)
     try:
         yield
     finally:
         del session.send
         logging.set_verbosity(verbosity)
+        constants.HF_HUB_DISABLE_TELEMETRY = no_telemetry
 
 
 def _patient(send: "Callable[..., httpx.Response]") -> "Callable[..., httpx.Response]":
@@ -166,12 +168,11 @@ def _check_token(token: str | None) -> None:
 
 def _explain(error: Exception, model: str, filename: str, revision: str | None, token: str | None) -> UsageError:
     """What an error of huggingface_hub means to a user."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import constants, errors, get_token
 
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
     status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
-    with_token = "authorization" in {name.lower() for name in build_hf_headers(token=token)}
+    with_token = bool(token or get_token())
     if isinstance(cause, errors.GatedRepoError):
         if with_token:
             return HubError(f"--model {model}: gated, and this token's account has no access; ask for it on the hub")

@@ -93,7 +93,8 @@ def check_pairs(pairs: Sequence[Pair], points: Iterable[SweepPoint], missing: Ma
             needed = point.input_len == input_len if point.phase == "prefill" else point.kv_len in steps
             if needed:
                 raise UsageError(
-                    f"{name} needs {point}, which is missing ({reason}): lower --scaling-input-max or --scaling-output-max"
+                    f"{name} needs {point}, which is missing ({reason}): lower --scaling-input-max or "
+                    f"--scaling-output-max"
                 )
 
 
@@ -203,7 +204,8 @@ class Estimate:
         """A decode step as simulators compose it: rows paid per step at (sequences, 0), `rope` and `attn` at (1, k)
         once per sequence. Shape of `kv_lens`. Raises LookupError beyond the table."""
         step_ns = self.prefill.at(sequences, self.prefill.step_ns + self.prefill.head_ns)
-        return step_ns + sequences * self.decode.at(kv_lens, self.decode.request_ns)
+        request_ns: FloatArray = sequences * self.decode.at(kv_lens, self.decode.request_ns)
+        return step_ns + request_ns
 
     def times(self, prefill: Factors, decode: Factors) -> "Estimate":
         """What the same table implies with its rows multiplied by these factors, which are its own lengths'."""

@@ -1,7 +1,7 @@
 """The file that grows while measuring: a line of JSON per finished point. Imports no torch.
 
 Each line is one key and its value. `header`: the conditions, first line. `run`: what is recorded of a run, by each run
-that writes. `kernel`: an id and the kernel name it stands for from then on. `point`, `missing`: what came of a point.
+that writes. `kernel`: an id and the kernel name it stands for from there on. `point`, `missing`: what came of a point.
 A kill while a line is written leaves a torn last line: readers drop it, and a writer cuts it off before it goes on.
 """
 
@@ -137,14 +137,14 @@ def _statistics(measurement: Measurement) -> list[float]:
 
 
 class Journal:
-    """A journal being written, after what `contents` says of it. Raises UsageError where the file system refuses."""
+    """A journal being written on, after its `good_bytes`. Raises UsageError where the file system refuses."""
 
-    def __init__(self, path: Path, contents: JournalContents) -> None:
+    def __init__(self, path: Path, good_bytes: int) -> None:
         self._path = path
-        self._kernel_ids = {name: number for number, name in contents.kernels.items()}
+        self._kernel_ids: dict[str, int] = {}
         with storage_errors("write", path):
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-            self._file.truncate(contents.good_bytes)
+            self._file = open(path, "ab", buffering=0)
+            self._file.truncate(good_bytes)
             sync_folder(path.parent)
         self._synced_at = time.monotonic()
 

@@ -62,7 +62,6 @@ class Site:
     module: nn.Module
     row: str
     kind: str | None
-    blocks: int
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,17 @@ class Layout:
         """How many blocks of this kind are measured."""
         return next(len(k.profiled) for k in self.kinds if k.name == kind)
 
-    def owners(self) -> dict[str, tuple[str, int]]:
-        """Row -> (kind, profiled blocks) for every row of blocks; what is not here is a row of the model."""
-        rows = {site.row: (site.kind, site.blocks) for site in self.sites if site.kind is not None}
+    def block_rows(self) -> dict[str, str]:
+        """Row -> kind for every row of blocks; what is not here is a row of the model."""
+        rows = {site.row: site.kind for site in self.sites if site.kind is not None}
         for kind in self.kinds:
-            for row in ("attn", "rope"):
-                rows[self.qualify(kind.name, row)] = (kind.name, len(kind.profiled))
+            rows |= {self.qualify(kind.name, row): kind.name for row in ("attn", "rope")}
         return rows
+
+    def blocks(self, row: str) -> int:
+        """How many profiled blocks a row's time is summed over; 1 for a row of the model."""
+        kind = self.block_rows().get(row)
+        return self.profiled(kind) if kind is not None else 1
 
     def qualify(self, kind: str | None, row: str) -> str:
         """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
@@ -302,12 +305,12 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
     for block, kind in block_kind.items():
         inside.update(block.modules())
         for module, row in _block_rows(block, probe):
-            sites.append(Site(module, layout.qualify(kind, row), kind, layout.profiled(kind)))
+            sites.append(Site(module, layout.qualify(kind, row), kind))
     for path, module in model.named_modules():
         childless = not any(True for _ in module.children())
         if module in fired and module not in inside and childless and any(True for _ in module.parameters()):
             attribute = path.rpartition(".")[2]
-            sites.append(Site(module, ALIASES.get(("model", attribute), attribute), None, 1))
+            sites.append(Site(module, ALIASES.get(("model", attribute), attribute), None))
     learned = _learned_positions(model, probe.fired, model.config.get_text_config(decoder=True).vocab_size)
     return Layout(tuple(sites), layout.kinds, layout.stacks, block_kind, learned)
 

@@ -26,13 +26,11 @@ class RowSample:
     """GPU time of one row in each pass of a point.
 
     pass_ns: per pass, the sum over all `blocks` profiled blocks, in whole nanoseconds.
-    kind: the kind of block that the row belongs to, None for a row outside blocks. blocks: how many profiled blocks
-    that sum covers (1 outside blocks). launches: kernels, copies and memsets per pass. kernels: their distinct
-    names, in launch order.
+    blocks: how many profiled blocks that sum covers (1 for a row outside blocks). launches: kernels, copies and
+    memsets per pass. kernels: their distinct names, in launch order.
     """
 
     pass_ns: tuple[int, ...]
-    kind: str | None = None
     blocks: int = 1
     launches: int = 0
     kernels: tuple[str, ...] = ()

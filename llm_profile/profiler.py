@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from llm_profile.backends.base import Backend
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import Plan, SweepPoint
-from llm_profile.table import TableWriter
+from llm_profile.writer import TableWriter
 
 SYNC_INTERVAL_S = 2.0
 """How far the journal on disk may lie behind what is known, beside the batch under way."""

@@ -3,16 +3,18 @@
 import os
 import platform
 import socket
-from datetime import UTC, datetime
-from typing import Any
-
-import torch
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from llm_profile import __version__
 
-def device_conditions(device: torch.device) -> dict[str, Any]:
+if TYPE_CHECKING:
+    import torch
+
+def device_conditions(device: "torch.device") -> dict[str, Any]:
     """What about the machine decides a kernel's time: names and versions, compared when a sweep is resumed."""
+    import torch
+    import transformers
+
     conditions: dict[str, Any] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -27,10 +29,11 @@ def device_conditions(device: torch.device) -> dict[str, Any]:
     return conditions
 
 
-def device_facts(device: torch.device) -> dict[str, Any]:
+def device_facts(device: "torch.device") -> dict[str, Any]:
     """What is recorded of a run's machine and never compared."""
+    import torch
+
     facts: dict[str, Any] = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "llm_profile": __version__,

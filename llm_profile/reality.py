@@ -4,6 +4,7 @@ Two runtimes: `eager`, which is `generate` as transformers runs it, and `cuda-gr
 graphs, which is what serving engines come close to. Both use the model, cache, routing and kernels of the profile.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -13,10 +14,12 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.backends.base import Reality, StepTimes
-from llm_profile.backends.torch_profiler import CaptureError, GraphPasses
+from llm_profile.backends.torch_profiler import CaptureError, GraphPasses, check_cuda
 from llm_profile.errors import UsageError
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.loading import profiled_subject
+from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
+from llm_profile.table import LatencyTable
 
 WARM_REPLAYS = 2
 """Graph replays before those that count."""
@@ -145,9 +148,13 @@ REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cu
 """`--scaling-runtime`: how the real model is run."""
 
 
-def open_reality(runtime: str, options: SubjectOptions) -> Reality:
-    """Load the model that `options` describe and make it ready to be timed."""
-    return REALITIES[runtime](Subject(options))
+def open_reality(runtime: str, table: LatencyTable, depth: int, device: str, token: str | None) -> Reality:
+    """Load the model that `table` was measured on, with `depth` blocks, under the table's conditions."""
+    if device.startswith("cuda"):
+        check_cuda(device)
+        gc.collect()  # an earlier, shallower model may still hold memory
+        torch.cuda.empty_cache()
+    return REALITIES[runtime](profiled_subject(table, depth, device, token))
 
 
 def consecutive(values: Sequence[int]) -> Iterator[list[int]]:

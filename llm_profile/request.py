@@ -1,32 +1,42 @@
 """What a user asked for: every option of run_profile.py as one checked, typed value. Imports no torch."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.estimate import Pair
 from llm_profile.sweep import Sweep
 
 DEVICE = re.compile(r"^(cpu|cuda(:\d+)?|fake)$")
 
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
+ROUTINGS = ("balanced", "random", "model")
+
 
 @dataclass(frozen=True)
-class Scaling:
-    """How the estimate is held against the real model. Lengths in tokens; outputs take the grid of inputs.
+class ScalingRequest:
+    """How the estimate is held against the real model: the options of validation.py.
 
-    num_layers: depth of the real model, None for the model's own. tolerance: largest held-out error, relative.
+    pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. tolerance: largest
+    held-out error, as a ratio. output: path of the scaled table, None for `<model>-scaled.csv`.
     """
 
+    pairs: tuple[Pair, ...]
     num_layers: int | None = None
-    input_min: int = 128
-    input_max: int = 1024
-    input_step: int = 128
     repeat: int = 3
     runtime: str = "eager"
     mode: str = "curve"
     tolerance: float = 0.05
     output: Path | None = None
     add_new_column: bool = False
+
+    def as_json(self) -> Mapping[str, Any]:
+        """For metadata: to tell whether a validation was made as asked."""
+        return asdict(self) | {"pairs": [list(p) for p in self.pairs], "output": self.output and str(self.output)}
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,15 @@ class Request:
     append: bool = False
     overwrite: bool = False
     output_dir: Path = Path(".")
-    scaling: Scaling | None = None
+    scaling: ScalingRequest | None = None
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not DEVICE.match(self.device):
-            raise UsageError(f"--device {self.device}: use cuda, cuda:N or cpu (or fake for made-up times)")
+            raise UsageError(f"--device {self.device}: use cuda, cuda:N or cpu (or fake, for made-up times)")
+        if self.device == "fake" and self.scaling is not None:
+            raise UsageError("--device fake: there is no real model to validate against; add --skip-scaling")
         for option, value, least in (
             ("--num-layers", self.num_layers, 1),
             ("--repeat", self.repeat, 1),
@@ -73,6 +85,6 @@ class Request:
             if value < least:
                 raise UsageError(f"{option} {value}: must be a whole number of at least {least}")
         if not 0 <= self.precision < 1:
-            raise UsageError(f"--precision {self.precision}: must be 0 (exactly --repeat passes) or a share below 1")
+            raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")
         if self.append and self.overwrite:
             raise UsageError("--append adds to a table and --overwrite starts it anew: use one of them")

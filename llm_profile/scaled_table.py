@@ -28,7 +28,9 @@ def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -
     Raises UsageError where the copy would replace something that is no scaled table.
     """
     source = TablePaths.beside(Path(csv_path))
-    target = TablePaths.beside(Path(output_path) if output_path else source.csv.with_name(f"{source.csv.stem}-scaled.csv"))
+    target = TablePaths.beside(
+        Path(output_path) if output_path else source.csv.with_name(f"{source.csv.stem}-scaled.csv")
+    )
     if any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target):
         raise UsageError(f"{target.csv}: holds something other than a scaled table; choose another --scaling-output")
     return source, target
@@ -92,8 +94,8 @@ def _times(measured: Measurement, factor: float) -> Measurement:
 
 
 def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: TablePaths) -> None:
-    """Write a scaled table's files. With `measured`, `latency(ns)` in the CSV is as measured and the scaled one a column
-    more; the rows file has scaled statistics either way."""
+    """Write a scaled table's files. With `measured`, `latency(ns)` in the CSV is as measured and the scaled latency is
+    a column more; the rows file has scaled statistics either way."""
     column = SCALED_COLUMN if measured else CSV_HEADER[-1]
     scaled.meta["scaling"]["column"] = column
     scaled.write(paths)

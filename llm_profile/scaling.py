@@ -1,11 +1,11 @@
-"""From kernel time to real time: three ways of scaling a table, and how far each is off. No torch.
+"""From kernel time to real time: three ways of scaling a table. No torch.
 
 A step of the real model takes longer than the sum of its kernels: launches, gaps, Python. That is paid once per step,
 so the `curve` puts it on the rows that consumers add once per step and leaves `rope` and `attn` at kernel time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,10 @@ from llm_profile.estimate import (
     Factors,
     FloatArray,
     Pair,
-    PairLatency,
     Passes,
     is_request_row,
 )
-from llm_profile.steps import QUANTITIES, MeasuredSteps, quantity_ns
+from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
 
 
@@ -115,9 +114,9 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     """What a step costs beyond its kernels, linear between measured lengths over log(input + kv_cache), by phase.
 
     (1, 0) is one point of both phases, with the excess of the first decode step: consumers look up the rows of decode
-    steps there, while a prompt of one token also pays what `generate` does once. Beyond a curve's ends its excess is held;
-    they are the table's ends unless a step there could not run. Factors are solved so that the estimate of every other
-    fitted step is that step, with `lm_head` of one token in prefill. Raises UsageError where no factor can do that.
+    steps there, while a prompt of one token also pays what `generate` does once. Beyond a curve's ends its excess is
+    held; they are the table's ends unless a step there could not run. Factors are solved so that the estimate of every
+    other fitted step is that step, with `lm_head` of one token in prefill. Raises UsageError where no factor can be.
     """
     lens = [input_len for input_len in measured.input_lens if input_len > 1]
     prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
@@ -140,7 +139,7 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
         if not np.min(factors) > 0:
             length = int(of.lens[np.argmin(factors)])
             raise UsageError(
-                f"--scaling-mode curve: at {phase} {length} the real step is shorter than its rope and attn rows alone; "
+                f"--scaling-mode curve: at {phase} {length} the real step is shorter than its rope and attn rows; "
                 f"check that nothing else used the device while profiling, or choose --scaling-mode phase"
             )
 
@@ -206,80 +205,3 @@ def kernels_ns(estimate: Estimate, points: Iterable[SweepPoint]) -> FloatArray:
     """The estimate of single steps, prefill with `lm_head` of one token. Shape [points]."""
     of_phase = {"prefill": lambda p: estimate.prefill_ns(p.input_len), "decode": lambda p: estimate.decode_ns(p.kv_len)}
     return np.array([float(of_phase[point.phase](point)) for point in points])
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Sizes of relative errors, |estimated - measured| / measured, over `n` cases."""
-
-    mean: float
-    p90: float
-    worst: float
-    n: int
-
-    @classmethod
-    def of(cls, estimated: Sequence[float], measured: Sequence[float]) -> "Errors | None":
-        """None where there is nothing to judge."""
-        if not len(measured):
-            return None
-        sizes = np.abs(np.asarray(estimated) / np.asarray(measured) - 1)
-        return cls(float(np.mean(sizes)), float(np.quantile(sizes, 0.9)), float(np.max(sizes)), len(sizes))
-
-    def as_json(self) -> dict[str, float]:
-        """For programs."""
-        return asdict(self)
-
-
-def judge_pairs(estimated: Sequence[PairLatency], measured: Sequence[PairLatency]) -> dict[str, Errors | None]:
-    """Errors of TTFT, TPOT and total over pairs; None for TPOT where no pair has a decode step."""
-    errors: dict[str, Errors | None] = {}
-    for quantity in QUANTITIES:
-        values = [(quantity_ns(guess, quantity), quantity_ns(real, quantity)) for guess, real in zip(estimated, measured)]
-        both = [(guess, real) for guess, real in values if guess is not None and real is not None]
-        errors[quantity] = Errors.of([guess for guess, _real in both], [real for _guess, real in both])
-    return errors
-
-
-def judge_recombination(scaled: Estimate, measured: MeasuredSteps) -> dict[str, Errors | None]:
-    """Errors of decode steps read from a scaled table in the two ways that consumers do.
-
-    own_point: every row at (1, k). recombined: rows paid per step at (1, 0), `rope` and `attn` at (1, k).
-    """
-    ways = {"own_point": scaled.decode_ns, "recombined": scaled.composed_ns}
-    windows = [np.asarray(window) for window in measured.windows]
-    real = [float(value) for value in measured.window_ns] if windows else []
-    return {way: Errors.of([float(np.mean(step_ns(window))) for window in windows], real) for way, step_ns in ways.items()}
-
-
-@dataclass(frozen=True)
-class BatchedStep:
-    """A decode step of n sequences of one length, composed as simulators do, and the real one.
-
-    request_ns: the part of `composed_ns` that is `rope` and `attn` of one sequence, n times: the simulators' own
-    approximation, as a real batched step attends to n caches in one kernel.
-    """
-
-    sequences: int
-    kv_len: int
-    measured_ns: float
-    composed_ns: float
-    request_ns: float
-
-    @property
-    def error(self) -> float:
-        """composed / measured - 1."""
-        return self.composed_ns / self.measured_ns - 1
-
-
-def judge_batches(scaled: Estimate, steps: Mapping[SweepPoint, Sequence[float]]) -> list[BatchedStep]:
-    """Hold composed steps against real ones. steps: wall times of points (1, k) with `batch` sequences, per repeat."""
-    return [
-        BatchedStep(
-            point.batch,
-            point.kv_len,
-            float(np.median(walls)),
-            float(scaled.composed_ns(point.kv_len, point.batch)),
-            point.batch * float(scaled.decode.at(point.kv_len, scaled.decode.request_ns)),
-        )
-        for point, walls in sorted(steps.items())
-    ]

@@ -1,13 +1,14 @@
 """Which real steps are timed for validation, and what was timed. No torch.
 
-Requests share their steps: a pair is one prefill and a run of decode steps, so each length is timed once a repeat however
-many pairs there are. Lengths that scaling is fitted on and lengths that it is judged on never meet.
+Requests share their steps: a pair is one prefill and a run of decode steps, so each length is timed once a repeat
+however many pairs there are. Lengths that scaling is fitted on and lengths that it is judged on never meet.
 """
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,20 +59,20 @@ def powers_of_two(last: int) -> list[int]:
 
 def midpoints(values: Sequence[int]) -> list[int]:
     """Whole numbers halfway between neighbours of an ascending list, where there are any between."""
-    return [(low + high) // 2 for low, high in zip(values, values[1:]) if high - low > 1]
+    return [(low + high) // 2 for low, high in pairwise(values) if high - low > 1]
 
 
 def decode_windows(first: int, last: int) -> list[range]:
     """At most WINDOWS windows over cache lengths first..last, by turns to be fitted and to be held out.
 
-    The first and last window touch the ends and are fitted; the held-out ones beside them are adjacent, so that held-out
-    steps reach nearly as far. A range of few steps is covered by shorter windows, without gaps.
+    The first and last window touch the ends and are fitted; the held-out ones beside them are adjacent, so that
+    held-out steps reach nearly as far. A range of few steps is covered by shorter windows, without gaps.
     """
     steps = last - first + 1
     if steps <= WINDOWS * WINDOW_STEPS:
         count = min(WINDOWS, steps if steps % 2 else steps - 1)
         edges = [first + steps * index // count for index in range(count + 1)]
-        return [range(low, high) for low, high in zip(edges, edges[1:])]
+        return [range(low, high) for low, high in pairwise(edges)]
     inner = WINDOWS - 2
     starts = [first + WINDOW_STEPS + (steps - 3 * WINDOW_STEPS) * index // (inner - 1) for index in range(inner)]
     return [range(start, start + WINDOW_STEPS) for start in (first, *starts, last + 1 - WINDOW_STEPS)]
@@ -84,16 +85,18 @@ def windows_beyond(first: int, last: int, table_last: int) -> list[range]:
     above = [power for power in powers_of_two(table_last) if last < power < tail]
     if tail <= table_last:
         above.append(tail)
-    windows = [range(low, min(low + WINDOW_STEPS, high)) for low, high in zip(below, [*below[1:], first])]
-    return windows + [range(low, min(low + WINDOW_STEPS, high)) for low, high in zip(above, [*above[1:], table_last + 1])]
+    edges = [*pairwise([*below, first]), *pairwise([*above, table_last + 1])]
+    return [range(low, min(low + WINDOW_STEPS, high)) for low, high in edges]
 
 
-def plan_steps(pairs: Sequence[Pair], estimate: Estimate, missing: Iterable[SweepPoint] = ()) -> tuple[StepPlan, StepPlan]:
+def plan_steps(
+    pairs: Sequence[Pair], estimate: Estimate, missing: Iterable[SweepPoint] = ()
+) -> tuple[StepPlan, StepPlan]:
     """The steps to fit scaling on, and the steps to judge it on: no length is in both.
 
     Fitted: the pairs' own lengths, powers of two, and both ends of the table. Held out: prompts halfway between fitted
-    ones, every other decode window, and pairs of those prompts with output lengths halfway between the asked ones. Where
-    the asked lengths leave nothing between (step 1), every other one of them is held out instead.
+    ones, every other decode window, and pairs of those prompts with output lengths halfway between the asked ones.
+    Where the asked lengths leave nothing between (step 1), every other one of them is held out instead.
     missing: points that cannot run; no step beside the pairs' own is planned on one.
     """
     gone = set(missing)
@@ -188,13 +191,15 @@ class MeasuredSteps:
         runs = [self._compose(pair, walls[run], self.window_walls_ns[:, run]) for run in range(self.repeats)]
         values = {quantity: [quantity_ns(run, quantity) for run in runs] for quantity in QUANTITIES}
         return {
-            quantity: relative_spread([value for value in of_runs if value is not None]) if None not in of_runs else None
+            quantity: relative_spread([value for value in of_runs if value is not None])
+            if None not in of_runs
+            else None
             for quantity, of_runs in values.items()
         }
 
     @property
     def drift(self) -> float:
-        """How much slower steps were in the last repeat than in the first: the median over steps of last / first - 1."""
+        """How much slower steps were in the last repeat than in the first: median over steps of last / first - 1."""
         return statistics.median(walls[-1] / walls[0] for walls in self.steps.values()) - 1 if self.steps else 0.0
 
     def _prefill_walls(self, input_len: int) -> tuple[float, ...]:
@@ -202,7 +207,8 @@ class MeasuredSteps:
             return self.steps[SweepPoint(input_len, 0)]
         except KeyError:
             raise UsageError(
-                f"the real model gave no prefill of {input_len} tokens: lower --scaling-input-max or --scaling-num-layers"
+                f"the real model gave no prefill of {input_len} tokens: lower --scaling-input-max or "
+                f"--scaling-num-layers"
             ) from None
 
     def _compose(self, pair: Pair, ttft_ns: float, window_ns: FloatArray) -> PairLatency:

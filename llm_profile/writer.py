@@ -137,7 +137,7 @@ class TableWriter:
         """The journal, opened by the first result of a run."""
         if self._journal is None:
             self._give_way()
-            journal = Journal(self._paths.journal, self._contents)
+            journal = Journal(self._paths.journal, self._contents.good_bytes)
             if self._contents.header is None:
                 journal.write_header(self._header)
             journal.write_run(self._run)

@@ -61,13 +61,13 @@ def test_rows_add_up_to_the_pass_exactly(name: str) -> None:
 
 def test_rows_of_blocks_know_how_many_blocks_they_cover() -> None:
     rows = sample("llama", SweepPoint(5, 0), num_layers=3).rows
-    assert {name: (row.kind, row.blocks) for name, row in rows.items() if name in MODEL} == dict.fromkeys(MODEL, (None, 1))
-    assert {(row.kind, row.blocks) for name, row in rows.items() if name not in MODEL} == {("block", 3)}
+    assert {name: row.blocks for name, row in rows.items()} == dict.fromkeys(MODEL, 1) | dict.fromkeys(LLAMA_BLOCK, 3)
     assert rows["q_proj"].launches == 3
 
 
 def test_blocks_of_one_kind_are_counted_at_full_depth() -> None:
     with_layers = subject("llama", 2)
+    assert with_layers.layout.block_rows() == dict.fromkeys(LLAMA_BLOCK, "block")
     (kind,) = with_layers.layout.kinds
     assert (kind.name, kind.count, kind.profiled) == ("block", 4, (0, 1))
     with_layers.close()

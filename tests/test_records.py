@@ -11,7 +11,9 @@ from llm_profile.sweep import SweepPoint
 def samples(draw: st.DrawFn) -> PointSample:
     passes = draw(st.integers(1, 12))
     times = st.lists(st.integers(0, 2**40), min_size=passes, max_size=passes).map(tuple)
-    rows = draw(st.dictionaries(st.text("abc_", min_size=1), st.builds(RowSample, times, st.integers(1, 80)), max_size=6))
+    rows = draw(
+        st.dictionaries(st.text("abc_", min_size=1), st.builds(RowSample, times, st.integers(1, 80)), max_size=6)
+    )
     return PointSample(SweepPoint(1, 0), rows, draw(times), "fake")
 
 

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -45,6 +46,24 @@ def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with locked(lock, tmp_path / "m.csv"):
         pass
+
+
+def test_lock_on_a_file_that_was_just_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder before us removes its file after we opened it and before we lock it."""
+    lock = tmp_path / "m.lock"
+    calls = []
+
+    def flock_after_removal(handle: int, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            lock.unlink()
+        flock(handle, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock_after_removal)
+    with locked(lock, tmp_path / "m.csv"):
+        assert lock.read_text() == f"{os.getpid()}\n"
+    assert len(calls) == 2
 
 
 def test_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

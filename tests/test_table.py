@@ -273,7 +273,9 @@ def test_filled_points_are_known_but_not_measured(tmp_path: Path) -> None:
 
 def test_a_row_seen_only_later_comes_last() -> None:
     late = replace(sample(SweepPoint(2, 0)), rows={"new": RowSample((1,) * 11), **sample(SweepPoint(2, 0)).rows})
-    known = table({SweepPoint(2, 0): PointRecord.of(late, 0), SweepPoint(1, 0): PointRecord.of(sample(SweepPoint(1, 0)), 0)})
+    known = table(
+        {SweepPoint(2, 0): PointRecord.of(late, 0), SweepPoint(1, 0): PointRecord.of(sample(SweepPoint(1, 0)), 0)}
+    )
     assert known.row_names() == ["embedding", "q_proj", "attn", "o_proj", "lm_head", "new"]
 
 

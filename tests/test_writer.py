@@ -11,7 +11,6 @@ from llm_profile.errors import UsageError
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
 from llm_profile.storage import write_whole
-from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
 
@@ -210,7 +209,9 @@ def test_append_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
         writer(tmp_path, POINTS, append=True, overwrite=True)
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "hardware,model,layer_name,input,kv_cache,latency(ns)\nH,m,q,1,0,5\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "hardware,model,layer_name,input,kv_cache,latency(ns)\nH,m,q,1,0,5\n"]
+)
 def test_a_foreign_csv_is_kept_from_harm(tmp_path: Path, text: str) -> None:
     paths = paths_in(tmp_path)
     write_whole(paths.csv, text.encode())
@@ -325,50 +326,10 @@ def test_no_token_is_kept(tmp_path: Path) -> None:
     measure(tmp_path, POINTS, conditions={"token": token})  # and the conditions are still the same
 
 
-KILLED = """
-import os, random, signal, sys
-from pathlib import Path
-
-sys.path[:0] = sys.argv[2:]
-import pyarrow.parquet
-from tests.table_samples import measure, sweep_points
-
-folder, package = Path(sys.argv[1]), os.sep + "llm_profile" + os.sep
-points = sweep_points(20, 20)
-random.seed(0)
-
-def run(folder, last_line=None):
-    '''Measure in a process of its own, killed at the given line of the package that it comes to. Its exit status.'''
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = [last_line]
-    def trace(frame, event, argument):
-        if package not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-    if last_line:
-        sys.settrace(trace)
-    measure(folder, points)
-    os._exit(0)
-
-assert run(folder / "whole") == 0
-kills = 0
-while kills < 20:  # about 14,000 lines make up a whole run
-    if run(folder / "killed", random.randrange(1, 3000)) == signal.SIGKILL:
-        kills += 1
-    else:  # done before the kill: again from the start
-        for path in (folder / "killed").rglob("*.*"):
-            path.unlink()
-assert run(folder / "killed") == 0
-# Every line of the last of it, from the last points on to the files and the end of the journal.
-line, status = 1, signal.SIGKILL
-while status == signal.SIGKILL:
-    for path in (folder / "ending").rglob("*.*"):
-        path.unlink()
-    status = run(folder / "ending", LINE)
-"""
+@pytest.mark.parametrize("scenario", ["anywhere", "finishing", "example"])
+def test_killed_runs_end_as_one_that_was_not_killed(tmp_path: Path, scenario: str) -> None:
+    """In processes forked from one without threads, which this one may not be."""
+    command = [sys.executable, "-m", "tests.killed_runs", scenario, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 20

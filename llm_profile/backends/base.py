@@ -30,13 +30,14 @@ class Backend(Protocol):
     """Times passes of a model with few blocks.
 
     clock: `gpu-kernel`, `cpu-wall` or `fake`: what the nanoseconds of its rows are.
-    kinds: the model's kinds of blocks. learned_positions: length of a learned position table, None where there is none.
+    kinds: the model's kinds of blocks. block_rows: row -> kind, for rows of blocks; others are the model's. learned_positions: length of a learned position table, None where there is none.
     notices: what the user should know, a line each. conditions: what must not differ between runs that share a table
     (JSON scalars). facts: what is only recorded.
     """
 
     clock: str
     kinds: Sequence[BlockKind]
+    block_rows: Mapping[str, str]
     learned_positions: int | None
     notices: list[str]
 

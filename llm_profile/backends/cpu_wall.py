@@ -54,9 +54,9 @@ class CpuWallBackend:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
+        self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
         self.notices = ["profiling on a CPU: rows are wall time, not kernel time"]
-        self._owners = subject.layout.owners()
 
     def conditions(self) -> Mapping[str, Any]:
         return {**device_conditions(self.subject.device), **self.subject.conditions()}
@@ -92,7 +92,6 @@ class CpuWallBackend:
     def _sample(self, point: SweepPoint, passes: list[dict[str, int]], launches: dict[str, int]) -> PointSample:
         rows = {}
         for row in dict.fromkeys(name for p in passes for name in p):
-            kind, blocks = self._owners.get(row, (None, 1))
             pass_ns = tuple(p.get(row, 0) for p in passes)
-            rows[row] = RowSample(pass_ns, kind, blocks, launches.get(row, 0))
+            rows[row] = RowSample(pass_ns, self.subject.layout.blocks(row), launches.get(row, 0))
         return PointSample(point, rows, tuple(sum(p.values()) for p in passes), "cpu-wall")

@@ -60,6 +60,7 @@ class FakeBackend:
         self, num_layers: int = 32, profiled: int = 1, delay_s: float = 0.0, out_of_memory_at: int | None = None
     ) -> None:
         self.kinds: Sequence[BlockKind] = (BlockKind(KIND, num_layers, tuple(range(num_layers)), tuple(range(profiled))),)
+        self.block_rows = {row: KIND for row, (in_block, *_) in ROWS.items() if in_block}
         self.notices = ["--device fake: times come from a formula, nothing is measured"]
         self._profiled = profiled
         self._delay_s = delay_s
@@ -92,7 +93,7 @@ class FakeBackend:
         rows = {}
         for row, (in_block, *_) in ROWS.items():
             pass_ns = tuple(p[row] for p in passes)
-            rows[row] = RowSample(pass_ns, KIND if in_block else None, self._blocks(in_block), 1, (f"fake_{row}",))
+            rows[row] = RowSample(pass_ns, self._blocks(in_block), 1, (f"fake_{row}",))
         return PointSample(point, rows, tuple(sum(p.values()) for p in passes), "fake", 1980.0)
 
     def _blocks(self, in_block: bool) -> int:

@@ -134,13 +134,13 @@ class TorchProfilerBackend:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
+        self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
         self.telemetry = Telemetry(_pci_bus_id(subject.device))
         self.notices: list[str] = []
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self._passes = GraphPasses(subject)
-        self._owners = subject.layout.owners()
         self._capture_error: str | None = None
 
     def conditions(self) -> Mapping[str, Any]:
@@ -280,8 +280,8 @@ class TorchProfilerBackend:
             kernels.setdefault(labelled.row, {})[labelled.kernel.name] = None
         samples = {}
         for row, pass_ns in rows.items():
-            kind, blocks = self._owners.get(row, (None, 1))
-            samples[row] = RowSample(tuple(pass_ns), kind, blocks, launches.get(row, 0), tuple(kernels.get(row, {})))
+            blocks = self.subject.layout.blocks(row)
+            samples[row] = RowSample(tuple(pass_ns), blocks, launches.get(row, 0), tuple(kernels.get(row, {})))
         every = [[k.kernel for k in p.kernels] for p in pending.passes]
         overlap = max(trace.overlap(kernels_of_pass) for kernels_of_pass in every)
         first, last = every[0][0], every[-1][-1]

@@ -1,0 +1,56 @@
+"""The options of validation, which two commands share. No torch."""
+
+import argparse
+from pathlib import Path
+
+from llm_profile.errors import UsageError
+from llm_profile.estimate import Pair
+from llm_profile.scaling import DEFAULT_MODE, MODES
+
+RUNTIMES = ("eager", "cuda-graph")
+"""How the real model runs: `generate`, or its steps captured in CUDA graphs."""
+
+
+def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a table is held against the real model; run_profile.py has the same."""
+    group = parser.add_argument_group("scaling", "how the table is held against the real model, and corrected")
+    add = group.add_argument
+    add("--scaling-runtime", choices=RUNTIMES, default="eager", help="how the real model runs (default %(default)s)")
+    add("--scaling-mode", choices=tuple(MODES), default=DEFAULT_MODE, help="the scaling to apply (default %(default)s)")
+    add("--scaling-num-layers", type=int, metavar="N", help="blocks of the real model (default: all of them)")
+    for what, defaults in (("input", (128, 1024, 128)), ("output", (None, None, None))):
+        for bound, default in zip(("min", "max", "step"), defaults, strict=True):
+            shown = default or f"as --scaling-input-{bound}"
+            add(f"--scaling-{what}-{bound}", type=int, metavar="N", default=default, help=f"tokens (default {shown})")
+    add("--scaling-repeat", type=int, metavar="N", default=3, help="timings of each step (default %(default)s)")
+    add(
+        "--scaling-tolerance",
+        type=float,
+        metavar="PERCENT",
+        default=5.0,
+        help="held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
+        "(default %(default)s)",
+    )
+    add("--scaling-output", type=Path, metavar="CSV", help="the scaled table (default: <model>-scaled.csv beside it)")
+    add("--scaling-add-new-col", action="store_true", help="keep latency(ns) and add a scaled_latency(ns) column")
+
+
+def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
+    """The (input, output) pairs that parsed options ask for. Raises UsageError for a bad range, repeat or tolerance."""
+    grids: dict[str, range] = {}
+    for what in ("input", "output"):
+        values: dict[str, int] = {}
+        for bound in ("min", "max", "step"):
+            own = getattr(arguments, f"scaling_{what}_{bound}")
+            option = f"--scaling-{'input' if own is None else what}-{bound}"
+            values[bound] = getattr(arguments, f"scaling_input_{bound}") if own is None else own
+            if values[bound] < 1:
+                raise UsageError(f"{option} {values[bound]}: must be a whole number of at least 1")
+        if values["min"] > values["max"]:
+            raise UsageError(f"--scaling-{what}-min {values['min']}: is above --scaling-{what}-max {values['max']}")
+        grids[what] = range(values["min"], values["max"] + 1, values["step"])
+    if arguments.scaling_repeat < 1:
+        raise UsageError(f"--scaling-repeat {arguments.scaling_repeat}: must be a whole number of at least 1")
+    if not arguments.scaling_tolerance >= 0:
+        raise UsageError(f"--scaling-tolerance {arguments.scaling_tolerance}: must be a percentage of at least 0")
+    return [(input_len, output_len) for input_len in grids["input"] for output_len in grids["output"]]
