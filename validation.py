@@ -24,13 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llm_profile import request
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 from llm_profile.estimate import Estimate, Pair, check_pairs, model_depth
 from llm_profile.judgement import judge_batches, judge_pairs, judge_recombination
 from llm_profile.report import PairResult, StepResult, ValidationReport, mean_spread
 from llm_profile.report_text import print_report, warnings_of
-from llm_profile.request import ScalingRequest
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
 from llm_profile.scaling import DEFAULT_MODE, MODES, Scaling, at_depth, average_factor, kernels_ns
 from llm_profile.scaling_options import add_scaling_arguments, scaling_pairs
@@ -216,9 +216,9 @@ def run_validation(
         reality.close()
 
 
-def parse_scaling(arguments: argparse.Namespace) -> ScalingRequest:
+def parse_scaling(arguments: argparse.Namespace) -> request.Scaling:
     """What parsed options ask for. Raises UsageError."""
-    return ScalingRequest(
+    return request.Scaling(
         pairs=tuple(scaling_pairs(arguments)),
         num_layers=arguments.scaling_num_layers,
         repeat=arguments.scaling_repeat,
@@ -260,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        return _validate_csv(build_parser().parse_args(argv))
+        return _run(build_parser().parse_args(argv))
     except UsageError as error:
         print(f"validation.py: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -269,51 +269,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _validate_csv(arguments: argparse.Namespace) -> int:
-    scaling = parse_scaling(arguments)
-    source, _target = scaling_paths(arguments.csv, scaling.output)
-    table = LatencyTable.read(source.csv)
+def _run(arguments: argparse.Namespace) -> int:
+    wanted = parse_scaling(arguments)
+    table = LatencyTable.read(arguments.csv)
     device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
-    return validate_table(table, source.csv, scaling, device, arguments.hf_token or os.environ.get("HF_TOKEN"))
+    return validate_table(table, arguments.csv, wanted, device, arguments.hf_token or os.environ.get("HF_TOKEN") or None)
 
 
-def validate_table(table: LatencyTable, csv_path: Path, scaling: ScalingRequest, device: str, token: str | None) -> int:
-    """Hold a measured table against its model on `device`, write report and scaled table, and return the exit code."""
+def validate_table(
+    table: LatencyTable, csv_path: Path, wanted: request.Scaling, device: str, token: str | None = None
+) -> int:
+    """Hold the table at `csv_path` against the real model, write the scaled one and the JSON, print the report.
+
+    Returns the exit code: 0, or 4 for a held-out error above the tolerance. Raises UsageError for what the user can
+    mend, where possible before a model is loaded.
+    """
+    from rich.console import Console
+
     refuse_scaled(table)
+    scaling_paths(csv_path, wanted.output)
 
     def open_at(depth: int) -> Reality:
         from llm_profile.reality import open_reality  # imports torch
 
-        return open_reality(scaling.runtime, table, depth, device, token)
+        return open_reality(wanted.runtime, table, depth, device, token)
 
     report = run_validation(
         table,
         open_at,
-        scaling.pairs,
-        depth=scaling.num_layers,
-        repeat=scaling.repeat,
-        mode=scaling.mode,
-        tolerance=scaling.tolerance,
+        wanted.pairs,
+        depth=wanted.num_layers,
+        repeat=wanted.repeat,
+        mode=wanted.mode,
+        tolerance=wanted.tolerance,
         provenance={
             "table": csv_path.name,
             "validated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "request": scaling.as_json(),
+            "request": wanted.as_json(),
             "conditions": table.meta["conditions"],
         },
     )
-    return finish(report, csv_path, scaling.output, scaling.add_new_column)
-
-
-def finish(report: ValidationReport, csv_path: Path, output_path: Path | None, add_new_column: bool) -> int:
-    """Write the scaled table and the JSON, print the report, and return the exit code."""
-    from rich.console import Console
-
-    console = Console()
     json_path = csv_path.with_name(f"{csv_path.stem}.validation.json")
     report.write(json_path)
+    details = scaling_details(report)
     scaled_path = apply_scaling_to_latency_csv(
-        csv_path, report.scaling, output_path, add_new_column, details=scaling_details(report)
+        csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
     )
+    console = Console()
     print_report(report, console)
     console.print(f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}", highlight=False, soft_wrap=True)
     return report.exit_code

@@ -213,8 +213,9 @@ def find(name: str) -> tuple[str, dict[str, Any]] | None:
 def near_names(name: str, n: int = 3) -> list[str]:
     """Up to `n` ids of the table that look like `name`, the nearest first; empty if none does."""
     ids = {spelling: model_id for model_id in MODELS for spelling in (_last_part(model_id), model_id.casefold())}
-    words = (name.casefold(), _last_part(name))
-    near = [spelling for word in words for spelling in difflib.get_close_matches(word, ids, n, cutoff=0.5)]
+    whole, last = name.casefold(), _last_part(name)
+    near = [spelling for spelling in ids if last and spelling.startswith(last)]
+    near += [spelling for word in (whole, last) for spelling in difflib.get_close_matches(word, ids, n)]
     return list(dict.fromkeys(ids[spelling] for spelling in near))[:n]
 
 

@@ -170,4 +170,4 @@ def _dummy_notice(reason: object) -> str:
 
 def _hint(model: str) -> str:
     near = catalog.near_names(model)
-    return f"; did you mean {' or '.join(near)}, which need no network?" if near else ""
+    return f"; did you mean {' or '.join(near)} of the built-in table?" if near else ""

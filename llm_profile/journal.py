@@ -143,7 +143,7 @@ class Journal:
         self._path = path
         self._kernel_ids: dict[str, int] = {}
         with storage_errors("write", path):
-            self._file = open(path, "ab", buffering=0)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
             self._file.truncate(good_bytes)
             sync_folder(path.parent)
         self._synced_at = time.monotonic()

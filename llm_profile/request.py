@@ -18,7 +18,7 @@ ROUTINGS = ("balanced", "random", "model")
 
 
 @dataclass(frozen=True)
-class ScalingRequest:
+class Scaling:
     """How the estimate is held against the real model: the options of validation.py.
 
     pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. tolerance: largest
@@ -68,7 +68,7 @@ class Request:
     append: bool = False
     overwrite: bool = False
     output_dir: Path = Path(".")
-    scaling: ScalingRequest | None = None
+    scaling: Scaling | None = None
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 

@@ -96,7 +96,8 @@ def plan_steps(
 
     Fitted: the pairs' own lengths, powers of two, and both ends of the table. Held out: prompts halfway between fitted
     ones, every other decode window, and pairs of those prompts with output lengths halfway between the asked ones.
-    Where the asked lengths leave nothing between (step 1), every other one of them is held out instead.
+    Where the asked lengths leave nothing between (step 1), every other one of them is held out instead; a single one
+    has a shorter prompt held out.
     missing: points that cannot run; no step beside the pairs' own is planned on one.
     """
     gone = set(missing)
@@ -105,11 +106,11 @@ def plan_steps(
     anchors = {1, *powers_of_two(last_input), last_input}
     fitted_inputs = sorted({*anchors, *inputs})
     held_inputs = [middle for middle in midpoints(fitted_inputs) if inputs[0] < middle < inputs[-1]]
-    if not held_inputs and len(inputs) > 1:
-        held_inputs = [value for value in inputs[1:-1:2] if value not in anchors]
+    if not held_inputs:
+        held_inputs = [value for value in inputs[1:-1] if value not in anchors][::2]
         fitted_inputs = sorted({*fitted_inputs} - {*held_inputs})
     if not held_inputs:
-        held_inputs = midpoints([value for value in fitted_inputs if value <= inputs[0]][-2:])
+        held_inputs = midpoints([value for value in fitted_inputs if value <= inputs[0]])[-1:]
     held_inputs = [value for value in held_inputs if SweepPoint(value, 0) not in gone]
     held_outputs = midpoints(outputs) or outputs
 

@@ -167,7 +167,7 @@ class TableWriter:
         self.sync()
         self._give_way()
         self.table.write(paths)
-        # Only now is all that the journal knows elsewhere. After a kill before this line, it is read over the new files.
+        # Only now is all that the journal knows elsewhere. After a kill before this, it is read over the new files.
         self._close_journal()
         with storage_errors("write", paths.journal):
             paths.journal.unlink(missing_ok=True)

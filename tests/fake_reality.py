@@ -43,7 +43,10 @@ def row_ns(row: str, point: SweepPoint) -> int:
 ROWS = ("embedding", *BLOCK_ROWS, "lm_head")
 
 
-def make_table(sweep: Sweep = Sweep(prefill_max=256, decode_max=320), missing: Sequence[SweepPoint] = ()) -> LatencyTable:
+SWEEP = Sweep(prefill_max=256, decode_max=320)
+
+
+def make_table(sweep: Sweep = SWEEP, missing: Sequence[SweepPoint] = ()) -> LatencyTable:
     """A table of `sweep` with the rows above, in the form that a run leaves."""
     meta: dict[str, Any] = {
         "row_schema": 1,

@@ -136,7 +136,8 @@ def test_near_names() -> None:
     assert catalog.near_names("opt-6.7")[0] == "facebook/opt-6.7b"
     assert catalog.near_names("Mixtral")[0].startswith("mistralai/Mixtral")
     assert len(catalog.near_names("llama", n=1)) <= 1
-    assert catalog.near_names("zzzzzz") == []
+    for unlike in ("zzzzzz", "gpt2", "", "a/"):
+        assert catalog.near_names(unlike) == []
 
 
 def test_imports_no_torch() -> None:

@@ -155,7 +155,7 @@ def test_a_full_sweep_stays_modest(tmp_path: Path) -> None:
     made = [sample(point, rows) for point in points]
     started = time.perf_counter()
     for one in made:
-        journal.write_result(one.point, PointRecord.of(one, run=0))  # type: ignore[arg-type]
+        journal.write_result(one.point, PointRecord.of(one, run=0))
     seconds = time.perf_counter() - started
     journal.close()
     assert (tmp_path / "j").stat().st_size / len(points) * 4096 < 8e6

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
@@ -128,8 +128,11 @@ records = st.builds(
 points = st.builds(SweepPoint, st.integers(1, 9), st.integers(0, 9), st.integers(1, 3))
 
 
+@settings(deadline=None)  # the first example imports pyarrow
 @given(st.dictionaries(points, records, max_size=5), st.dictionaries(points, st.text(), max_size=3))
-def test_files_hold_everything(tmp_path_factory: pytest.TempPathFactory, known: dict, missing: dict) -> None:
+def test_files_hold_everything(
+    tmp_path_factory: pytest.TempPathFactory, known: dict[SweepPoint, PointRecord], missing: dict[SweepPoint, str]
+) -> None:
     before = LatencyTable("H200", "m", META | {"future": {"kept": True}}, known)
     for point, reason in missing.items():
         before.learn(point, reason)
