@@ -118,7 +118,9 @@ def measure_what_is_left(
     if not left:
         summary.notice("complete: every point is in the table already")
     elif len(left) < len(laid_out.points) - len(laid_out.unrunnable):
-        summary.notice(f"going on: {len(laid_out.points) - len(left)} of {len(laid_out.points)} points are there already")
+        summary.notice(
+            f"going on: {len(laid_out.points) - len(left)} of {len(laid_out.points)} points are there already"
+        )
     rule = StoppingRule(request.repeat, request.precision)
     started = time.monotonic()
     with summary.progress(len(left), request.verbose) as tell:
@@ -143,11 +145,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="a Hub id, a local folder, or a name of the built-in table (tiny-llama)")
     add("--num-layers", type=int, default=1, metavar="N", help="decoder blocks to profile (default %(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="auto: the configuration's own (default)")
-    add("--attn-implementation", default="auto", metavar="NAME", help="as in transformers: sdpa, eager, ... (default auto)")
-    add("--sdpa-backend", choices=SDPA_BACKENDS, default="auto", help="auto: flash where it can run, else torch's choice")
+    add(
+        "--attn-implementation",
+        default="auto",
+        metavar="NAME",
+        help="as in transformers: sdpa, eager, ... (default auto)",
+    )
+    add(
+        "--sdpa-backend",
+        choices=SDPA_BACKENDS,
+        default="auto",
+        help="auto: flash where it can run, else torch's choice",
+    )
     add("--experts-implementation", default="auto", metavar="NAME", help="as in transformers: grouped_mm, eager, ...")
-    add("--routing", choices=ROUTINGS, default="balanced", help="who chooses experts with random weights (default balanced)")
-    add("--load-format", choices=LOAD_FORMATS, default="auto", help="hf: real weights; dummy: random; auto: real if there")
+    add(
+        "--routing",
+        choices=ROUTINGS,
+        default="balanced",
+        help="who chooses experts with random weights (default balanced)",
+    )
+    add(
+        "--load-format",
+        choices=LOAD_FORMATS,
+        default="auto",
+        help="hf: real weights; dummy: random; auto: real if there",
+    )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
     add("--allow-pickle", action="store_true", help="read a .bin checkpoint (unpickling may run code)")
     add("--hf-token", metavar="TOKEN", help="access token of the Hugging Face Hub (default: HF_TOKEN)")
@@ -176,7 +198,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("files").add_argument
     add("--hardware", metavar="NAME", help="folder and column of the table (default: the device's short name)")
     add("--model-name", metavar="NAME", help="name of the table (default: the model's id)")
-    add("--output-dir", type=Path, default=Path("."), metavar="DIR", help="where <hardware>/<model>.csv goes (default .)")
+    add(
+        "--output-dir",
+        type=Path,
+        default=Path("."),
+        metavar="DIR",
+        help="where <hardware>/<model>.csv goes (default .)",
+    )
     add("--append", action="store_true", help="add other lengths to a table measured under the same conditions")
     add("--overwrite", action="store_true", help="start the table anew (the old one is kept as .bak)")
     add("--verbose", action="store_true", help="say more: conditions, rows, and progress where there is no terminal")
@@ -188,7 +216,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_request(arguments: argparse.Namespace) -> Request:
     """A checked request. Raises UsageError."""
-    same = ("model", "hardware", "model_name", "num_layers", "device", "warmup", "repeat", "dtype", "attn_implementation")
+    same = (
+        "model",
+        "hardware",
+        "model_name",
+        "num_layers",
+        "device",
+        "warmup",
+        "repeat",
+        "dtype",
+        "attn_implementation",
+    )
     same += ("sdpa_backend", "experts_implementation", "routing", "load_format", "revision", "allow_pickle", "seed")
     same += ("append", "overwrite", "output_dir", "verbose")
     return Request(

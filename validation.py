@@ -33,10 +33,22 @@ from llm_profile.report import PairResult, StepResult, ValidationReport, mean_sp
 from llm_profile.report_text import print_report, warnings_of
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
 from llm_profile.scaling import DEFAULT_MODE, MODES, Scaling, at_depth, average_factor, kernels_ns
-from llm_profile.scaling_options import add_scaling_arguments, scaling_pairs
+from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
 from llm_profile.steps import MeasuredSteps, StepPlan, measure, plan_steps
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
+
+__all__ = [
+    "OneLineParser",
+    "add_scaling_arguments",
+    "apply_scaling_to_latency_csv",
+    "compute_average_scaling_factor",
+    "measure_fitted",
+    "parse_scaling",
+    "run_validation",
+    "validate",
+    "validate_table",
+]
 
 
 def compute_average_scaling_factor(
@@ -216,32 +228,10 @@ def run_validation(
         reality.close()
 
 
-def parse_scaling(arguments: argparse.Namespace) -> request.Scaling:
-    """What parsed options ask for. Raises UsageError."""
-    return request.Scaling(
-        pairs=tuple(scaling_pairs(arguments)),
-        num_layers=arguments.scaling_num_layers,
-        repeat=arguments.scaling_repeat,
-        runtime=arguments.scaling_runtime,
-        mode=arguments.scaling_mode,
-        tolerance=arguments.scaling_tolerance / 100,
-        output=arguments.scaling_output,
-        add_new_column=arguments.scaling_add_new_col,
-    )
-
-
 def scaling_details(report: ValidationReport) -> dict[str, Any]:
     """What a scaled table's metadata says about the validation that it comes from."""
     errors = report.as_json()["scalings"][report.mode]["held_out_errors"]
     return {"runtime": report.runtime, "held_out_errors": errors, "judged_at_num_layers": report.depth}
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Complaints are UsageErrors, without the usage text around them."""
-
-    def error(self, message: str) -> Any:
-        """Raises UsageError."""
-        raise UsageError(f"{message}; see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -273,7 +263,8 @@ def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_scaling(arguments)
     table = LatencyTable.read(arguments.csv)
     device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
-    return validate_table(table, arguments.csv, wanted, device, arguments.hf_token or os.environ.get("HF_TOKEN") or None)
+    token = arguments.hf_token or os.environ.get("HF_TOKEN") or None
+    return validate_table(table, arguments.csv, wanted, device, token)
 
 
 def validate_table(

@@ -54,7 +54,10 @@ class CheckpointView:
 
 
 def block_prefixes(model: nn.Module, depth: int) -> list[str]:
-    """Paths of the outermost module lists with an entry for each of the model's `depth` blocks (`model.layers`)."""
+    """Paths of the outermost module lists with an entry for each of the model's `depth` blocks (`model.layers`).
+
+    Where there are none, nothing of a checkpoint can be told to be a block, and all of it is read.
+    """
     paths: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in paths)

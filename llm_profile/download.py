@@ -90,7 +90,7 @@ def _ask(model: str, filename: str, revision: str | None, token: str | None, onl
                 filename,
                 revision=revision,
                 token=token,
-                endpoint=os.environ.get("HF_ENDPOINT"),  # now: huggingface_hub reads it when it is imported
+                endpoint=os.environ.get("HF_ENDPOINT") or None,  # now: huggingface_hub reads it when it is imported
                 etag_timeout=TIMEOUT_S,
                 dry_run=only_look,
             )
@@ -148,13 +148,10 @@ def _patient(send: "Callable[..., httpx.Response]") -> "Callable[..., httpx.Resp
                 if response.status_code not in RETRIED_STATUSES:
                     return response
                 response.close()
-                problem = STATUSES.get(response.status_code, f"is out of order (HTTP {response.status_code})")
+                problem = f"answers HTTP {response.status_code} ({response.reason_phrase})"
         raise HubUnreachable(f"{host} {problem} ({len(PAUSES_S) + 1} tries); check the network, or HF_ENDPOINT")
 
     return patient_send
-
-
-STATUSES = {429: "answers that there were too many requests (HTTP 429)"}
 
 
 def _check_token(token: str | None) -> None:

@@ -149,12 +149,14 @@ class Estimate:
     def of(cls, table: "LatencyTable", depth: int | None = None) -> "Estimate":
         """Add up a table's rows. depth: the model's first so many blocks; None for all of them.
 
-        Raises UsageError for a depth that the model does not have, or a table without the pass at (1, 0).
+        Raises UsageError for a depth that the model does not have, an unfinished table, or one without (1, 0).
         """
         full = model_depth(table)
         depth = full if depth is None else depth
         if not 1 <= depth <= full:
             raise UsageError(f"--scaling-num-layers {depth}: the model has {full} layers; choose 1..{full}")
+        if "block_rows" not in table.meta:
+            raise UsageError(f"the table of {table.model} is unfinished; let run_profile.py finish it first")
         if SHARED_POINT not in table.records:
             raise UsageError(f"the table of {table.model} lacks the pass at {SHARED_POINT}, which every estimate needs")
         blocks = {kind["name"]: sum(layer < depth for layer in kind["layers"]) for kind in table.meta["kinds"]}

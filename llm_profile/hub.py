@@ -126,7 +126,7 @@ def _from_hub(name: str, load_format: str, revision: str | None, token: str | No
 def _with_weights(
     source: ModelSource, load_format: str, allow_pickle: bool, *looks: Callable[[str], bool]
 ) -> ModelSource:
-    """`source` with the file that heads its checkpoint, if weights are wanted. looks: ways to see if a file is there."""
+    """`source` with the file that heads its checkpoint, if weights are wanted. looks: whether a file is there."""
 
     def first(filenames: Sequence[str]) -> str | None:
         return next((filename for look in looks for filename in filenames if look(filename)), None)

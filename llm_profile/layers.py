@@ -327,4 +327,3 @@ def count_parameters_bytes(model: nn.Module) -> int:
 
 MODEL_OTHER = "model_other"
 """Row of everything launched outside blocks that is no layer: the rotary table, positions, masks."""
-

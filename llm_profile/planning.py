@@ -66,7 +66,9 @@ def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
     beyond = [p for p in laid_out.points if trained and p.total_len > trained and p not in laid_out.unrunnable]
     if not beyond:
         return None
-    return f"{len(beyond)} points are longer than the {trained} positions that the model was made for; they are timed too"
+    return (
+        f"{len(beyond)} points are longer than the {trained} positions that the model was made for; they are timed too"
+    )
 
 
 def plan_lines(request: Request) -> list[str]:

@@ -3,8 +3,8 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from llm_profile.backends.base import Backend
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
@@ -18,7 +18,10 @@ CLOCK_DROP = 0.03
 """A point whose SM clock is this far below that of points of like length is measured again."""
 
 CLOCK_RETRIES = 2
-"""How often such a point is measured again before it is marked."""
+"""How often such points are measured again before they are left as doubtful."""
+
+HOPELESS_SHARE = 0.25
+"""Share of points at a low clock from which on measuring again is no help: the GPU itself is unsteady."""
 
 
 @dataclass(frozen=True)
@@ -32,57 +35,63 @@ class Progress:
 
 def measure(
     backend: Backend,
-    plan: Plan,
+    laid_out: Plan,
     writer: TableWriter,
     rule: StoppingRule,
     warmup: int,
     seed: int,
     tell: Callable[[Progress], None] = lambda _progress: None,
 ) -> None:
-    """Measure what `plan` still wants and journal each point as it is known.
+    """Measure what a plan still wants and journal each point as it is known.
 
-    Points are shuffled, so that a drifting clock shows as noise and never as a trend over length. Those that ran at a
-    low clock are measured again after the others, then marked.
+    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting clock
+    shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the others.
     """
-    for point, reason in plan.unrunnable.items():
-        if point not in writer.table.missing:
-            writer.add(PointFailure(point, reason))
-    left = plan.left(writer.done())
-    random.Random(seed).shuffle(left)
-    clocks: dict[SweepPoint, float] = {}
+    for point, reason in laid_out.unrunnable.items():
+        writer.add(PointFailure(point, reason))
+    left = in_measuring_order(laid_out.left(writer.done()), seed)
     total, done, synced = len(left), 0, time.monotonic()
-    repeated: dict[SweepPoint, PointSample] = {}
-    for attempt in range(1 + CLOCK_RETRIES):
-        for result in backend.sample(left, rule, warmup):
-            writer.add(result)
-            if isinstance(result, PointSample) and result.sm_clock_mhz is not None:
-                clocks[result.point] = result.sm_clock_mhz
-                if attempt:
-                    repeated[result.point] = result
-            done += attempt == 0
-            tell(Progress(done, total, result))
-            if time.monotonic() - synced > SYNC_INTERVAL_S:
-                writer.sync()
-                synced = time.monotonic()
-        left = slow_points(clocks)
-        if not left:
-            break
-    for point in left:
-        writer.add(replace(repeated[point], notes=(*repeated[point].notes, "low SM clock")))
+    for result in _with_retries(backend, left, rule, warmup):
+        writer.add(result)
+        done = min(done + 1, total)
+        tell(Progress(done, total, result))
+        if time.monotonic() - synced > SYNC_INTERVAL_S:
+            writer.sync()
+            synced = time.monotonic()
     writer.sync()
 
 
+def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
+    """Decode before prefill, shuffled within each."""
+    shuffled = random.Random(seed).sample(points, len(points))
+    return sorted(shuffled, key=lambda point: point.phase)
+
+
+def _with_retries(
+    backend: Backend, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+) -> Iterator[PointSample | PointFailure]:
+    clocks: dict[SweepPoint, float] = {}
+    for _attempt in range(1 + CLOCK_RETRIES):
+        for result in backend.sample(points, rule, warmup):
+            if isinstance(result, PointSample) and result.sm_clock_mhz is not None:
+                clocks[result.point] = result.sm_clock_mhz
+            yield result
+        points = slow_points(clocks)
+        if not points or len(points) > HOPELESS_SHARE * len(clocks):
+            return
+
+
 def slow_points(clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
-    """Points whose clock lies more than CLOCK_DROP below the median of points of like length.
+    """Points whose SM clock (MHz) lies more than CLOCK_DROP below the median of points of like length.
 
     Alike are points of one phase whose total length has the same power of two.
     """
     groups: dict[tuple[str, int], list[SweepPoint]] = {}
     for point in clocks:
         groups.setdefault((point.phase, point.total_len.bit_length()), []).append(point)
-    return sorted(p for group in groups.values() for p in _below(group, clocks))
+    return sorted(point for group in groups.values() for point in _below(group, clocks))
 
 
-def _below(group: Iterable[SweepPoint], clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
-    limit = (1 - CLOCK_DROP) * statistics.median(clocks[p] for p in group)
-    return [p for p in group if clocks[p] < limit]
+def _below(group: Sequence[SweepPoint], clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
+    limit = (1 - CLOCK_DROP) * statistics.median(clocks[point] for point in group)
+    return [point for point in group if clocks[point] < limit]

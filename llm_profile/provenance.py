@@ -10,6 +10,7 @@ from llm_profile import __version__
 if TYPE_CHECKING:
     import torch
 
+
 def device_conditions(device: "torch.device") -> dict[str, Any]:
     """What about the machine decides a kernel's time: names and versions, compared when a sweep is resumed."""
     import torch
@@ -59,5 +60,7 @@ def cpu_name() -> str:
 
 def short_device_name(name: str) -> str:
     """`NVIDIA GeForce RTX 3090` -> `RTX3090`, `NVIDIA H200` -> `H200`, `NVIDIA A100-SXM4-80GB` -> `A100-SXM4-80GB`."""
-    words = [w for w in name.split() if w not in ("NVIDIA", "AMD", "GeForce", "Instinct", "Tesla", "Generation", "Radeon")]
+    words = [
+        w for w in name.split() if w not in ("NVIDIA", "AMD", "GeForce", "Instinct", "Tesla", "Generation", "Radeon")
+    ]
     return "".join(words) or "GPU"

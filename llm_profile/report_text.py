@@ -8,6 +8,7 @@ from llm_profile.steps import QUANTITIES, quantity_ns
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 SPREAD_LIMIT = 0.10
 """Run-to-run spread of a pair above which its numbers are called doubtful."""
@@ -66,90 +67,99 @@ def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> I
         )
 
 
-def percent(ratio: float | None, signed: bool = False) -> str:
-    """`0.0123` -> `1.2 %`; `-` for what there is none of."""
-    if ratio is None:
-        return "-"
+def percent(ratio: float, signed: bool = False) -> str:
+    """`0.0123` -> `1.2 %`."""
     return f"{ratio:+.1%}".replace("%", " %") if signed else f"{ratio:.1%}".replace("%", " %")
 
 
-def milliseconds(latency_ns: float | None) -> str:
-    """Three figures after the point; `-` for what there is none of."""
-    return "-" if latency_ns is None else f"{latency_ns / 1e6:,.3f}"
+def milliseconds(latency_ns: float) -> str:
+    """Four figures at least: `7.273`, `60.38`, `20,123`."""
+    latency_ms = latency_ns / 1e6
+    decimals = max(0, 4 - len(str(int(latency_ms))))
+    return f"{latency_ms:,.{decimals}f}"
 
 
 def print_report(report: ValidationReport, console: "Console") -> None:
     """Print what people want to see: held-out pairs, every way of scaling, recombination, warnings."""
-    console.print(
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    say(
         f"[bold]{report.model}[/] on {report.hardware} against the real model: {report.runtime}, "
-        f"{report.depth} of {report.model_depth} layers, batch 1, median of {report.repeat}",
-        highlight=False,
+        f"{report.depth} of {report.model_depth} layers, batch 1, median of {report.repeat}"
     )
     _print_pairs(report, console)
     _print_modes(report, console)
-    lines = [
-        f"Decode steps from scaled rows, {label}: mean error {percent(errors.mean)}, worst {percent(errors.worst)}"
-        for way, label in (("own_point", "all at (1, k)"), ("recombined", "dense at (1, 0), rope and attn at (1, k)"))
-        if (errors := report.recombination[way])
-    ]
-    lines += [
-        f"Decode step of {step.sequences} sequences at kv_cache {step.kv_len}: measured "
-        f"{milliseconds(step.measured_ns)} ms, composed {milliseconds(step.composed_ns)} ms "
-        f"({percent(step.error, signed=True)}), of it {milliseconds(step.request_ns)} ms are rope and attn of one "
-        f"sequence, {step.sequences} times"
-        for step in report.batched
-    ]
-    if report.depth_errors:
-        lines += [
-            f"{LABELS[quantity]} extrapolated to {report.depth} layers from other depths: mean error "
-            f"{percent(errors.mean)}, worst {percent(errors.worst)}"
-            for quantity, errors in report.depth_errors.items()
-            if errors
-        ]
-    lines += [f"Scaling {mode} was not fitted: {reason}" for mode, reason in report.not_fitted.items()]
-    for line in lines:
-        console.print(line, highlight=False)
+    for way, label in (
+        ("own_point", "all rows at (1, k)"),
+        ("recombined", "rope and attn at (1, k), the rest at (1, 0)"),
+    ):
+        if errors := report.recombination[way]:
+            say(f"Decode steps from scaled rows, {label}: error {percent(errors.mean)}, worst {percent(errors.worst)}")
+    for step in report.batched:
+        say(
+            f"Decode step of {step.sequences} sequences at kv_cache {step.kv_len}: measured "
+            f"{milliseconds(step.measured_ns)} ms, composed {milliseconds(step.composed_ns)} ms "
+            f"({percent(step.error, signed=True)}), of it {milliseconds(step.request_ns)} ms are rope and attn of one "
+            f"sequence, {step.sequences} times"
+        )
+    for quantity, depth_errors in (report.depth_errors or {}).items():
+        if depth_errors:
+            say(
+                f"{LABELS[quantity]} extrapolated to {report.depth} layers from other depths: error "
+                f"{percent(depth_errors.mean)}, worst {percent(depth_errors.worst)}"
+            )
+    for mode, reason in report.not_fitted.items():
+        say(f"Scaling {mode} was not fitted: {reason}")
     for warning in report.warnings:
-        console.print(f"[yellow]Warning:[/] {warning}", highlight=False)
+        say(f"[yellow]Warning:[/] {warning}")
     if report.over_tolerance:
         failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
-        console.print(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}", highlight=False)
+        say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")
+
+
+def _table(title: str) -> "Table":
+    """A table that fits in 80 columns, as logs have them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _print_pairs(report: ValidationReport, console: "Console") -> None:
-    from rich.table import Table
-
     held_out = [pair for pair in report.pairs if pair.held_out]
-    title = "Held-out pairs (ms)" if held_out else "Fitted pairs (ms): nothing was held out, so this is no judgement"
-    table = Table(title=title, title_justify="left")
+    title = "Held-out pairs" if held_out else "Fitted pairs (nothing was held out, so this is no judgement)"
+    table = _table(f"{title}: real and estimated ms, error in %")
     for column in ("input", "output"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for label in LABELS.values():
-        for column in (f"{label}\nmeasured", "\nestimated", "\nerror"):
-            table.add_column(column, justify="right")
+        for column in (f"{label}\nreal", "\nest.", "\nerror"):
+            table.add_column(column, justify="right", no_wrap=True)
     for pair in held_out or report.pairs:
         cells = [str(pair.measured.input_len), str(pair.measured.output_len)]
         for quantity in QUANTITIES:
             real, guess = (quantity_ns(latency, quantity) for latency in (pair.measured, pair.scaled))
-            error = guess / real - 1 if real is not None and guess is not None else None
-            cells += [milliseconds(real), milliseconds(guess), percent(error, signed=True)]
+            if real is None or guess is None:
+                cells += ["-"] * 3
+            else:
+                cells += [milliseconds(real), milliseconds(guess), f"{100 * (guess / real - 1):+.1f}"]
         table.add_row(*cells)
     console.print(table)
 
 
 def _print_modes(report: ValidationReport, console: "Console") -> None:
-    from rich.table import Table
+    def shown(*ratios: float | None) -> str:
+        return " / ".join("-" if ratio is None else f"{100 * ratio:.1f}" for ratio in ratios)
 
-    table = Table(title="Held-out errors: mean / 90th percentile / worst", title_justify="left")
-    table.add_column("scaling")
+    table = _table("Held-out errors in %: mean / 90th percentile / worst")
+    table.add_column("scaling", no_wrap=True)
     for label in LABELS.values():
-        table.add_column(label, justify="right")
-    for mode, errors in report.errors.items():
-        cells = [
-            "-" if of is None else f"{percent(of.mean)} / {percent(of.p90)} / {percent(of.worst)}"
-            for of in (errors[quantity] for quantity in QUANTITIES)
-        ]
+        table.add_column(label, justify="right", no_wrap=True)
+    for mode, by_quantity in report.errors.items():
+        found = [by_quantity[quantity] for quantity in QUANTITIES]
+        cells = [shown(errors.mean, errors.p90, errors.worst) if errors else "-" for errors in found]
         table.add_row(f"{mode} (applied)" if mode == report.mode else mode, *cells)
     table.add_section()
-    table.add_row("run-to-run spread, mean", *(percent(report.spread[quantity]) for quantity in QUANTITIES))
+    table.add_row("run-to-run spread", *(shown(report.spread[quantity]) for quantity in QUANTITIES))
     console.print(table)

@@ -4,6 +4,7 @@ A step of the real model takes longer than the sum of its kernels: launches, gap
 so the `curve` puts it on the rows that consumers add once per step and leaves `rope` and `attn` at kernel time.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ from llm_profile.estimate import (
 )
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
+
+LEAST_FACTOR = 0.1
+"""Where a noisy table leaves a step less than its rope and attn rows alone, the other rows keep this share: rows of
+nothing, or less, would break simulators."""
+
+OCTAVE = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -111,46 +118,40 @@ def fit_phase(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
 
 
 def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]) -> Scaling:
-    """What a step costs beyond its kernels, linear between measured lengths over log(input + kv_cache), by phase.
+    """What a step costs beyond its kernels, linear over log(input + kv_cache) between knots, by phase.
 
-    (1, 0) is one point of both phases, with the excess of the first decode step: consumers look up the rows of decode
-    steps there, while a prompt of one token also pays what `generate` does once. Beyond a curve's ends its excess is
-    held; they are the table's ends unless a step there could not run. Factors are solved so that the estimate of every
-    other fitted step is that step, with `lm_head` of one token in prefill. Raises UsageError where no factor can be.
+    Prefill has a knot at each measured length, where the scaled estimate is the measured step, `lm_head` of one token
+    included. Decode has one an octave, least squares over all windows: its excess hardly varies, single steps do.
+    Beyond the ends, which are the table's unless a step there could not run, the excess is held.
+
+    (1, 0) is one point of both phases. Simulators look up the rows that decode steps pay once there, so its excess is
+    the median of what decode steps lack when recombined from it; a prompt of one token would add what `generate` does
+    before its first step. Raises UsageError where the model gave neither a decode step nor a prompt of one token.
     """
     lens = [input_len for input_len in measured.input_lens if input_len > 1]
-    prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
     windows = [np.asarray(window) for window in measured.windows]
-    decode_excess = measured.window_ns - np.array([np.mean(estimate.decode_ns(window)) for window in windows])
-    shared = float(decode_excess[0] if windows else measured.prefill_ns(1) - estimate.prefill_ns(1))
-    prefill_x, prefill_y = [0.0, *np.log(lens)], [shared, *prefill_excess]
-    decode_x, decode_y = [0.0, *(np.mean(np.log1p(window)) for window in windows)], [shared, *decode_excess]
+    if windows:
+        lacking = measured.window_ns - [np.mean(estimate.composed_ns(window)) for window in windows]
+        shared = float(np.median(lacking))
+    else:
+        shared = measured.prefill_ns(1) - float(estimate.prefill_ns(1))
+    prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
+    decode_knots, decode_excess = _decode_curve(estimate, measured) if windows else (np.zeros(1), np.array([shared]))
 
     prefill, decode = estimate.prefill, estimate.decode
-    excess = np.interp(np.log(prefill.lens), prefill_x, prefill_y)  # [input lengths]
+    excess = np.interp(np.log(prefill.lens), [0.0, *np.log(lens)], [shared, *prefill_excess])  # [input lengths]
     head_ns = prefill.head_ns[0]
     first = 1 + shared / (prefill.step_ns[0] + head_ns)
     # `lm_head` of a prompt is looked up at (1, 0) and comes with that point's factor: the other rows make up the rest.
     prefill_step = 1 + (excess - (first - 1) * head_ns) / prefill.step_ns
-    prefill_step[0] = first
-    excess = np.interp(np.log1p(decode.lens), decode_x, decode_y)  # [cache lengths]
-    decode_step = 1 + excess / (decode.step_ns + decode.head_ns)
-    for phase, factors, of in (("input", prefill_step, prefill), ("kv_cache", decode_step, decode)):
-        if not np.min(factors) > 0:
-            length = int(of.lens[np.argmin(factors)])
-            raise UsageError(
-                f"--scaling-mode curve: at {phase} {length} the real step is shorter than its rope and attn rows; "
-                f"check that nothing else used the device while profiling, or choose --scaling-mode phase"
-            )
+    decode_step = 1 + np.interp(np.log1p(decode.lens), decode_knots, decode_excess) / (decode.step_ns + decode.head_ns)
+    prefill_step[0] = decode_step[0] = first
 
     last_input, last_kv = (lens or [1])[-1], int(windows[-1][-1]) if windows else 0
     parameters = {
         "shared_excess_ns": shared,
-        "prefill_knots": [{"input": n, "excess_ns": float(e)} for n, e in zip(lens, prefill_excess, strict=True)],
-        "decode_knots": [
-            {"kv_cache": int(window[0]), "steps": len(window), "excess_ns": float(e)}
-            for window, e in zip(windows, decode_excess, strict=True)
-        ],
+        "prefill_knots": _knots("input", lens, prefill_excess),
+        "decode_knots": _knots("kv_cache", np.expm1(decode_knots).tolist(), decode_excess),
         "held_beyond": {
             "input": last_input if prefill.lens[-1] > last_input else None,
             "kv_cache": last_kv if decode.lens[-1] > last_kv else None,
@@ -159,10 +160,33 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     return Scaling(
         "curve",
         estimate.depth,
-        Factors(prefill.lens, prefill_step, np.ones_like(prefill_step)),
-        Factors(decode.lens, decode_step, np.ones_like(decode_step)),
+        Factors(prefill.lens, np.maximum(prefill_step, LEAST_FACTOR), np.ones_like(prefill_step)),
+        Factors(decode.lens, np.maximum(decode_step, LEAST_FACTOR), np.ones_like(decode_step)),
         parameters,
     )
+
+
+def _decode_curve(estimate: Estimate, measured: MeasuredSteps) -> tuple[FloatArray, FloatArray]:
+    """Knots in log(1 + kv_cache) and the excess there in nanoseconds, both of shape [knots].
+
+    Knots are windows at least an octave apart, so each has a window of its own, and both ends.
+    """
+    excess = measured.window_ns - [np.mean(estimate.decode_ns(np.asarray(window))) for window in measured.windows]
+    x = np.array([np.mean(np.log1p(window)) for window in measured.windows])  # [windows]
+    knots = [x[0]]
+    for inner in x[1:-1]:
+        if inner - knots[-1] >= OCTAVE and x[-1] - inner >= OCTAVE / 2:
+            knots.append(inner)
+    if len(x) > 1:
+        knots.append(x[-1])
+    shape = np.array([np.interp(x, knots, hat) for hat in np.eye(len(knots))]).T  # [windows, knots]
+    weight = np.sqrt([len(window) for window in measured.windows])
+    at_knots, *_ = np.linalg.lstsq(shape * weight[:, None], excess * weight)
+    return np.array(knots), np.asarray(at_knots, dtype=np.float64)
+
+
+def _knots(length: str, lens: Sequence[float], excess_ns: FloatArray) -> list[dict[str, float]]:
+    return [{length: at, "excess_ns": float(value)} for at, value in zip(lens, excess_ns, strict=True)]
 
 
 MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {

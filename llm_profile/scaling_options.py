@@ -2,13 +2,23 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.estimate import Pair
+from llm_profile.request import Scaling
 from llm_profile.scaling import DEFAULT_MODE, MODES
 
 RUNTIMES = ("eager", "cuda-graph")
 """How the real model runs: `generate`, or its steps captured in CUDA graphs."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Complaints are UsageErrors, without the usage text around them."""
+
+    def error(self, message: str) -> Any:
+        """Raises UsageError."""
+        raise UsageError(f"{message}; see --help")
 
 
 def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,3 +64,17 @@ def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
     if not arguments.scaling_tolerance >= 0:
         raise UsageError(f"--scaling-tolerance {arguments.scaling_tolerance}: must be a percentage of at least 0")
     return [(input_len, output_len) for input_len in grids["input"] for output_len in grids["output"]]
+
+
+def parse_scaling(arguments: argparse.Namespace) -> Scaling:
+    """What parsed options ask for. Raises UsageError."""
+    return Scaling(
+        pairs=tuple(scaling_pairs(arguments)),
+        num_layers=arguments.scaling_num_layers,
+        repeat=arguments.scaling_repeat,
+        runtime=arguments.scaling_runtime,
+        mode=arguments.scaling_mode,
+        tolerance=arguments.scaling_tolerance / 100,
+        output=arguments.scaling_output,
+        add_new_column=arguments.scaling_add_new_col,
+    )

@@ -5,15 +5,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
+from llm_profile.profiler import Progress, slow_points
 from llm_profile.sweep import Plan, SweepPoint
 from llm_profile.table import LatencyTable
-
-if TYPE_CHECKING:
-    from llm_profile.profiler import Progress
 
 VERBOSE_EVERY = 100
 """Points between two lines of progress that --verbose prints where there is no terminal to draw on."""
@@ -26,7 +23,7 @@ def notice(text: str | None) -> None:
 
 
 @contextmanager
-def progress(total: int, verbose: bool) -> Iterator[Callable[["Progress"], None]]:
+def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
     """A bar with points done, rate, time left and current length; where stderr is no terminal, quiet or a line at times."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,7 +32,7 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[["Progress"], None]
     console = Console(stderr=True)
     if not console.is_terminal:
 
-        def say(seen: "Progress") -> None:
+        def say(seen: Progress) -> None:
             if verbose and (seen.done % VERBOSE_EVERY == 0 or seen.done == seen.total):
                 notice(f"{seen.done} of {seen.total} points, now at {seen.result.point}")
 
@@ -53,7 +50,7 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[["Progress"], None]
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("points", total=total, rate="", at="")
 
-        def draw(seen: "Progress") -> None:
+        def draw(seen: Progress) -> None:
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f} points/s" if speed else ""
             bar.update(task, completed=seen.done, rate=rate, at=str(seen.result.point))
@@ -91,6 +88,9 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan) -> list
         lines.append(f"unnamed rows (_other): {shares}; noise: {spread:.2%} between quartiles of a pass (median point)")
     timed = Counter(record.timed_by for record in table.records.values())
     lines.append("timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common()))
+    slow = slow_points({p: r.sm_clock_mhz for p, r in table.records.items() if r.sm_clock_mhz is not None})
+    if slow:
+        lines.append(f"doubtful: {len(slow)} points ran at a low SM clock (first: {slow[0]})")
     notes = Counter(note for record in table.records.values() for note in record.notes)
     lines += [f"doubtful: {count} points: {note}" for note, count in notes.most_common()]
     missing = missing_points(table.missing, laid_out)

@@ -95,6 +95,8 @@ def plan(sweep: Sweep, learned_positions: int | None = None) -> Plan:
     unrunnable: dict[SweepPoint, str] = {}
     if learned_positions is not None:
         unrunnable = {
-            p: f"beyond the model's {learned_positions} learned positions" for p in points if p.total_len > learned_positions
+            p: f"beyond the model's {learned_positions} learned positions"
+            for p in points
+            if p.total_len > learned_positions
         }
     return Plan(points, unrunnable)

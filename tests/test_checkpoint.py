@@ -324,9 +324,10 @@ def test_a_source_without_weights_is_a_programming_error() -> None:
 def test_transformers_is_as_loud_as_before(llama: Any, llama_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
     load_llama(llama_file, llama)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.WARNING, True)
     assert capfd.readouterr().err == ""
 
 

@@ -44,8 +44,7 @@ def test_a_pair_is_its_prefill_and_its_steps(input_len, output_len):
 def test_a_composed_step_adds_requests_to_one_step(sequences, kv_len):
     point, once = SweepPoint(1, kv_len), SweepPoint(sequences, 0)
     expected = sum(
-        (3 if row in BLOCK_ROWS else 1)
-        * (sequences * row_ns(row, point) if is_request_row(row) else row_ns(row, once))
+        (3 if row in BLOCK_ROWS else 1) * (sequences * row_ns(row, point) if is_request_row(row) else row_ns(row, once))
         for row in ROWS
     )
     assert ESTIMATE.composed_ns(kv_len, sequences) == expected
@@ -124,6 +123,13 @@ def test_a_table_without_the_shared_point_estimates_nothing():
         check_pairs([(1, 1)], [SweepPoint(1, 0), SweepPoint(2, 0)], {SweepPoint(1, 0): "out of memory"})
     with pytest.raises(UsageError, match="input 1, kv_cache 0"):
         Estimate.of(make_table(Sweep(prefill_max=4, decode_max=4), missing=[SweepPoint(1, 0)]))
+
+
+def test_an_unfinished_table_estimates_nothing():
+    table = make_table(Sweep(prefill_max=4, decode_max=4))
+    del table.meta["block_rows"]
+    with pytest.raises(UsageError, match="unfinished"):
+        Estimate.of(table)
 
 
 def test_no_torch():

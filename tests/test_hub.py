@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -403,8 +404,8 @@ BAD_ANSWERS: dict[str, tuple[Callable[[Answer], bool], str | None, type[UsageErr
     "404 file": (refusal(404, "EntryNotFound"), None, FileNotInRepository, "no config.json", 1),
     "404 revision": (refusal(404, "RevisionNotFound"), None, HubError, "no branch, tag or commit", 1),
     "418": (refusal(418), None, HubError, "HTTP 418", 2),
-    "429": (refusal(429, Retry_After="3600"), None, HubUnreachable, "too many requests .HTTP 429", 3),
-    "429 body": (on_get(refusal(429, Retry_After="3600")), None, HubUnreachable, "too many requests", 4),
+    "429": (refusal(429, Retry_After="3600"), None, HubUnreachable, r"HTTP 429 \(Too Many Requests\)", 3),
+    "429 body": (on_get(refusal(429, Retry_After="3600")), None, HubUnreachable, "HTTP 429", 4),
     "500": (refusal(500), None, HubUnreachable, "HTTP 500", 3),
     "503": (refusal(503), None, HubUnreachable, "HTTP 503", 3),
     "503 body": (on_get(refusal(503)), None, HubUnreachable, "HTTP 503", 4),
@@ -429,7 +430,13 @@ def test_bad_answers_are_one_line_soon(
     assert "\n" not in text and text.startswith("--")
     assert 1 <= len(hub.asked) <= most_requests
     assert TOKEN not in text + caplog.text + "".join(capfd.readouterr())
-    assert raised.value.__suppress_context__  # a traceback, were it shown, would not show the hub's words either
+
+
+def test_not_even_a_traceback_repeats_the_hubs_words(hub: Hub) -> None:
+    hub.trouble = refusal(401, "RepoNotFound", f"no good: {TOKEN}")
+    with pytest.raises(HubError) as raised:
+        download.fetch(LLAMA, "config.json", revision=None, token=TOKEN)
+    assert TOKEN not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize("trouble", [refusal(503), on_get(refusal(500)), cut_body, hang_up])
@@ -463,7 +470,9 @@ def test_a_download_that_gets_on_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPat
     assert len(hub.fetched()) > 5
 
 
-def test_huggingface_hub_is_as_before(hub: Hub) -> None:
+def test_huggingface_hub_is_as_before(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+
     def state() -> tuple[Any, ...]:
         verbosity = huggingface_hub.utils.logging.get_verbosity()
         return huggingface_hub.get_session(), verbosity, constants.HF_HUB_DISABLE_TELEMETRY

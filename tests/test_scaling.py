@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from llm_profile.errors import UsageError
 from llm_profile.estimate import Estimate, decode_lens
 from llm_profile.judgement import Errors, judge_batches, judge_pairs, judge_recombination
-from llm_profile.scaling import MODES, at_depth, average_factor, fit_curve, fit_global, fit_phase
+from llm_profile.scaling import LEAST_FACTOR, MODES, at_depth, average_factor, fit_curve, fit_global, fit_phase
 from llm_profile.steps import (
     WINDOW_STEPS,
     WINDOWS,
@@ -21,7 +22,7 @@ from llm_profile.steps import (
     windows_beyond,
 )
 from llm_profile.sweep import Sweep, SweepPoint
-from tests.fake_reality import FakeReality, make_table
+from tests.fake_reality import FakeReality, make_table, true_kernels_ns
 
 TABLE = make_table()
 ESTIMATE = Estimate.of(TABLE)
@@ -160,9 +161,7 @@ def test_every_mode_recovers_a_real_model_that_is_its_kernels(mode):
     assert max(worst(scaling, held_out, held_pairs).values()) < 1e-4
 
 
-def kernels(point, depth):
-    estimate = Estimate.of(TABLE, depth)
-    return float(estimate.prefill_ns(point.input_len) if point.kv_len == 0 else estimate.decode_ns(point.kv_len))
+kernels = cache(true_kernels_ns)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -207,7 +206,7 @@ def test_the_average_factor_is_the_mean_over_pairs_of_total_ratios():
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(1e3, 1e7), st.floats(-0.3, 4.0), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_a_curve_gives_fitted_steps_back_exactly(constant_ns, share, depth, random):
+def test_a_curve_gives_fitted_prompts_back_exactly(constant_ns, share, depth, random):
     estimate = Estimate.of(TABLE, depth)
 
     def overhead_ns(point, depth):
@@ -218,10 +217,29 @@ def test_a_curve_gives_fitted_steps_back_exactly(constant_ns, share, depth, rand
     scaled = curve.applied_to(estimate)
     for input_len in fitted.input_lens[1:]:
         assert float(scaled.prefill_ns(input_len)) == pytest.approx(fitted.prefill_ns(input_len), rel=1e-9)
-    for window, wall_ns in zip(fitted.windows, fitted.window_ns, strict=True):
-        if len(window) == 1:
-            assert float(scaled.decode_ns(window[0])) == pytest.approx(wall_ns, rel=1e-9)
     assert set(curve.prefill.request) == set(curve.decode.request) == {1.0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 1e7), st.floats(0, 5e5), st.integers(1, 6))
+def test_a_decode_curve_recovers_what_is_linear_in_the_logarithm(constant_ns, slope_ns, depth):
+    estimate = Estimate.of(TABLE, depth)
+    (fitted, pairs), (held_out, _) = measured(
+        lambda point, _depth: constant_ns + slope_ns * math.log(point.total_len), depth=depth
+    )
+    for steps in (fitted, held_out):
+        scaled = fit_curve(estimate, fitted, pairs).applied_to(estimate)
+        guesses = [np.mean(scaled.decode_ns(np.array(window))) for window in steps.windows]
+        np.testing.assert_allclose(guesses, steps.window_ns, rtol=2e-3)
+
+
+def test_noise_of_single_windows_is_smoothed():
+    (fitted, pairs), _ = measured(lambda *_: 400_000, noise=0.05, seed=3)
+    curve = fit_curve(ESTIMATE, fitted, pairs)
+    truth = 1 + 400_000 / (ESTIMATE.decode.step_ns + ESTIMATE.decode.head_ns)
+    walls = np.abs(fitted.window_ns / [np.mean(ESTIMATE.decode_ns(w)) + 400_000 for w in fitted.windows] - 1)
+    assert len(curve.parameters["decode_knots"]) < len(fitted.windows) / 2
+    assert np.mean(np.abs(curve.decode.step / truth - 1)[32:200]) < np.mean(walls)
 
 
 def test_the_shared_point_is_a_decode_step_and_steps_recombine():
@@ -241,7 +259,7 @@ def test_the_shared_point_is_a_decode_step_and_steps_recombine():
 def test_recombination_shows_what_varies_along_the_cache():
     (fitted, pairs), (held_out, _held_pairs) = measured(lambda point, _depth: 400_000 + 3_000 * point.kv_len)
     errors = judge_recombination(fit_curve(ESTIMATE, fitted, pairs).applied_to(ESTIMATE), held_out)
-    assert errors["own_point"].worst < 0.01 < 0.1 < errors["recombined"].mean
+    assert errors["own_point"].worst < 0.05 < 0.1 < errors["recombined"].mean
 
 
 def test_a_phase_that_cannot_be_fitted_says_so():
@@ -260,10 +278,10 @@ def test_a_curve_on_a_table_without_decode_uses_its_own_first_pass():
     assert float(curve.applied_to(estimate).prefill_ns(1)) == pytest.approx(kernels(SweepPoint(1, 0), 6) + 70_000)
 
 
-def test_steps_shorter_than_their_unscaled_kernels_are_refused():
+def test_rows_are_never_scaled_to_nothing():
     (fitted, pairs), _held_out = measured(lambda point, depth: -0.95 * kernels(point, depth))
-    with pytest.raises(UsageError, match="--scaling-mode phase"):
-        fit_curve(ESTIMATE, fitted, pairs)
+    curve = fit_curve(ESTIMATE, fitted, pairs)
+    assert curve.least_factor == LEAST_FACTOR > 0
 
 
 def test_beyond_the_last_step_that_ran_the_excess_is_held():
@@ -324,9 +342,7 @@ def test_errors_are_sizes():
 def test_a_batched_step_is_composed_as_simulators_do():
     (fitted, pairs), _held_out = measured(lambda *_: 500_000)
     scaled = fit_curve(ESTIMATE, fitted, pairs).applied_to(ESTIMATE)
-    one, four = judge_batches(
-        scaled, {SweepPoint(1, 100, 4): (3e6, 2e6, 4e6), SweepPoint(1, 100, 1): (1e6, 1e6, 1e6)}
-    )
+    one, four = judge_batches(scaled, {SweepPoint(1, 100, 4): (3e6, 2e6, 4e6), SweepPoint(1, 100, 1): (1e6, 1e6, 1e6)})
     assert (one.sequences, four.sequences, four.measured_ns) == (1, 4, 3e6)
     assert one.composed_ns == pytest.approx(kernels(SweepPoint(1, 100), 6) + 500_000, rel=1e-3)
     assert four.request_ns == 4 * one.request_ns

@@ -45,7 +45,9 @@ class Backend(Protocol):
 
     def facts(self) -> Mapping[str, Any]: ...
 
-    def sample(self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int) -> Iterator[PointSample | PointFailure]:
+    def sample(
+        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+    ) -> Iterator[PointSample | PointFailure]:
         """Measure points, yielding each as soon as it is known, in any order, each exactly once."""
         ...
 

@@ -59,7 +59,9 @@ class FakeBackend:
     def __init__(
         self, num_layers: int = 32, profiled: int = 1, delay_s: float = 0.0, out_of_memory_at: int | None = None
     ) -> None:
-        self.kinds: Sequence[BlockKind] = (BlockKind(KIND, num_layers, tuple(range(num_layers)), tuple(range(profiled))),)
+        self.kinds: Sequence[BlockKind] = (
+            BlockKind(KIND, num_layers, tuple(range(num_layers)), tuple(range(profiled))),
+        )
         self.block_rows = {row: KIND for row, (in_block, *_) in ROWS.items() if in_block}
         self.notices = ["--device fake: times come from a formula, nothing is measured"]
         self._profiled = profiled

@@ -1,0 +1,446 @@
+import csv
+import inspect
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llm_profile.errors import UsageError
+from llm_profile.estimate import Estimate
+from llm_profile.paths import TablePaths
+from llm_profile.report_text import milliseconds, print_report
+from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
+from llm_profile.steps import MeasuredSteps
+from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.table import CSV_HEADER, LatencyTable
+from tests.fake_reality import ROWS, FakeReality, make_table, true_kernels_ns, write_table
+from validation import (
+    apply_scaling_to_latency_csv,
+    compute_average_scaling_factor,
+    main,
+    run_validation,
+    validate,
+)
+
+TABLE = make_table()
+PAIRS = [(i, o) for i in (32, 64, 96, 128) for o in (16, 32, 48, 64)]
+
+
+def overhead(point, depth):
+    """A host that needs 700 us to begin a prompt and 400 us a step, and 3 us a block."""
+    return (700_000 if point.kv_len == 0 else 400_000) + 3_000 * depth
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- the two documented functions
+
+
+def test_documented_signatures():
+    factor = inspect.signature(compute_average_scaling_factor)
+    assert list(factor.parameters) == ["table", "measured", "pairs", "depth"]
+    apply = inspect.signature(apply_scaling_to_latency_csv)
+    assert list(apply.parameters)[:4] == ["csv_path", "scaling_factor", "output_path", "add_new_column"]
+    assert (apply.parameters["output_path"].default, apply.parameters["add_new_column"].default) == (None, False)
+    assert "mean over `pairs` of measured / estimated total" in compute_average_scaling_factor.__doc__
+    assert "`<model>-scaled.csv`" in apply_scaling_to_latency_csv.__doc__
+
+
+def test_the_average_factor_is_of_totals():
+    measured = {
+        SweepPoint(4, 0): [2 * true_kernels_ns(SweepPoint(4, 0), 6)] * 3,
+        SweepPoint(1, 4): [4 * true_kernels_ns(SweepPoint(1, 4), 6)] * 3,
+        SweepPoint(1, 5): [4 * true_kernels_ns(SweepPoint(1, 5), 6)] * 3,
+    }
+    assert compute_average_scaling_factor(TABLE, measured, [(4, 1)]) == pytest.approx(2)
+    kernels = Estimate.of(TABLE).pair((4, 3))
+    total = (2 * kernels.ttft_ns + 4 * 2 * kernels.tpot_ns) / kernels.total_ns
+    assert compute_average_scaling_factor(TABLE, measured, [(4, 1), (4, 3)]) == pytest.approx((2 + total) / 2)
+    steps = MeasuredSteps.of(measured)
+    assert compute_average_scaling_factor(TABLE, steps, [(4, 3)]) == pytest.approx(total)
+    with pytest.raises(UsageError, match="--decode-max"):
+        compute_average_scaling_factor(TABLE, measured, [(4, 400)])
+    with pytest.raises(UsageError, match="no prefill of 5 tokens"):
+        compute_average_scaling_factor(TABLE, measured, [(5, 1)])
+
+
+def test_one_factor_scales_every_row_of_a_new_table(tmp_path):
+    source = write_table(tmp_path)
+    before = contents(tmp_path)
+    scaled = apply_scaling_to_latency_csv(source, 1.5)
+    assert scaled == source.with_name("fake-scaled.csv")
+    assert {path: path.read_bytes() for path in before} == before, "the measured table is never touched"
+    rows, new_rows = read_csv(source), read_csv(scaled)
+    assert len(rows) == len(new_rows) == len(ROWS) * (256 + 320)
+    for row, new in zip(rows, new_rows, strict=True):
+        assert {**new, "latency(ns)": ""} == {**row, "latency(ns)": ""}
+        assert int(new["latency(ns)"]) == np.floor(1.5 * int(row["latency(ns)"]) + 0.5)
+    scaling = json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]
+    assert (scaling["mode"], scaling["factor"], scaling["batch"], scaling["source"]) == ("global", 1.5, 1, "fake.csv")
+    assert LatencyTable.read(scaled).latency_ns("full.attn", SweepPoint(1, 7)) == 13_532  # 1.5 x 9,021, rounded half up
+
+
+def test_a_new_column_keeps_the_measured_one(tmp_path):
+    source = write_table(tmp_path)
+    target = tmp_path / "elsewhere" / "both.csv"
+    assert apply_scaling_to_latency_csv(str(source), 0.5, str(target), add_new_column=True) == target
+    rows, new_rows = read_csv(source), read_csv(target)
+    assert list(new_rows[0]) == [*CSV_HEADER, "scaled_latency(ns)"]
+    for row, new in zip(rows, new_rows, strict=True):
+        assert new["latency(ns)"] == row["latency(ns)"]
+        assert int(new["scaled_latency(ns)"]) == np.floor(0.5 * int(row["latency(ns)"]) + 0.5)
+    assert json.loads(TablePaths.beside(target).meta.read_bytes())["scaling"]["column"] == "scaled_latency(ns)"
+
+
+@pytest.mark.parametrize("add_new_column", [False, True])
+def test_a_second_scaling_is_refused(tmp_path, add_new_column):
+    source = write_table(tmp_path)
+    scaled = apply_scaling_to_latency_csv(source, 1.5, add_new_column=add_new_column)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=r"scaled already.*fake\.csv"):
+        apply_scaling_to_latency_csv(scaled, 1.5)
+    assert contents(tmp_path) == before
+
+
+def test_only_a_scaled_table_gives_way_to_a_new_one(tmp_path):
+    source = write_table(tmp_path)
+    apply_scaling_to_latency_csv(source, 1.5)
+    scaled = apply_scaling_to_latency_csv(source, 2.0)
+    assert json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]["factor"] == 2
+    other = tmp_path / "notes.csv"
+    other.write_text("mine")
+    before = contents(tmp_path)
+    for target in (source, other):
+        with pytest.raises(UsageError, match="--scaling-output"):
+            apply_scaling_to_latency_csv(source, 1.5, target)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_factors_that_are_none_are_refused(tmp_path, factor):
+    source = write_table(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="above 0"):
+        apply_scaling_to_latency_csv(source, factor)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", ["global", "phase", "curve"])
+def test_a_scaled_table_implies_what_was_judged(tmp_path, mode):
+    report = validate(TABLE, FakeReality(overhead), PAIRS, mode=mode)
+    scaled = apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling)
+    estimate = Estimate.of(LatencyTable.read(scaled))
+    for result in report.pairs:
+        pair = estimate.pair((result.scaled.input_len, result.scaled.output_len))
+        assert pair.total_ns == pytest.approx(result.scaled.total_ns, rel=1e-4)
+        assert pair.ttft_ns == pytest.approx(result.scaled.ttft_ns, rel=1e-4)
+
+
+def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
+    report = validate(TABLE, FakeReality(overhead), PAIRS)
+    scaled = LatencyTable.read(apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling))
+    for point in (SweepPoint(1, 0), SweepPoint(1, 99), SweepPoint(77, 0)):
+        for row in ROWS:
+            factor = scaled.latency_ns(row, point) / TABLE.latency_ns(row, point)
+            assert factor == 1 if row.endswith((".rope", ".attn")) else factor > 1.5
+
+
+# ---- validation
+
+
+def test_fitted_and_held_out_lengths_have_runs_of_their_own():
+    reality = FakeReality(overhead)
+    report = validate(TABLE, reality, PAIRS, repeat=4)
+    fit_prefill, fit_decode, held_prefill, held_decode = map(set, reality.asked)
+    assert not (fit_prefill | fit_decode) & (held_prefill | held_decode)
+    held_out = {step.point for step in report.steps if step.held_out}
+    assert held_out == held_prefill | held_decode
+    assert {step.point for step in report.steps if not step.held_out} == fit_prefill | fit_decode
+    assert all(len(step.wall_ns) == 4 for step in report.steps)
+    fitted = {(pair.measured.input_len, pair.measured.output_len) for pair in report.pairs if not pair.held_out}
+    assert fitted == {*PAIRS}
+    assert sum(pair.held_out for pair in report.pairs) == 9
+
+
+def test_held_out_lengths_do_not_reach_the_fit():
+    """Steps that are only held out may be anything: the factors stay, the errors show it."""
+    honest = validate(TABLE, FakeReality(overhead), PAIRS)
+    held_out = {step.point for step in honest.steps if step.held_out}
+    reality = FakeReality(lambda point, depth: overhead(point, depth) * (3 if point in held_out else 1))
+    report = validate(TABLE, reality, PAIRS)
+    for mode, scaling in report.scalings.items():
+        assert scaling.parameters == honest.scalings[mode].parameters
+    assert honest.errors["curve"]["total"].worst < 1e-3
+    assert report.errors["curve"]["total"].mean > 0.3
+    assert (honest.exit_code, report.exit_code) == (0, 4)
+    assert report.over_tolerance == ["ttft", "tpot", "total"]
+
+
+def test_the_error_is_held_against_tolerance_and_spread():
+    def bumpy(point, depth):
+        """12 % more for prompts that are only held out, so that nothing can fit it."""
+        return true_kernels_ns(point, depth) * (0.12 if point in held_out and not point.kv_len else 0)
+
+    held_out = {step.point for step in validate(TABLE, FakeReality(overhead), PAIRS).steps if step.held_out}
+    calm = validate(TABLE, FakeReality(bumpy), PAIRS)
+    assert calm.over_tolerance == ["ttft"] and calm.exit_code == 4
+    assert validate(TABLE, FakeReality(bumpy), PAIRS, tolerance=0.13).exit_code == 0
+    noisy = validate(TABLE, FakeReality(bumpy, noise=0.2), PAIRS, repeat=9)
+    assert 0.05 < noisy.errors["curve"]["ttft"].mean < noisy.spread["ttft"]
+    assert noisy.exit_code == 0
+
+
+def test_spread_above_ten_percent_names_the_pair_and_what_to_do():
+    calm = validate(TABLE, FakeReality(overhead, noise=0.02), PAIRS)
+    assert calm.warnings == ()
+    assert 0 < calm.spread["ttft"] < 0.04
+    (warning,) = validate(TABLE, FakeReality(overhead, noise=0.1), PAIRS, repeat=5).warnings
+    assert "TTFT of (input " in warning and "more pairs" in warning and "--scaling-repeat" in warning
+
+
+def test_a_clock_that_falls_is_told():
+    (warning,) = validate(TABLE, FakeReality(overhead, slower_per_repeat=0.03), PAIRS).warnings
+    assert "6.0 % slower in the last repeat" in warning
+
+
+@pytest.mark.parametrize("mode", ["global", "phase", "curve"])
+def test_a_factor_below_one_is_applied_and_warned_about(mode):
+    report = validate(TABLE, FakeReality(lambda point, depth: -0.1 * true_kernels_ns(point, depth)), PAIRS, mode=mode)
+    (warning,) = report.warnings
+    assert "smallest factor is 0." in warning
+    assert report.errors[mode]["total"].worst < 0.01
+
+
+def test_sparse_tables_and_missing_ends_are_told():
+    table = make_table(Sweep(prefill_max=256, decode_max=320, prefill_step=32, decode_step=32))
+    (warning,) = validate(table, FakeReality(overhead), PAIRS).warnings
+    assert "sparse" in warning
+    (warning,) = validate(TABLE, FakeReality(overhead, fails=frozenset({SweepPoint(256, 0)})), PAIRS).warnings
+    assert "beyond input 128" in warning
+
+
+def test_without_anything_held_out_there_is_no_judgement():
+    report = validate(TABLE, FakeReality(overhead), [(1, 1)], mode="curve")
+    assert report.errors["curve"]["ttft"] is None and report.exit_code == 0
+    assert any("nothing was held out" in warning for warning in report.warnings)
+    assert "--scaling-output-max" in report.not_fitted["phase"]
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_the_applied_mode_must_be_possible():
+    with pytest.raises(UsageError, match="--scaling-output-max"):
+        validate(TABLE, FakeReality(overhead), [(32, 1), (64, 1)], mode="phase")
+
+
+def test_batched_steps_are_reported():
+    report = validate(TABLE, FakeReality(overhead), PAIRS, batched={SweepPoint(1, 64, 4): (9e5, 9e5)})
+    (step,) = report.batched
+    assert step.sequences == 4 and report.as_json()["batched"][0]["error"] == step.error
+
+
+# ---- depth
+
+
+class Opener:
+    """Opens fake models, one at a time."""
+
+    def __init__(self, **options):
+        self.opened = []
+        self.options = options
+
+    def __call__(self, depth):
+        assert all(reality.closed for reality in self.opened), "two models would not fit"
+        self.opened.append(FakeReality(overhead, depth, **self.options))
+        return self.opened[-1]
+
+
+def test_the_full_depth_is_measured_alone():
+    opener = Opener()
+    report = run_validation(TABLE, opener, PAIRS)
+    assert [reality.depth for reality in opener.opened] == [6] and opener.opened[0].closed
+    assert (report.depth, report.scaling.depth, report.measured_depths) == (6, 6, (6,))
+
+
+def test_a_smaller_depth_is_extrapolated_from_two():
+    opener = Opener()
+    report = run_validation(TABLE, opener, PAIRS, depth=4)
+    assert [reality.depth for reality in opener.opened] == [2, 4]
+    assert all(reality.closed for reality in opener.opened)
+    assert (report.depth, report.scaling.depth, report.measured_depths) == (4, 6, (2, 4))
+    assert report.errors["curve"]["total"].worst < 1e-4, "judged at 4 layers"
+    scaled = report.scaling.applied_to(Estimate.of(TABLE))
+    for point in (SweepPoint(100, 0), SweepPoint(1, 100)):
+        step = scaled.decode_ns(point.kv_len) if point.kv_len else scaled.prefill_ns(point.input_len)
+        assert float(step) == pytest.approx(true_kernels_ns(point, 6) + overhead(point, 6), rel=1e-4)
+    (warning,) = report.warnings
+    assert "factors for 6 layers are extrapolated from 2 and 4" in warning
+
+
+def test_one_depth_alone_holds_for_itself():
+    report = run_validation(TABLE, Opener(), PAIRS, depth=1)
+    assert report.scaling.depth == 1
+    assert any("hold for 1 layers, not for the model's 6" in warning for warning in report.warnings)
+
+
+def test_extrapolation_in_depth_is_judged_where_the_full_model_fits():
+    report = run_validation(TABLE, Opener(), PAIRS, other_depths=(2, 4))
+    assert report.scaling.depth == 6 and report.warnings == ()
+    assert {quantity: errors.worst < 1e-4 for quantity, errors in report.depth_errors.items()} == {
+        "ttft": True,
+        "tpot": True,
+        "total": True,
+    }
+
+
+def test_pairs_beyond_the_table_are_refused_before_a_model_is_opened():
+    opener = Opener()
+    for pairs, depth, named in (
+        ([(300, 1)], None, "--prefill-max"),
+        (PAIRS, 7, "--scaling-num-layers"),
+        ([(256, 100)], None, "--decode-max"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            run_validation(TABLE, opener, pairs, depth=depth)
+    assert opener.opened == []
+
+
+def test_a_model_is_closed_when_its_run_fails():
+    opener = Opener(fails=frozenset({SweepPoint(128, 0)}))
+    with pytest.raises(UsageError, match="prefill of 128"):
+        run_validation(TABLE, opener, PAIRS)
+    assert opener.opened[0].closed
+
+
+# ---- what is reported
+
+
+def test_json_has_all_pairs_and_steps(tmp_path):
+    report = validate(TABLE, FakeReality(overhead, noise=0.01), PAIRS, provenance={"gpu": "none"})
+    report.write(tmp_path / "fake.validation.json")
+    told = json.loads((tmp_path / "fake.validation.json").read_bytes())
+    assert {(pair["input"], pair["output"]) for pair in told["pairs"] if not pair["held_out"]} == {*PAIRS}
+    step = next(step for step in told["steps"] if (step["input"], step["kv_cache"]) == (1, 0))
+    assert step["kernels_ns"] == true_kernels_ns(SweepPoint(1, 0), 6)
+    assert step["median_ns"] == sorted(step["wall_ns"])[1]
+    assert told["applied"]["mode"] == "curve" and set(told["scalings"]) == {"global", "phase", "curve"}
+    assert told["average_scaling_factor"] == told["scalings"]["global"]["factor"]
+    assert set(told["scalings"]["curve"]["held_out_errors"]["tpot"]) == {"mean", "p90", "worst", "n"}
+    assert told["provenance"] == {"gpu": "none"}
+    assert told["recombination"]["recombined"]["worst"] < 0.02
+
+
+def test_people_see_pairs_modes_and_warnings():
+    report = run_validation(TABLE, Opener(noise=0.1), PAIRS, depth=4, batched={SweepPoint(1, 64, 4): (9e5, 9e5)})
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=80))
+    text = out.getvalue()
+    assert "…" not in text, "tables fit in 80 columns"
+    pair = next(pair for pair in report.pairs if pair.held_out)
+    for shown in (
+        "4 of 6 layers",
+        f"{pair.measured.ttft_ns / 1e6:,.3f}",
+        f"{100 * (pair.scaled.ttft_ns / pair.measured.ttft_ns - 1):+.1f}",
+        "curve (applied)",
+        "run-to-run spread",
+        "rope and attn at (1, k), the rest at (1, 0)",
+        "4 sequences at kv_cache 64",
+        "Warning:",
+    ):
+        assert shown in text
+
+
+# ---- the command
+
+
+@pytest.fixture
+def real_model(monkeypatch):
+    """Stands in for llm_profile.reality, which imports torch."""
+    opened = []
+
+    def open_reality(runtime, table, depth, device, token):
+        opened.append((runtime, table.model, depth, device, token))
+        return FakeReality(overhead, depth)
+
+    monkeypatch.setitem(sys.modules, "llm_profile.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return opened
+
+
+GRID = ["--scaling-input-min", "32", "--scaling-input-max", "128", "--scaling-input-step", "32"]
+
+
+def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
+    source = write_table(tmp_path)
+    argv = ["--csv", str(source), *GRID, "--device", "cuda:1", "--hf-token", "hf_secret"]
+    assert main([*argv, "--scaling-runtime", "cuda-graph"]) == 0
+    assert real_model == [("cuda-graph", "org/fake", 6, "cuda:1", "hf_secret")]
+    told = json.loads(source.with_name("fake.validation.json").read_bytes())
+    assert len([pair for pair in told["pairs"] if not pair["held_out"]]) == 16
+    scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
+    assert (scaling["mode"], scaling["runtime"]) == ("curve", "fake")
+    assert scaling["held_out_errors"]["total"]["worst"] < 0.01
+    assert "curve (applied)" in capsys.readouterr().out
+    assert not [path for path, data in contents(tmp_path).items() if b"hf_secret" in data]
+    assert main([*argv, "--scaling-mode", "global", "--scaling-tolerance", "0.01"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([*GRID, "--scaling-input-max", "512", "--scaling-output-max", "32"], "--prefill-max"),
+        ([*GRID, "--scaling-output-max", "999"], "--decode-max"),
+        ([*GRID, "--scaling-num-layers", "7"], "--scaling-num-layers 7"),
+        (["--scaling-input-min", "200", "--scaling-input-max", "100"], "--scaling-input-max 100"),
+        (["--scaling-input-step", "0"], "--scaling-input-step 0"),
+        (["--scaling-output-min", "0"], "--scaling-output-min 0"),
+        (["--scaling-repeat", "0"], "--scaling-repeat 0"),
+        (["--scaling-tolerance", "-1"], "--scaling-tolerance -1"),
+        (["--scaling-mode", "magic"], "--scaling-mode"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, named):
+    assert main(["--csv", str(write_table(tmp_path)), *argv]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+    assert real_model == []
+
+
+def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):
+    scaled = apply_scaling_to_latency_csv(write_table(tmp_path), 1.5)
+    assert main(["--csv", str(scaled), *GRID]) == 2
+    assert "scaled already" in capsys.readouterr().err
+    assert main(["--csv", str(tmp_path / "none.csv"), *GRID]) == 2
+    assert real_model == []
+
+
+def test_nothing_is_measured_for_an_output_that_cannot_be(tmp_path, real_model, capsys):
+    source = write_table(tmp_path)
+    assert main(["--csv", str(source), *GRID, "--scaling-output", str(source)]) == 2
+    assert "--scaling-output" in capsys.readouterr().err
+    assert real_model == []
+
+
+def test_output_lengths_take_the_grid_of_inputs():
+    parser = OneLineParser()
+    add_scaling_arguments(parser)
+    default = parse_scaling(parser.parse_args([]))
+    assert default.pairs == tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128))
+    assert (default.num_layers, default.repeat, default.mode, default.tolerance) == (None, 3, "curve", 0.05)
+    own = parse_scaling(parser.parse_args(["--scaling-output-min", "1", "--scaling-output-max", "10"]))
+    assert {output for _input, output in own.pairs} == {1}
+
+
+def test_milliseconds_have_four_figures():
+    shown = [milliseconds(latency_ns) for latency_ns in (1_234, 7_273_400, 60_384_000, 812_345_000, 20_123_456_000)]
+    assert shown == ["0.001", "7.273", "60.38", "812.3", "20,123"]
