@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 
+BATCHES = (1, 4, 16, 64)
+"""Sequences of the batched decode steps that composed ones are held against."""
+
+
 def compute_average_scaling_factor(
     table: LatencyTable,
     measured: MeasuredSteps | Mapping[SweepPoint, Sequence[float]],
@@ -102,7 +106,6 @@ def validate(
     tolerance: float = 0.05,
     repeat: int = 3,
     other_depths: Mapping[int, MeasuredSteps] | None = None,
-    batched: Mapping[SweepPoint, Sequence[float]] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> ValidationReport:
     """Time the real model's steps, fit every way of scaling on some of them and judge it on the others.
@@ -111,12 +114,13 @@ def validate(
     output) lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error that is accepted, a
     ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a
     depth below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others,
-    that extrapolation is judged. batched: wall times of decode steps of several sequences, to be held against composed
-    ones. provenance: recorded as it is. Raises UsageError for pairs beyond the table, before anything runs.
+    that extrapolation is judged. provenance: recorded as it is.
+    Steps of several sequences are timed too, to be held against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted = measure(reality, fit_plan, repeat)
     held_out = measure(reality, held_plan, repeat)
+    batched = {step.point: step.wall_ns for step in reality.batched(batched_points(pairs, estimate), repeat)}
     scalings: dict[str, Scaling] = {}
     not_fitted: dict[str, str] = {}
     for name, fit in MODES.items():
@@ -172,18 +176,24 @@ def validate(
         errors=errors,
         spread=mean_spread([result for result in pair_results if result.held_out]),
         recombination=judge_recombination(scaled[mode], held_out),
-        batched=tuple(judge_batches(scaled[mode], batched or {})),
+        batched=tuple(judge_batches(scaled[mode], batched)),
         depth_errors=depth_errors,
         provenance=provenance or {},
     )
     drift = max(fitted.drift, held_out.drift)
-    return replace(report, warnings=tuple(warnings_of(report, drift, estimate.interpolated)))
+    return replace(report, warnings=(*reality.notices, *warnings_of(report, drift, estimate.interpolated)))
 
 
 def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tuple[Estimate, tuple[StepPlan, StepPlan]]:
     check_pairs(pairs, table.records, table.missing)
     estimate = Estimate.of(table, depth)
     return estimate, plan_steps(pairs, estimate, table.missing)
+
+
+def batched_points(pairs: Sequence[Pair], estimate: Estimate) -> list[SweepPoint]:
+    """Decode steps of several sequences: at the shortest and the longest prompt, as far as the table's dense rows go."""
+    kv_lens = sorted({min(pairs)[0], max(pairs)[0]})
+    return [SweepPoint(1, kv, n) for n in BATCHES if n <= estimate.prefill.lens[-1] for kv in kv_lens]
 
 
 def measure_fitted(

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 
 class BufferLayer(DynamicLayer):
-    """Keys and values of one layer in a preallocated buffer of random past tokens: [batch, heads, capacity, head_dim]."""
+    """Keys and values of one layer: preallocated, [batch, heads, capacity, head_dim], of random past tokens."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class BufferLayer(DynamicLayer):
 class SlidingBufferLayer(BufferLayer, DynamicSlidingWindowLayer):
     """A layer that sees the last `sliding_window` tokens: no more than window - 1 past tokens are kept.
 
-    Past the window the shapes are right and the contents are not the latest tokens: what is timed does not depend on them.
+    Past the window the shapes are right and the contents are not the latest tokens: times do not depend on them.
     """
 
     def __init__(self, capacity: int, sliding_window: int) -> None:

@@ -224,8 +224,8 @@ def find_kinds(kept: list[nn.Module], full: list[nn.Module], config: Any) -> tup
         profiled = tuple(i for i in layers if i < len(kept))
         if not profiled:
             raise UsageError(
-                f"--num-layers {len(kept)}: the model's blocks are of several kinds and the first {name} block is number "
-                f"{layers[0] + 1}; use --num-layers {layers[0] + 1} or more"
+                f"--num-layers {len(kept)}: the model's blocks are of several kinds and the first {name} block is "
+                f"number {layers[0] + 1}; use --num-layers {layers[0] + 1} or more"
             )
         kinds.append(BlockKind(name, len(layers), layers, profiled))
     return kinds, kept_kinds
@@ -269,12 +269,12 @@ def _resolve_collisions(named: list[tuple[nn.Module, str, str]]) -> list[tuple[n
     return rows
 
 
-def _learned_positions(model: nn.Module, fired: list[nn.Module], vocab_size: int) -> int | None:
+def _learned_positions(model: nn.Module, fired: list[nn.Module]) -> int | None:
     """Length of the learned position table, if an embedding of positions runs beside the one of tokens."""
-    config = getattr(model, "config", None)
-    text_config = config.get_text_config(decoder=True) if config is not None else None
-    declared = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
-    tables = [m for m in fired if isinstance(m, nn.Embedding) and m.num_embeddings != vocab_size]
+    config: Any = model.config
+    text_config = config.get_text_config(decoder=True)
+    declared = getattr(text_config, "max_position_embeddings", None)
+    tables = [m for m in fired if isinstance(m, nn.Embedding) and m.num_embeddings != text_config.vocab_size]
     if declared and any(declared <= t.num_embeddings <= declared + 8 for t in tables):  # OPT keeps 2 rows in reserve
         return int(declared)
     return None
@@ -294,8 +294,8 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
     kinds: list[BlockKind] = []
     block_kind: dict[nn.Module, str] = {}
     for path, stack in stacks:
-        full = list(full_model.get_submodule(path))  # type: ignore[arg-type]
-        stack_kinds, names = find_kinds(list(stack), full, full_model.config)
+        full: Any = full_model.get_submodule(path)
+        stack_kinds, names = find_kinds(list(stack), list(full), full_model.config)
         kinds += stack_kinds
         block_kind.update(zip(stack, names, strict=True))
     layout = Layout((), tuple(kinds), tuple(path for path, _ in stacks), block_kind, None)
@@ -311,8 +311,7 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
         if module in fired and module not in inside and childless and any(True for _ in module.parameters()):
             attribute = path.rpartition(".")[2]
             sites.append(Site(module, ALIASES.get(("model", attribute), attribute), None))
-    learned = _learned_positions(model, probe.fired, model.config.get_text_config(decoder=True).vocab_size)
-    return Layout(tuple(sites), layout.kinds, layout.stacks, block_kind, learned)
+    return Layout(tuple(sites), layout.kinds, layout.stacks, block_kind, _learned_positions(model, probe.fired))
 
 
 def expert_modules(model: nn.Module) -> list[nn.Module]:

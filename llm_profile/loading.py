@@ -100,7 +100,7 @@ def subject_options(
 
 
 def weights_id(source: ModelSource) -> str:
-    """What tells one set of weights from another: the resolved revision, or a folder's name; `dummy` for random ones."""
+    """What tells one set of weights from another: resolved revision, or a folder's name; `dummy` for random ones."""
     if source.weights_file is None:
         return DUMMY
     return source.revision or f"folder {source.path.name if source.path else source.name}"

@@ -21,21 +21,24 @@ ROUTINGS = ("balanced", "random", "model")
 class PassRunner:
     """Runs `model` at sweep points: random token ids, positions and an in-place cache, nothing made anew per pass.
 
-    max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run.
+    max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run. batch: sequences of
+    every pass.
     routing: one of ROUTINGS, applied to every experts module. Attention masks are built once per point and kept, as a
     serving engine prepares them with the batch; the pass itself has none of their kernels.
     """
 
-    def __init__(self, model: nn.Module, max_input: int, max_total: int, seed: int, routing: str = "model") -> None:
+    def __init__(
+        self, model: nn.Module, max_input: int, max_total: int, seed: int, routing: str = "model", batch: int = 1
+    ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         config: Any = model.config
         generator = torch.Generator(self.device).manual_seed(seed)
         vocab_size = config.get_text_config(decoder=True).vocab_size
-        self.input_ids = torch.randint(vocab_size, (1, max_input), device=self.device, generator=generator)
+        self.input_ids = torch.randint(vocab_size, (batch, max_input), device=self.device, generator=generator)
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
-        self.max_input = max_input
+        self.max_tokens = batch * max_input
         try:
             self.cache = InPlaceCache(config, max_total)
         except NotImplementedError as error:
@@ -109,7 +112,7 @@ class PassRunner:
         table = module.__dict__.get("_llm_profile_assignment")
         if table is None or table.shape[0] < tokens:
             experts = next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)
-            table = expert_assignment(self.routing, max(tokens, self.max_input), top_k, experts).to(chosen)
+            table = expert_assignment(self.routing, max(tokens, self.max_tokens), top_k, experts).to(chosen)
             module.__dict__["_llm_profile_assignment"] = table
             self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
         return table[:tokens]

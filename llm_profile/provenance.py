@@ -1,4 +1,4 @@
-"""Under which conditions numbers were measured: what must not differ between runs of one table, and what is recorded."""
+"""Under which conditions numbers were measured: what must not differ between runs of a table, what is recorded."""
 
 import os
 import platform
@@ -58,9 +58,10 @@ def cpu_name() -> str:
         return platform.processor() or "unknown"
 
 
+DECORATION = frozenset({"NVIDIA", "AMD", "GeForce", "Instinct", "Tesla", "Radeon", "Generation"})
+"""Words of a device's name that say nothing about its speed."""
+
+
 def short_device_name(name: str) -> str:
     """`NVIDIA GeForce RTX 3090` -> `RTX3090`, `NVIDIA H200` -> `H200`, `NVIDIA A100-SXM4-80GB` -> `A100-SXM4-80GB`."""
-    words = [
-        w for w in name.split() if w not in ("NVIDIA", "AMD", "GeForce", "Instinct", "Tesla", "Generation", "Radeon")
-    ]
-    return "".join(words) or "GPU"
+    return "".join(word for word in name.split() if word not in DECORATION) or "GPU"

@@ -14,15 +14,21 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.backends.base import Reality, StepTimes
-from llm_profile.backends.torch_profiler import CaptureError, GraphPasses, check_cuda
+from llm_profile.backends.torch_profiler import (
+    REST,
+    CaptureError,
+    GraphPasses,
+    check_cuda,
+    pci_bus_id,
+    sharing_notice,
+)
 from llm_profile.errors import UsageError
 from llm_profile.loading import profiled_subject
+from llm_profile.passes import PassRunner
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
-
-WARM_REPLAYS = 2
-"""Graph replays before those that count."""
+from llm_profile.telemetry import Telemetry
 
 REPLAYS = 2
 """Back-to-back replays whose mean is one repeat."""
@@ -47,34 +53,54 @@ class EagerReality:
     runtime = "eager"
 
     def __init__(self, subject: Subject) -> None:
+        self.notices = _sharing(subject)
         self._subject = subject
-        on_gpu = subject.device.type == "cuda"
-        self._synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
+        self._synchronize = _synchronizer(subject)
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        for input_len in input_lens:
-            runs = self._repeat(input_len, 1, repeat)
-            if runs is not None:
-                yield StepTimes(SweepPoint(input_len, 0), tuple(run[0] for run in runs))
+        """Runs `generate` for one token."""
+        for (input_len, _), rounds in self._rounds([(input_len, 1) for input_len in input_lens], repeat):
+            yield StepTimes(SweepPoint(input_len, 0), tuple(tokens[0] for tokens in rounds))
 
     def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         """Each run of consecutive lengths is one `generate`, so that steps follow each other as they do in use."""
-        for window in consecutive(kv_lens):
-            runs = self._repeat(window[0], 1 + len(window), repeat)
-            if runs is not None:
-                for step, kv_len in enumerate(window, start=1):
-                    yield StepTimes(SweepPoint(1, kv_len), tuple(run[step] for run in runs))
+        runs = [(window[0], 1 + len(window)) for window in consecutive(kv_lens)]
+        for (first, tokens), rounds in self._rounds(runs, repeat):
+            for step in range(1, tokens):
+                yield StepTimes(SweepPoint(1, first + step - 1), tuple(times[step] for times in rounds))
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        """One forward pass from call to finish: `generate` would have to prefill all sequences first."""
+
+        def timed(point: SweepPoint, runner: PassRunner) -> int:
+            started = time.perf_counter_ns()
+            runner.run(point, last_token_only=True)
+            self._synchronize()
+            return time.perf_counter_ns() - started
+
+        for point, runner in _batched_runners(self._subject, points):
+            timed(point, runner)
+            yield StepTimes(point, tuple(timed(point, runner) for _ in range(repeat)))
 
     def close(self) -> None:
         self._subject.close()
 
-    def _repeat(self, input_len: int, tokens: int, repeat: int) -> list[list[int]] | None:
-        """Time per token of each of `repeat` runs after one that warms; None if they do not fit in memory."""
-        try:
-            return [self._generate(input_len, tokens) for _ in range(1 + repeat)][1:]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return None
+    def _rounds(
+        self, runs: Sequence[tuple[int, int]], repeat: int
+    ) -> Iterator[tuple[tuple[int, int], list[list[int]]]]:
+        """Each (input length, tokens) with its times per token in each of `repeat` rounds after one that warms."""
+        times: dict[tuple[int, int], list[list[int]]] = {run: [] for run in runs}
+        for number in range(1 + repeat):
+            for run in list(times):
+                try:
+                    tokens = self._generate(*run)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    del times[run]
+                    continue
+                if number:
+                    times[run].append(tokens)
+        yield from times.items()
 
     def _generate(self, input_len: int, tokens: int) -> list[int]:
         runner, model = self._subject.runner, self._subject.model
@@ -95,53 +121,107 @@ class EagerReality:
 
 
 class GraphReality:
-    """Steps captured in CUDA graphs and replayed, timed with CUDA events."""
+    """Steps captured in CUDA graphs and replayed, timed with CUDA events.
+
+    Replays hardly vary, so of a window of consecutive decode steps the first, the middle and the last stand for all.
+    """
 
     runtime = "cuda-graph"
 
     def __init__(self, subject: Subject) -> None:
         if subject.device.type != "cuda":
             raise UsageError(f"--scaling-runtime cuda-graph: not on {subject.device.type}; use eager")
+        self.notices = _sharing(subject)
         self._subject = subject
         self._passes = GraphPasses(subject)
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
+        """One pass each."""
         yield from self._steps([SweepPoint(input_len, 0) for input_len in input_lens], repeat)
 
     def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        yield from self._steps([SweepPoint(1, kv_len) for kv_len in kv_lens], repeat)
+        """Three steps of each window."""
+        chosen = [sorted({w[0], w[len(w) // 2], w[-1]}) for w in consecutive(kv_lens)]
+        yield from self._steps([SweepPoint(1, kv_len) for window in chosen for kv_len in window], repeat)
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        """One pass each."""
+        own = self._subject.runner
+        for point, runner in _batched_runners(self._subject, points):
+            self._passes.runner = runner
+            try:
+                yield from self._steps([point], repeat)
+            finally:
+                self._passes.runner = own
 
     def close(self) -> None:
         self._subject.close()
 
     def _steps(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        for point in points:
-            try:
-                yield StepTimes(point, self._time(point, repeat))
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-            except CaptureError as error:
-                raise UsageError(
-                    f"--scaling-runtime cuda-graph: {type(self._subject.model).__name__} cannot be captured "
-                    f"({error}); use --scaling-runtime eager"
-                ) from error
+        graphs = {point: graph for point in points if (graph := self._capture(point)) is not None}
+        times: dict[SweepPoint, list[int]] = {point: [] for point in graphs}
+        for _ in range(repeat):
+            for point, graph in graphs.items():
+                times[point].append(self._time(graph))
+        for graph in graphs.values():
+            graph.reset()
+        yield from (StepTimes(point, tuple(walls)) for point, walls in times.items())
 
-    def _time(self, point: SweepPoint, repeat: int) -> tuple[int, ...]:
-        self._subject.runner.forget_masks()
-        self._passes.eager(point, last_token_only=True)  # a length's first use builds plans
-        graph = self._passes.capture(point, last_token_only=True)
-        events = [(_event(), _event()) for _ in range(repeat)]
+    def _capture(self, point: SweepPoint) -> torch.cuda.CUDAGraph | None:
+        try:
+            self._passes.runner.forget_masks()
+            self._passes.eager(point, last_token_only=True)  # a length's first use builds plans
+            return self._passes.capture(point, last_token_only=True)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
+        except CaptureError as error:
+            raise UsageError(
+                f"--scaling-runtime cuda-graph: {type(self._subject.model).__name__} cannot be captured "
+                f"({error}); use --scaling-runtime eager"
+            ) from error
+
+    def _time(self, graph: torch.cuda.CUDAGraph) -> int:
+        """Mean of REPLAYS back-to-back replays, after one that warms and a rest as the profile takes it."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began = time.monotonic()
         with torch.cuda.stream(self._passes.stream):
-            for _ in range(WARM_REPLAYS):
+            graph.replay()
+            start.record()
+            for _ in range(REPLAYS):
                 graph.replay()
-            for start, end in events:
-                start.record()
-                for _ in range(REPLAYS):
-                    graph.replay()
-                end.record()
-        torch.cuda.synchronize()
-        graph.reset()
-        return tuple(round(start.elapsed_time(end) * 1e6 / REPLAYS) for start, end in events)
+            end.record()
+        end.synchronize()
+        time.sleep(REST * (time.monotonic() - began))
+        return round(start.elapsed_time(end) * 1e6 / REPLAYS)
+
+
+def _synchronizer(subject: Subject) -> Callable[[], None]:
+    return torch.cuda.synchronize if subject.device.type == "cuda" else lambda: None
+
+
+def _sharing(subject: Subject) -> list[str]:
+    if subject.device.type != "cuda":
+        return []
+    telemetry = Telemetry(pci_bus_id(subject.device))
+    try:
+        return sharing_notice(telemetry)
+    finally:
+        telemetry.close()
+
+
+def _batched_runners(subject: Subject, points: Sequence[SweepPoint]) -> Iterator[tuple[SweepPoint, PassRunner]]:
+    """Each point with a runner of its batch size; those whose caches do not fit are left out."""
+    for point in points:
+        seed = subject.options.model.seed
+        try:
+            with PassRunner(
+                subject.model, point.input_len, point.total_len, seed, subject.routing, point.batch
+            ) as runner:
+                runner.run(point, last_token_only=True)
+                yield point, runner
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
 
 
 REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cuda-graph": GraphReality}

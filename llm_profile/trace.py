@@ -1,8 +1,8 @@
 """From a profiler's raw events to nanoseconds per row and pass.
 
-`record` collects a session's events with torch's profiler; `attribute` is arithmetic on plain data, tested on a recorded
-trace. Only ranges opened by the user and device activity are recorded: every operator that is left out of the session is
-host time that a sweep of thousands of points does not have.
+`record` collects a session's events with torch's profiler; the rest is arithmetic on plain data, tested on a recorded
+trace. Only ranges opened by the user and device activity are recorded: every operator that is left out of the session
+is host time that a sweep of thousands of points does not have.
 """
 
 import re

@@ -102,6 +102,14 @@ class FakeReality:
     asked: list[list[SweepPoint]] = field(default_factory=list)
     closed: bool = False
     seed: int = 0
+    notices: list[str] = field(default_factory=list)
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        """Sequences share everything but attention, which costs what it costs alone."""
+        for point in points:
+            alone = SweepPoint(point.input_len, point.kv_len)
+            dense = true_kernels_ns(SweepPoint(point.batch, 0), self.depth)
+            yield StepTimes(point, (round(dense + point.batch * true_kernels_ns(alone, self.depth) * 0.1),) * repeat)
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         return self._times([SweepPoint(input_len, 0) for input_len in input_lens], repeat)

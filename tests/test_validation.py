@@ -244,9 +244,12 @@ def test_the_applied_mode_must_be_possible():
 
 
 def test_batched_steps_are_reported():
-    report = validate(TABLE, FakeReality(overhead), PAIRS, batched={SweepPoint(1, 64, 4): (9e5, 9e5)})
-    (step,) = report.batched
-    assert step.sequences == 4 and report.as_json()["batched"][0]["error"] == step.error
+    report = validate(TABLE, FakeReality(overhead), PAIRS)
+    inputs = sorted({pair[0] for pair in PAIRS})
+    assert [(step.sequences, step.kv_len) for step in report.batched] == [
+        (sequences, kv_len) for kv_len in (inputs[0], inputs[-1]) for sequences in (1, 4, 16, 64)
+    ]
+    assert [step["error"] for step in report.as_json()["batched"]] == [step.error for step in report.batched]
 
 
 # ---- depth
@@ -341,7 +344,7 @@ def test_json_has_all_pairs_and_steps(tmp_path):
 
 
 def test_people_see_pairs_modes_and_warnings():
-    report = run_validation(TABLE, Opener(noise=0.1), PAIRS, depth=4, batched={SweepPoint(1, 64, 4): (9e5, 9e5)})
+    report = run_validation(TABLE, Opener(noise=0.1), PAIRS, depth=4)
     out = io.StringIO()
     print_report(report, Console(file=out, width=80))
     text = out.getvalue()

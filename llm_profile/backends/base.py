@@ -29,15 +29,15 @@ class StepTimes:
 class Backend(Protocol):
     """Times passes of a model with few blocks.
 
-    clock: `gpu-kernel`, `cpu-wall` or `fake`: what the nanoseconds of its rows are.
-    kinds: the model's kinds of blocks. block_rows: row -> kind, for rows of blocks; others are the model's. learned_positions: length of a learned position table, None where there is none.
-    notices: what the user should know, a line each. conditions: what must not differ between runs that share a table
-    (JSON scalars). facts: what is only recorded.
+    clock: `gpu-kernel`, `cpu-wall` or `fake`: what the nanoseconds of its rows are. kinds: the model's kinds of
+    blocks. block_rows: row -> kind, for rows of blocks; others are the model's. learned_positions: length of a learned
+    position table, None where there is none. notices: what the user should know, a line each. conditions: what must
+    not differ between runs that share a table (JSON scalars). facts: what is only recorded.
     """
 
     clock: str
     kinds: Sequence[BlockKind]
-    block_rows: Mapping[str, str]
+    block_rows: dict[str, str]
     learned_positions: int | None
     notices: list[str]
 
@@ -55,16 +55,28 @@ class Backend(Protocol):
 
 
 class Reality(Protocol):
-    """Times real steps of the model at the asked depth, for validation."""
+    """Times real steps of the model at the asked depth, for validation. Steps that do not fit in memory are left out.
+
+    Each of `repeat` rounds goes over all lengths, so that repeats are apart in time as two runs are; lengths are warmed
+    before. notices: what makes the times doubtful, a line each.
+    """
 
     runtime: str
+    notices: list[str]
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         """Time to the first token of prompts of these lengths. Yields point (n, 0)."""
         ...
 
     def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        """Decode steps of one token on caches of these lengths. Yields point (1, k)."""
+        """Decode steps of one token on caches of these lengths, ascending. Yields point (1, k).
+
+        Of a run of consecutive lengths, some may stand for all.
+        """
+        ...
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        """Decode steps of `point.batch` sequences, all with caches of one length."""
         ...
 
     def close(self) -> None: ...

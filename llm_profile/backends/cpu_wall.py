@@ -47,7 +47,7 @@ class WallRecorder:
 
 
 class CpuWallBackend:
-    """Times layers on the CPU (`clock`: cpu-wall). The pass is the sum of its rows: the recorder's own time is left out."""
+    """Times layers on the CPU (`clock`: cpu-wall). A pass is the sum of its rows, without the recorder's own time."""
 
     clock = "cpu-wall"
 

@@ -1,12 +1,13 @@
 """GPU kernel time by torch's profiler, many points in one session.
 
-At each point: one eager pass with ranges on tells which kernel belongs to which row; then the same pass, captured in a
-CUDA graph, is replayed, which costs the host almost nothing. A replay runs the kernels of the capture in order, so they
-are matched one to one, by name, with those of the labelled pass. Where the two differ, or a pass cannot be captured, the
-point is timed by labelled eager passes.
+At each point: one eager pass with ranges on tells which kernel belongs to which row; then the same pass, captured in
+a CUDA graph, is replayed, which costs the host almost nothing. A replay runs the kernels of the capture in order, so
+they are matched one to one, by name, with those of the labelled pass. Where the two differ, or a pass cannot be
+captured, the point is timed by labelled eager passes.
 """
 
 import gc
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,10 +83,11 @@ def masks_as_in_eager() -> Iterator[None]:
 
 
 class GraphPasses:
-    """Captures passes of a subject as CUDA graphs on one stream, sharing one memory pool."""
+    """Runs and captures passes of a runner on one stream; the CUDA graphs share one memory pool."""
 
     def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+        self.runner = subject.runner
+        self.device = subject.device
         self.stream = torch.cuda.Stream(subject.device)
         self.copies = HostCopies()
         self._pool = torch.cuda.graph_pool_handle()
@@ -95,14 +97,14 @@ class GraphPasses:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            torch.empty(1, device=self.subject.device).zero_()
+            torch.empty(1, device=self.device).zero_()
             graph.capture_end()
         return graph
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
         """One pass as the model's code runs it."""
         with torch.cuda.stream(self.stream), self.copies.one_pass():
-            self.subject.runner.run(point, last_token_only)
+            self.runner.run(point, last_token_only)
 
     def capture(self, point: SweepPoint, last_token_only: bool = False) -> torch.cuda.CUDAGraph:
         """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
@@ -112,7 +114,7 @@ class GraphPasses:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 with self.copies.one_pass():
-                    self.subject.runner.run(point, last_token_only)
+                    self.runner.run(point, last_token_only)
             except torch.OutOfMemoryError:
                 self._abandon(graph)
                 raise
@@ -140,10 +142,11 @@ class TorchProfilerBackend:
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
-        self.telemetry = Telemetry(_pci_bus_id(subject.device))
+        self.telemetry = Telemetry(pci_bus_id(subject.device))
         self.notices: list[str] = []
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
+        self.notices += sharing_notice(self.telemetry)
         self._passes = GraphPasses(subject)
         self._capture_error: str | None = None
         self._rest_until = 0.0
@@ -286,22 +289,21 @@ class TorchProfilerBackend:
                 pending.passes = list(eager)
 
     def _sample(self, pending: _Pending) -> PointSample:
-        rows: dict[str, list[int]] = {}
-        launches: dict[str, int] = {}
-        kernels: dict[str, dict[str, None]] = {}
+        times: dict[str, list[int]] = {}
+        names: dict[str, list[str]] = {}
         for number, one in enumerate(pending.passes):
             for labelled in one.kernels:
-                row = rows.setdefault(labelled.row, [0] * len(pending.passes))
-                row[number] += labelled.kernel.duration_ns
+                row_times = times.setdefault(labelled.row, [0] * len(pending.passes))
+                row_times[number] += labelled.kernel.duration_ns
         for labelled in pending.passes[0].kernels:
-            launches[labelled.row] = launches.get(labelled.row, 0) + 1
-            kernels.setdefault(labelled.row, {})[labelled.kernel.name] = None
+            names.setdefault(labelled.row, []).append(labelled.kernel.name)
         samples = {}
-        for row, pass_ns in rows.items():
+        for row, pass_ns in times.items():
+            kernels = names.get(row, [])
             blocks = self.subject.layout.blocks(row)
-            samples[row] = RowSample(tuple(pass_ns), blocks, launches.get(row, 0), tuple(kernels.get(row, {})))
+            samples[row] = RowSample(tuple(pass_ns), blocks, len(kernels), tuple(dict.fromkeys(kernels)))
         every = [[k.kernel for k in p.kernels] for p in pending.passes]
-        overlap = max(trace.overlap(kernels_of_pass) for kernels_of_pass in every)
+        overlap = max(trace.overlap(kernels) for kernels in every)
         first, last = every[0][0], every[-1][-1]
         return PointSample(
             pending.point,
@@ -314,12 +316,20 @@ class TorchProfilerBackend:
         )
 
 
-def _pci_bus_id(device: torch.device) -> str | None:
+def pci_bus_id(device: torch.device) -> str | None:
     """PCI address by which NVML knows a CUDA device; None on ROCm."""
     if torch.version.cuda is None:
         return None
-    p = torch.cuda.get_device_properties(device)
+    p: Any = torch.cuda.get_device_properties(device)
     return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"
+
+
+def sharing_notice(telemetry: Telemetry) -> list[str]:
+    """A warning if other processes compute on the GPU."""
+    others = telemetry.other_processes(os.getpid())
+    if not others:
+        return []
+    return [f"{len(others)} other process(es) use this GPU (pid {others[0]}, ...): times are doubtful; stop them"]
 
 
 def check_cuda(device: str) -> None:
