@@ -135,20 +135,26 @@ class HostCopies(TorchDispatchMode):
 
     A model may move a small host tensor to the device in each pass (a rotary table made on the host). From pageable
     memory that waits for the device and cannot be captured in a graph; from pinned memory it is the same copy without
-    the wait. The n-th such copy of a pass uses the n-th buffer.
+    the wait. The n-th such copy of a pass uses the n-th buffer. A model that made none in its first pass is taken to
+    make none, since watching each operator costs more than running it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._pinned: list[torch.Tensor] = []
         self._next = 0
+        self._idle = False
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Buffers are used in order from the first."""
+        if self._idle:
+            yield
+            return
         self._next = 0
         with self:
             yield
+        self._idle = not self._pinned
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

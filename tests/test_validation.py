@@ -357,7 +357,7 @@ def test_people_see_pairs_modes_and_warnings():
         "curve (applied)",
         "run-to-run spread",
         "rope and attn at (1, k), the rest at (1, 0)",
-        "4 sequences at kv_cache 64",
+        f"4 sequences at kv_cache {min(PAIRS)[0]}",
         "Warning:",
     ):
         assert shown in text
