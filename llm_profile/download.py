@@ -6,17 +6,15 @@ here goes through `_patient_requests`. No message carries the token, or words th
 """
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_profile.errors import UsageError
-
-if TYPE_CHECKING:
-    import httpx
 
 TIMEOUT_S = 10.0
 """Longest silence of the hub before a try counts as failed; HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT override."""
@@ -113,7 +111,9 @@ def _patient_requests() -> Iterator[None]:
     session, verbosity, no_telemetry = get_session(), logging.get_verbosity(), constants.HF_HUB_DISABLE_TELEMETRY
     logging.set_verbosity_error()  # its notes on retries are many lines, ours is one
     constants.HF_HUB_DISABLE_TELEMETRY = True  # it asks the hub questions of its own first, and waits for answers
-    session.send = _patient(session.send)
+    # the HTTP library is httpx or a successor of it, by huggingface_hub's version: the session's own is the right one
+    http = sys.modules[type(session).__module__.partition(".")[0]]
+    session.send = _patient(session.send, http)
     try:
         yield
     finally:
@@ -122,13 +122,14 @@ def _patient_requests() -> Iterator[None]:
         constants.HF_HUB_DISABLE_TELEMETRY = no_telemetry
 
 
-def _patient(send: "Callable[..., httpx.Response]") -> "Callable[..., httpx.Response]":
-    """`send` with bounded retries. Raises HubUnreachable, which huggingface_hub does not retry."""
-    import httpx
+def _patient(send: Callable[..., Any], http: Any) -> Callable[..., Any]:
+    """`send` with bounded retries. Raises HubUnreachable, which huggingface_hub does not retry.
 
+    http: the library of `send`, for its exceptions.
+    """
     asked: Counter[tuple[str, str, str | None]] = Counter()
 
-    def patient_send(request: httpx.Request, **options: Any) -> httpx.Response:
+    def patient_send(request: Any, **options: Any) -> Any:
         host = f"{request.url.scheme}://{request.url.netloc.decode()}"
         # a download that got further asks for another range; the same one again and again goes nowhere
         same = (request.method, str(request.url), request.headers.get("range"))
@@ -140,9 +141,9 @@ def _patient(send: "Callable[..., httpx.Response]") -> "Callable[..., httpx.Resp
             time.sleep(pause_s)
             try:
                 response = send(request, **options)
-            except httpx.TimeoutException:
+            except http.TimeoutException:
                 problem = "does not answer in time"
-            except httpx.TransportError:
+            except http.TransportError:
                 problem = "cannot be reached"
             else:
                 if response.status_code not in RETRIED_STATUSES:

@@ -1,42 +1,93 @@
-"""What a run will be called, need and take, before anything heavy is loaded. Imports no torch."""
+"""What a run will be called, need and take, and what would stop it, before anything heavy is loaded. Imports no torch."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
-from llm_profile.footprint import memory_bytes
+from llm_profile.footprint import ARCHITECTURES, memory_bytes
 from llm_profile.hub import ModelSource, find_model
+from llm_profile.journal import read_journal
 from llm_profile.paths import TablePaths
 from llm_profile.provenance import short_device_name
 from llm_profile.request import Request
-from llm_profile.sweep import Plan, plan
-from llm_profile.table import LatencyTable
+from llm_profile.scaled_table import scaling_paths
+from llm_profile.storage import storage_errors
+from llm_profile.sweep import Plan, SweepPoint, plan
+from llm_profile.table import LatencyTable, read_meta
+from llm_profile.writer import measured_points
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def hardware_name(device: str) -> str:
-    """The device's short name, as `--hardware` defaults to it. Imports torch."""
-    if not device.startswith("cuda"):
-        return device.upper()
+def find_source(request: Request, *, weights: bool = True) -> ModelSource:
+    """The model that a request names. weights: False where only its configuration matters. Raises UsageError."""
+    makes_do = request.device == "fake" or (not weights and request.load_format == "auto")
+    return find_model(
+        request.model,
+        load_format="dummy" if makes_do else request.load_format,
+        revision=request.revision,
+        token=request.hf_token,
+        allow_pickle=request.allow_pickle,
+    )
+
+
+def hardware_name(request: Request) -> str:
+    """What the device's folder is called: `--hardware`, else its short name. Imports torch for a GPU.
+
+    Raises UsageError where the GPU is not there.
+    """
+    if not request.device.startswith("cuda"):
+        return request.hardware or request.device.upper()
     import torch
 
     from llm_profile.backends.torch_profiler import check_cuda
 
-    check_cuda(device)
-    return short_device_name(torch.cuda.get_device_name(device))
+    check_cuda(request.device)
+    return request.hardware or short_device_name(torch.cuda.get_device_name(request.device))
 
 
-def table_name(source: ModelSource) -> str:
-    """What a model's table is called: its id; a local folder goes by its last part."""
-    return source.path.resolve().name if source.path is not None else source.name
+def table_name(request: Request, source: ModelSource) -> str:
+    """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
+    return request.model_name or (source.path.resolve().name if source.path is not None else source.name)
 
 
-def run_record(request: Request) -> dict[str, Any]:
+def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
+    """Where the table lies. Raises UsageError for names that cannot be those of files."""
+    return TablePaths.of(request.output_dir, hardware, table_name(request, source))
+
+
+def check(request: Request, source: ModelSource, paths: TablePaths) -> set[SweepPoint]:
+    """Refuse what would stop the run later, as far as a configuration tells. Returns the points that are known already.
+
+    Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
+    not ours or cannot be written.
+    """
+    blocks = _text_config(source.config).get("num_hidden_layers")
+    _check_depth("--num-layers", request.num_layers, blocks)
+    _check_writable(paths.csv)
+    table = _table_there(request, paths)
+    known = measured_points(table) if table is not None else set()
+    if request.scaling is not None:
+        _check_depth("--scaling-num-layers", request.scaling.num_layers, blocks)
+        _check_writable(scaling_paths(paths.csv, request.scaling.output)[1].csv)
+        check_validation(request, plan(request.sweep, learned_positions(source.config)), known)
+    return known
+
+
+def check_validation(request: Request, laid_out: Plan, known: Collection[SweepPoint]) -> None:
+    """Refuse (input, output) pairs that neither the plan nor the points known already cover. Raises UsageError."""
+    if request.scaling is not None:
+        check_pairs(request.scaling.pairs, {*laid_out.points, *known}, laid_out.unrunnable)
+
+
+def run_record(request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What is recorded of a run beside its conditions. The token is not among it."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,6 +95,7 @@ def run_record(request: Request) -> dict[str, Any]:
         "repeat": request.repeat,
         "precision": request.precision,
         "sweep": asdict(request.sweep),
+        **facts,
     }
 
 
@@ -55,9 +107,14 @@ def model_record(source: ModelSource) -> dict[str, Any]:
 
 def longest_trained(config: Mapping[str, Any]) -> int | None:
     """Positions that a model was made for, None where its configuration does not say."""
-    text_config = config.get("text_config", config)
-    value = text_config.get("max_position_embeddings")
+    value = _text_config(config).get("max_position_embeddings")
     return value if isinstance(value, int) else None
+
+
+def learned_positions(config: Mapping[str, Any]) -> int | None:
+    """Length of a learned position table, where the model's type is known to have one."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    return longest_trained(config) if architecture and architecture.extra_positions is not None else None
 
 
 def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
@@ -73,40 +130,73 @@ def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
 
 def plan_lines(request: Request) -> list[str]:
     """What the request would do: points, files, memory, time, pairs to validate. Raises UsageError as the run would."""
-    source = find_model(
-        request.model,
-        load_format="dummy" if request.load_format == "auto" else request.load_format,
-        revision=request.revision,
-        token=request.hf_token,
-        allow_pickle=request.allow_pickle,
-    )
-    laid_out = plan(request.sweep)
+    source = find_source(request, weights=False)
+    laid_out = plan(request.sweep, learned_positions(source.config))
     hardware = request.hardware or _visible_hardware(request.device)
-    lines = [f"model: {source.name} (configuration from {source.origin}), {request.num_layers} decoder block(s)"]
-    known = 0
-    if hardware is None:
-        lines.append("table: <hardware>/<model>.csv, the folder named after the device when it is there")
-    else:
-        paths = TablePaths.of(request.output_dir, hardware, request.model_name or table_name(source))
-        lines.append(f"table: {paths.csv}")
-        if paths.meta.exists() and not request.overwrite:
-            known = len(set(LatencyTable.read(paths.csv).records) & set(laid_out.points))
+    paths = table_paths(request, source, hardware or "hardware")
+    known = check(request, source, paths) & set(laid_out.points)
+    left = laid_out.left(known)
     phases = [p.phase for p in laid_out.points]
-    lines.append(f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {known} of them known")
-    trained = longest_trained(source.config)
-    beyond = sum(p.total_len > trained for p in laid_out.points) if trained else 0
-    if beyond:
-        lines.append(f"  {beyond} are longer than the model's {trained} positions: left out where these are learned")
-    lines.append(f"memory: {_memory(request, source, laid_out)}")
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
-    left = len(laid_out.points) - known
-    lines.append(f"time: about {rate * left:.0f} s" if rate else "time: unknown until the first batch")
+    lines = [
+        f"model: {source.name} (configuration from {source.origin}), {request.num_layers} decoder block(s)",
+        f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
+        f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {len(known)} of them known",
+        *(f"  {text}" for text in _unusual_points(source, laid_out)),
+        f"memory: {_memory(request, source, laid_out)}",
+        f"time: about {rate * len(left):.0f} s for the sweep" if rate else "time: unknown until the first batch",
+    ]
     if request.scaling is not None:
-        check_pairs(request.scaling.pairs, laid_out.points, {})
-        lines.append(
-            f"validation: {len(request.scaling.pairs)} (input, output) pairs against the real model ({request.scaling.runtime})"
-        )
+        pairs, runtime = len(request.scaling.pairs), request.scaling.runtime
+        lines.append(f"validation: {pairs} (input, output) pairs against the real model ({runtime})")
     return lines
+
+
+def _unusual_points(source: ModelSource, laid_out: Plan) -> Iterator[str]:
+    if laid_out.unrunnable:
+        yield f"{len(laid_out.unrunnable)} will be missing: {next(iter(laid_out.unrunnable.values()))}"
+    if text := beyond_training(source.config, laid_out):
+        known_type = source.config.get("model_type") in ARCHITECTURES
+        yield text if known_type else f"{text}, or left out where positions are learned"
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _check_depth(option: str, asked: int | None, blocks: Any) -> None:
+    if asked is not None and isinstance(blocks, int) and asked > blocks:
+        raise UsageError(f"{option} {asked}: the model has {blocks} blocks; use 1 to {blocks}")
+
+
+def _check_writable(csv: Path) -> None:
+    """Raises UsageError where the nearest folder that is there takes no files; root may write where nobody can."""
+    folder = next(parent for parent in csv.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UsageError(f"cannot write {csv}: {folder} is no folder that you may write to; choose another")
+
+
+def _table_there(request: Request, paths: TablePaths) -> LatencyTable | None:
+    """What a run would add to. Raises UsageError for files that are not ours or damaged, and for other ranges."""
+    if request.overwrite:
+        return None
+    with storage_errors("read", paths.csv):
+        journal = read_journal(paths.journal)  # first: it goes when the other files have all that is in it
+        meta = read_meta(paths)
+        if meta is not None and meta["origin"] != "measured":  # gives way to a measurement
+            return None
+        table = LatencyTable.load(paths, meta, journal)
+    asked = asdict(request.sweep)
+    if table is not None and not request.append:
+        for measured in (run["sweep"] for run in table.meta["runs"] if "sweep" in run):
+            if measured != asked:
+                options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in measured.items())
+                raise UsageError(
+                    f"{paths.csv}: measured for other ranges ({options}); add to it with --append, or start anew with "
+                    "--overwrite"
+                )
+    return table
 
 
 def _visible_hardware(device: str) -> str | None:
@@ -133,15 +223,17 @@ def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
 
 
 def _seconds_per_point(folder: Path) -> float | None:
-    """Rate of the latest complete run on this hardware, whatever the model."""
-    runs = sorted(_runs(folder), key=lambda run: str(run.get("started")))
-    return float(runs[-1]["seconds"]) / int(runs[-1]["points"]) if runs else None
+    """Rate of the latest run on this hardware that came to its end, whatever the model."""
+    rates = sorted(_rates(folder))
+    return rates[-1][1] if rates else None
 
 
-def _runs(folder: Path) -> Iterator[Mapping[str, Any]]:
+def _rates(folder: Path) -> Iterator[tuple[str, float]]:
+    """When each recorded run started, and its seconds per point."""
     for path in folder.rglob("*.meta.json"):
-        try:
-            runs = json.loads(path.read_text(encoding="utf-8")).get("runs", [])
-        except (OSError, ValueError):
-            continue
-        yield from (run for run in runs if run.get("seconds") and run.get("points"))
+        runs: Any = ()
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not every file of that name is ours
+            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        for run in runs:
+            with suppress(KeyError, TypeError, ZeroDivisionError):  # a run that was killed has no seconds
+                yield str(run["started"]), run["seconds"] / run["points"]

@@ -3,12 +3,13 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_profile.backends.base import Backend
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import Plan, SweepPoint
+from llm_profile.table import LatencyTable
 from llm_profile.writer import TableWriter
 
 SYNC_INTERVAL_S = 2.0
@@ -26,7 +27,7 @@ HOPELESS_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a sweep stands, told after each point."""
+    """Where a sweep stands, told after each result. done: of `total` points; those measured again count once."""
 
     done: int
     total: int
@@ -44,20 +45,27 @@ def measure(
 ) -> None:
     """Measure what a plan still wants and journal each point as it is known.
 
-    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting clock
-    shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the others.
+    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
+    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
+    others, and the result at the highest clock is kept.
     """
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))
-    left = in_measuring_order(laid_out.left(writer.done()), seed)
-    total, done, synced = len(left), 0, time.monotonic()
-    for result in _with_retries(backend, left, rule, warmup):
-        writer.add(result)
-        done = min(done + 1, total)
-        tell(Progress(done, total, result))
-        if time.monotonic() - synced > SYNC_INTERVAL_S:
-            writer.sync()
-            synced = time.monotonic()
+    asked = again = in_measuring_order(laid_out.left(writer.done()), seed)
+    done, synced = set[SweepPoint](), time.monotonic()
+    for _attempt in range(1 + CLOCK_RETRIES):
+        for result in backend.sample(again, rule, warmup):
+            if not _slower_again(result, writer.table):
+                writer.add(result)
+            done.add(result.point)
+            tell(Progress(len(done), len(asked), result))
+            if time.monotonic() - synced > SYNC_INTERVAL_S:
+                writer.sync()
+                synced = time.monotonic()
+        slow = set(slow_points(clocks_mhz(writer.table)))
+        again = [point for point in asked if point in slow]
+        if not again or len(again) > HOPELESS_SHARE * len(asked):
+            break
     writer.sync()
 
 
@@ -67,18 +75,9 @@ def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoi
     return sorted(shuffled, key=lambda point: point.phase)
 
 
-def _with_retries(
-    backend: Backend, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
-) -> Iterator[PointSample | PointFailure]:
-    clocks: dict[SweepPoint, float] = {}
-    for _attempt in range(1 + CLOCK_RETRIES):
-        for result in backend.sample(points, rule, warmup):
-            if isinstance(result, PointSample) and result.sm_clock_mhz is not None:
-                clocks[result.point] = result.sm_clock_mhz
-            yield result
-        points = slow_points(clocks)
-        if not points or len(points) > HOPELESS_SHARE * len(clocks):
-            return
+def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:
+    """The SM clock of each point of a table where it is known."""
+    return {point: r.sm_clock_mhz for point, r in table.records.items() if r.sm_clock_mhz is not None}
 
 
 def slow_points(clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
@@ -95,3 +94,10 @@ def slow_points(clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
 def _below(group: Sequence[SweepPoint], clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
     limit = (1 - CLOCK_DROP) * statistics.median(clocks[point] for point in group)
     return [point for point in group if clocks[point] < limit]
+
+
+def _slower_again(result: PointSample | PointFailure, table: LatencyTable) -> bool:
+    """Whether a result that is to replace a known one was had at a lower clock still."""
+    known = table.records.get(result.point)
+    clock = result.sm_clock_mhz if isinstance(result, PointSample) else None
+    return known is not None and (clock or 0.0) < (known.sm_clock_mhz or 0.0)

@@ -78,7 +78,8 @@ def read_rows(path: Path) -> dict[SweepPoint, PointRecord]:
     try:
         with storage_errors("read", path):
             content = path.read_bytes() if path.exists() else b""
-        table = pq.read_table(io.BytesIO(content), columns=list(COLUMNS))
+        # not read_table: its worker threads may still hold the file when Python ends, which aborts the process
+        table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(COLUMNS), use_threads=False)
         lines = zip(*(_values(table[name].combine_chunks(), kind) for name, kind in COLUMNS.items()), strict=True)
         return {SweepPoint(*at): _record(list(group)) for at, group in groupby(lines, key=itemgetter(1, 2, 3))}
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:

@@ -111,7 +111,7 @@ class TableWriter:
                 f"{paths.csv}: measured under other conditions: {'; '.join(differing)}; use the same, or another "
                 "--output-dir or --model-name, or start anew with --overwrite"
             )
-        others = sorted((_measured(table) | table.missing.keys()) - self._points, key=canonical_order)
+        others = sorted((measured_points(table) | table.missing.keys()) - self._points, key=canonical_order)
         if others and not self._append:
             raise UsageError(
                 f"{paths.csv}: has {len(others)} points outside the asked ranges (the first: {others[0]}); "
@@ -121,7 +121,7 @@ class TableWriter:
 
     def done(self) -> set[SweepPoint]:
         """The points that are measured. Missing ones are not among them: a new run tries them again."""
-        return _measured(self.table)
+        return measured_points(self.table)
 
     def add(self, result: PointSample | PointFailure) -> None:
         """Keep what came of a point; it outlives a kill from here on. The same failure again changes nothing."""
@@ -190,7 +190,8 @@ class TableWriter:
                     raise
 
 
-def _measured(table: LatencyTable) -> set[SweepPoint]:
+def measured_points(table: LatencyTable) -> set[SweepPoint]:
+    """The points that no run measures again."""
     return {point for point, record in table.records.items() if record.source == "measured"}
 
 

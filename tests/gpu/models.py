@@ -1,0 +1,31 @@
+"""Models for GPU tests: the tiny ones of tests/tiny.py in bfloat16, and real dimensions with random weights."""
+
+from typing import Any
+
+from llm_profile import catalog
+from llm_profile.model import ModelOptions
+from llm_profile.subject import Subject, SubjectOptions
+from tests.tiny import CONFIGS
+
+LLAMA_8B = "meta-llama/Llama-3.1-8B"
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Fields of config.json, of a tiny model or of one of the built-in table."""
+    if name in CONFIGS:
+        return CONFIGS[name]
+    found = catalog.find(name)
+    assert found is not None
+    return found[1]
+
+
+def options_of(name: str, num_layers: int = 1, experts: str = "grouped_mm") -> ModelOptions:
+    """bfloat16 on the GPU. experts: the implementation, where the model has any."""
+    has_experts = "num_local_experts" in config_of(name)
+    return ModelOptions(num_layers, "cuda", "bfloat16", experts_implementation=experts if has_experts else "auto")
+
+
+def gpu_subject(name: str, num_layers: int = 1, longest: int = 32, experts: str = "grouped_mm", **more: Any) -> Subject:
+    """A model on the GPU, ready for passes of up to `longest` tokens. more: fields of SubjectOptions."""
+    fields: dict[str, Any] = {"config": config_of(name), "max_input": longest, "max_total": longest} | more
+    return Subject(SubjectOptions(model=options_of(name, num_layers, experts), **fields))

@@ -1,0 +1,289 @@
+"""Every GPU nanosecond of real kernels is in the row that it belongs to, and profiling leaves nothing behind."""
+
+import gc
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_utils import AttentionInterface
+
+from llm_profile import trace
+from llm_profile.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.hooks import LayerRanges
+from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.model import cut, dummy_model, make_config
+from llm_profile.sweep import SweepPoint
+from tests.gpu.models import LLAMA_8B, config_of, gpu_subject, options_of
+from tests.test_hooks import footprint
+from tests.test_layers import EXPECTED
+
+pytestmark = pytest.mark.gpu
+
+POINTS = {LLAMA_8B: [SweepPoint(1, 0), SweepPoint(128, 0), SweepPoint(1, 127)]}
+TINY_POINTS = [SweepPoint(5, 0), SweepPoint(16, 0), SweepPoint(1, 7)]
+
+FAMILY = {LLAMA_8B: "llama"}
+"""Whose rows a model has; a tiny one its own."""
+
+NO_KERNELS = {"phimoe": {"mlp_other"}, "mixtral": {"mlp_other"}}
+"""Rows of containers that only reshape: wall time on a CPU, nothing at all on a GPU."""
+
+GEMM = re.compile(r"gemm|gemv|nvjet|wgmma|xmma|splitk", re.IGNORECASE)
+"""Matrix products by kernel name: cuBLAS, cuBLASLt, CUTLASS, cuDNN."""
+
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+
+THREE = StoppingRule(repeat=3, precision=0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one session gave. session: its raw events."""
+
+    model: str
+    points: list[SweepPoint]
+    samples: list[PointSample]
+    session: trace.Trace
+
+
+@contextmanager
+def kept_traces() -> Iterator[list[trace.Trace]]:
+    """The raw events of each session of a backend."""
+    kept: list[trace.Trace] = []
+    record = trace.record
+
+    @contextmanager
+    def keep() -> Iterator[trace.Trace]:
+        with record() as session:
+            yield session
+        kept.append(session)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "record", keep)
+        yield kept
+
+
+def sample(backend: TorchProfilerBackend, points: Sequence[SweepPoint]) -> dict[SweepPoint, PointSample | PointFailure]:
+    return {result.point: result for result in backend.sample(points, THREE, warmup=2)}
+
+
+def succeeded(results: dict[SweepPoint, PointSample | PointFailure]) -> list[PointSample]:
+    assert all(isinstance(result, PointSample) for result in results.values()), results
+    return [result for result in results.values() if isinstance(result, PointSample)]
+
+
+@pytest.fixture(scope="module", params=[*EXPECTED, LLAMA_8B])
+def measured(request: pytest.FixtureRequest) -> Measured:
+    model: str = request.param
+    points = POINTS.get(model, TINY_POINTS)
+    backend = TorchProfilerBackend(gpu_subject(model, longest=128 if model in POINTS else 32))
+    try:
+        with kept_traces() as sessions:
+            samples = succeeded(sample(backend, points))
+    finally:
+        backend.close()
+    (session,) = sessions
+    assert [s.point for s in samples] == points
+    return Measured(model, points, samples, session)
+
+
+def test_rows_add_up_to_each_pass_exactly(measured: Measured) -> None:
+    for at in measured.samples:
+        assert len(at.pass_ns) == THREE.repeat
+        for number, whole in enumerate(at.pass_ns):
+            assert sum(row.pass_ns[number] for row in at.rows.values()) == whole
+
+
+def test_passes_have_every_nanosecond_that_the_device_worked(measured: Measured) -> None:
+    """Counted again from the raw events, by nothing but the range in which the work was launched."""
+    session = measured.session
+    launched = {launch.correlation: launch.start_ns for launch in session.launches}
+    assert all(kernel.correlation in launched for kernel in session.kernels)
+    for index, at in enumerate(measured.samples):
+        eager, replays = sorted((r for r in session.passes if r.name == str(index)), key=lambda r: r.start_ns)
+        inside = [
+            [k for k in session.kernels if r.start_ns <= launched[k.correlation] < r.end_ns] for r in (eager, replays)
+        ]
+        assert len(inside[1]) == THREE.repeat * len(inside[0])
+        assert sum(k.duration_ns for k in inside[1]) == sum(at.pass_ns)
+
+
+def test_expected_rows(measured: Measured) -> None:
+    family = FAMILY.get(measured.model, measured.model)
+    for at in measured.samples:
+        assert set(at.rows) == set(EXPECTED[family]) - NO_KERNELS.get(family, set())
+        assert all(min(row.pass_ns) > 0 and row.launches > 0 for row in at.rows.values())
+
+
+def test_no_matrix_product_hides_in_an_unnamed_row(measured: Measured) -> None:
+    """But one: the rotary table is the product of frequencies and positions, and belongs to no layer."""
+    for at in measured.samples:
+        for name, row in at.rows.items():
+            products = [kernel for kernel in row.kernels if GEMM.search(kernel)]
+            if name.endswith("_other"):
+                allowed = 1 if name == "model_other" and "rope" in at.rows else 0
+                assert len(products) <= allowed, (at.point, name, products)
+
+
+def test_points_are_timed_by_graph_replays(measured: Measured) -> None:
+    assert {at.point: at.timed_by for at in measured.samples} == dict.fromkeys(measured.points, "graph-replay")
+
+
+@pytest.mark.parametrize("measured", [LLAMA_8B], indirect=True)
+def test_projections_of_real_size_are_matrix_products(measured: Measured) -> None:
+    """Of tiny ones, a library may make other kernels."""
+    for at in measured.samples:
+        for name in PROJECTIONS:
+            assert any(GEMM.search(kernel) for kernel in at.rows[name].kernels), (name, at.rows[name].kernels)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "mixtral"])
+def test_ranges_change_no_bit_of_the_logits_and_come_off(name: str) -> None:
+    subject = gpu_subject(name, num_layers=2)
+    points = [SweepPoint(6, 0), SweepPoint(1, 9)]
+
+    def logits() -> list[torch.Tensor]:
+        return [subject.runner.run(point).logits.clone() for point in points]
+
+    logits()  # the cache gets its buffers
+    before = footprint(subject.model)
+    plain = logits()
+    with trace.record() as session, LayerRanges(subject.model, subject.layout, trace.RangeRecorder()):
+        ranged = logits()
+    again = logits()
+    assert {r.name for r in session.rows} >= {"embedding", "q_proj", "attn", "lm_head"}
+    assert footprint(subject.model) == before
+    for one, two, three in zip(plain, ranged, again, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, two) and torch.equal(one, three)
+    subject.close()
+
+
+def outside_state(files: Sequence[str]) -> dict[str, Any]:
+    """What profiling could leave behind outside the model: module globals, the attention interface, torch's flags."""
+    return {
+        "globals": {file: {k: id(v) for k, v in vars(sys.modules[file]).items()} for file in files},
+        "interface": dict(vars(AttentionInterface)),
+        "sdpa": (
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.cudnn_sdp_enabled(),
+            list(torch._C._get_sdp_priority_order()),
+        ),
+        "grad": torch.is_grad_enabled(),
+        "stream": torch.cuda.current_stream().cuda_stream,
+    }
+
+
+def inside_state(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """Which attributes each module of a model has; of tables of hooks, how many are in them."""
+    return {
+        path: {key: len(value) if "hooks" in key else None for key, value in vars(module).items()}
+        for path, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_closing_leaves_model_transformers_and_torch_as_they_were(name: str) -> None:
+    untouched = dummy_model(cut(make_config(config_of(name)), 1), options_of(name))
+    untouched(torch.ones(1, 4, dtype=torch.long, device="cuda"))
+    files = sorted({type(m).__module__ for m in untouched.modules()} | {"transformers.masking_utils"})
+    before = outside_state(files)
+    backend = TorchProfilerBackend(gpu_subject(name, sdpa_backend="flash"))
+    while_open = outside_state(files)
+    succeeded(sample(backend, TINY_POINTS))
+    model = backend.subject.model
+    backend.close()
+    assert while_open["sdpa"] != before["sdpa"] and while_open["globals"] != before["globals"]
+    assert outside_state(files) == before
+    assert inside_state(model) == inside_state(untouched)
+
+
+def test_a_model_that_cannot_be_captured_is_timed_eagerly() -> None:
+    """Experts in a Python loop wait for the device in each pass. A failed capture must not spoil what comes after."""
+    backend = TorchProfilerBackend(gpu_subject("phimoe", experts="eager"))
+    try:
+        samples = succeeded(sample(backend, TINY_POINTS))
+    finally:
+        backend.close()
+    assert {at.timed_by for at in samples} == {"eager"}
+    for at in samples:
+        assert len(at.pass_ns) == THREE.repeat
+        for number, whole in enumerate(at.pass_ns):
+            assert sum(row.pass_ns[number] for row in at.rows.values()) == whole
+    assert sum("cannot be captured" in notice for notice in backend.notices) == 1
+    assert backend.facts()["not_captured"]
+
+    assert torch.isfinite(torch.randn(1000, device="cuda")).all()
+    captures_again()
+
+
+def captures_again() -> None:
+    backend = TorchProfilerBackend(gpu_subject("llama"))
+    try:
+        assert {at.timed_by for at in succeeded(sample(backend, TINY_POINTS))} == {"graph-replay"}
+    finally:
+        backend.close()
+
+
+LOGITS_BYTES = 1 << 30
+"""Of the pass at BIG: 16,384 tokens x 32,768 words x 2 bytes."""
+
+BIG = SweepPoint(1 << 14, 0)
+
+
+@contextmanager
+def memory_limited_to(spare_bytes: int) -> Iterator[None]:
+    """Let torch have this much more than it holds now."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + spare_bytes
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def wide_backend() -> TorchProfilerBackend:
+    """A tiny model with many words: its logits are most of what a pass needs."""
+    wide = config_of("llama") | {"vocab_size": 1 << 15}
+    backend = TorchProfilerBackend(gpu_subject("llama", longest=BIG.input_len, config=wide))
+    succeeded(sample(backend, [SweepPoint(2, 0)]))  # libraries, workspaces and the cache's buffers have their memory
+    return backend
+
+
+def test_a_point_that_does_not_fit_is_a_failure_and_the_sweep_goes_on() -> None:
+    backend = wide_backend()
+    small = [SweepPoint(4, 0), SweepPoint(8, 0), SweepPoint(1, 8)]
+    try:
+        with memory_limited_to(LOGITS_BYTES // 2):
+            results = sample(backend, [small[0], BIG, *small[1:]])
+        assert results.pop(BIG) == PointFailure(BIG, "out of memory")
+        assert {at.point: at.timed_by for at in succeeded(results)} == dict.fromkeys(small, "graph-replay")
+        (fits_now,) = succeeded(sample(backend, [BIG]))
+        assert fits_now.timed_by == "graph-replay"
+    finally:
+        backend.close()
+
+
+def test_running_out_of_memory_while_a_pass_is_captured_spoils_nothing() -> None:
+    """The eager pass fits, its graph, which needs memory of its own, does not."""
+    backend = wide_backend()
+    small = [SweepPoint(4, 0), SweepPoint(1, 8)]
+    try:
+        with memory_limited_to(LOGITS_BYTES + LOGITS_BYTES // 2):
+            results = sample(backend, [small[0], BIG, small[1]])
+        big = results.pop(BIG)
+        assert isinstance(big, PointSample) or big.reason == "out of memory"
+        assert {at.point: at.timed_by for at in succeeded(results)} == dict.fromkeys(small, "graph-replay")
+    finally:
+        backend.close()
+    captures_again()
