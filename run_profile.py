@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measure the latency of every layer of a Hugging Face causal LM, at every prefill and decode length, on this GPU.
 
-The model is loaded with few decoder blocks (they are alike), with real or random weights. At each length, passes run under
-torch's profiler and every nanosecond of GPU time goes to the layer that launched it: kernels, copies and memsets, nothing
-of the host. `<hardware>/<model>.csv` has the median per layer and block, in nanoseconds. The sum of the table is then held
-against the real model at full depth, and a second, scaled table has what kernels alone do not show.
+The model is loaded with few decoder blocks (they are alike), with real or random weights. At each length, passes run
+under torch's profiler and every nanosecond of GPU time goes to the layer that launched it: kernels, copies and memsets,
+nothing of the host. `<hardware>/<model>.csv` has the median per layer and block, in nanoseconds. The sum of the table
+is then held against the real model at full depth, and a second, scaled table has what kernels alone do not show.
 
     python3 run_profile.py --model meta-llama/Llama-3.1-8B             the full sweep, lengths 1 to 2,048
     python3 run_profile.py --model Qwen/Qwen3-8B --prefill-step 8 --decode-step 8
@@ -18,16 +18,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_profile import planning, summary
 from llm_profile.backends import open_backend
 from llm_profile.backends.base import Backend
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
 from llm_profile.estimate import check_pairs
-from llm_profile.hub import LOAD_FORMATS, ModelSource, find_model
+from llm_profile.hub import LOAD_FORMATS, ModelSource
 from llm_profile.measurement import StoppingRule
 from llm_profile.paths import TablePaths
 from llm_profile.profiler import measure
@@ -35,7 +36,7 @@ from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
 from llm_profile.sweep import MODES, Plan, Sweep, SweepPoint, plan
 from llm_profile.table import LatencyTable
 from llm_profile.writer import TableWriter
-from validation import OneLineParser, add_scaling_arguments, parse_scaling, validate_table
+from validation import OneLineParser, add_scaling_arguments, known_exit_code, parse_scaling, validate_table
 
 
 @dataclass(frozen=True)
@@ -50,55 +51,56 @@ class Result:
 def run_profile(request: Request) -> Result:
     """Profile a model as `request` says: plan, load, measure, scale, report.
 
-    Raises UsageError for what the user can mend. Interrupted or killed, the same request goes on where it stopped.
+    Raises UsageError for what the user can mend, as far as possible before anything heavy is loaded. Interrupted or
+    killed, the same request goes on where it stopped.
     """
-    if request.scaling is not None:
-        check_pairs(request.scaling.pairs, request.sweep.points(), {})
-    source = settled_source(request)
+    source = planning.find_source(request)
+    hardware = planning.hardware_name(request)
+    paths = planning.table_paths(request, source, hardware)
+    known = planning.check(request, source, paths)
+    source = settled_weights(request, source)
     summary.notice(source.notice)
-    hardware = request.hardware or planning.hardware_name(request.device)
-    paths = TablePaths.of(request.output_dir, hardware, request.model_name or planning.table_name(source))
-    laid_out = measure_table(request, source, paths, hardware)
+    laid_out = measure_table(request, source, paths, hardware, known)
     table = LatencyTable.read(paths.csv)
-    print("\n".join(summary.end_of_sweep(table, paths, laid_out)))
+    print("\n".join(summary.end_of_sweep(table, paths, laid_out, request.verbose)))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
-    if request.scaling is not None:
-        code = max(code, validate_table(table, paths.csv, request.scaling, request.device, request.hf_token))
-    return Result(paths.csv, missing, code)
+    return Result(paths.csv, missing, max(code, scale(request, table, paths.csv)))
 
 
-def settled_source(request: Request) -> ModelSource:
-    """Find the model, and fetch what its kept blocks need where real weights are to be used."""
-    source = find_model(
-        request.model,
-        load_format=request.load_format,
-        revision=request.revision,
-        token=request.hf_token,
-        allow_pickle=request.allow_pickle,
-    )
-    if source.weights_file is None or request.device == "fake":
-        return replace(source, weights_file=None)
+def settled_weights(request: Request, source: ModelSource) -> ModelSource:
+    """Fetch what the kept blocks need where real weights are to be used; random ones may take their place."""
+    if source.weights_file is None:
+        return source
     from llm_profile.loading import settle_weights  # imports torch
 
     return settle_weights(source, request.num_layers, request.hf_token, insist=request.load_format == "hf")
 
 
-def measure_table(request: Request, source: ModelSource, paths: TablePaths, hardware: str) -> Plan:
-    """Measure what the table at `paths` lacks of the request, and write its files. Returns the plan that was laid out."""
+def measure_table(
+    request: Request, source: ModelSource, paths: TablePaths, hardware: str, known: Collection[SweepPoint]
+) -> Plan:
+    """Measure what the table at `paths` lacks of the request, and write its files. Returns the plan that was laid out.
+
+    known: points that are there already. Raises UsageError, before anything is measured, where what is to be validated
+    cannot run.
+    """
     backend = open_backend(request, source)
     try:
         laid_out = plan(request.sweep, backend.learned_positions)
+        planning.check_validation(request, laid_out, known)
         for text in (*backend.notices, planning.beyond_training(source.config, laid_out)):
             summary.notice(text)
+        if request.verbose:
+            summary.notice(summary.conditions_text(backend.conditions()))
         writer = TableWriter(
             paths,
             hardware=hardware,
-            model=request.model_name or planning.table_name(source),
+            model=planning.table_name(request, source),
             clock=backend.clock,
             conditions=backend.conditions(),
             kinds=backend.kinds,
-            run=planning.run_record(request),
+            run=planning.run_record(request, backend.facts()),
             points=laid_out.points,
             append=request.append,
             overwrite=request.overwrite,
@@ -114,32 +116,49 @@ def measure_what_is_left(
     request: Request, source: ModelSource, backend: Backend, laid_out: Plan, writer: TableWriter
 ) -> None:
     """Run the measuring loop over the points that are not in the table yet, then write the table."""
-    left = laid_out.left(writer.done())
-    if not left:
-        summary.notice("complete: every point is in the table already")
-    elif len(left) < len(laid_out.points) - len(laid_out.unrunnable):
-        summary.notice(
-            f"going on: {len(laid_out.points) - len(left)} of {len(laid_out.points)} points are there already"
-        )
+    table, left = writer.table, laid_out.left(writer.done())
+    summary.notice(summary.resuming_text(laid_out, len(left)))
     rule = StoppingRule(request.repeat, request.precision)
-    started = time.monotonic()
+    runs_before, told, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
     with summary.progress(len(left), request.verbose) as tell:
         measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell)
-    if left:
-        seconds = round(time.monotonic() - started, 1)
-        writer.table.meta["runs"][-1].update(backend.facts(), seconds=seconds)
-        summary.notice(f"measured {len(left)} points in {seconds} s ({1000 * seconds / len(left):.0f} ms a point)")
-        summary.notice(backend.notices[-1] if len(backend.notices) > 1 else None)
-    writer.table.meta.update(planning.model_record(source), block_rows=dict(backend.block_rows))
+    seconds = time.monotonic() - started
+    for text in backend.notices[told:]:
+        summary.notice(text)
+    if len(table.meta["runs"]) > runs_before:  # something was learned
+        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3))
+        summary.notice(
+            f"measured {len(left)} points in {seconds:.1f} s ({1000 * seconds / max(len(left), 1):.0f} ms a point)"
+        )
+    table.meta.update(planning.model_record(source), block_rows=dict(backend.block_rows))
     writer.finish()
+
+
+def scale(request: Request, table: LatencyTable, csv: Path) -> int:
+    """Hold the table against the real model, unless that was done with the same options. Returns the exit code.
+
+    Where points that were to be validated turned out missing, that is said instead.
+    """
+    if request.scaling is None:
+        return EXIT_COMPLETE
+    try:
+        check_pairs(request.scaling.pairs, table.records, table.missing)
+    except UsageError as error:
+        summary.notice(f"not held against the real model: {error}")
+        return EXIT_POINTS_MISSING
+    code = known_exit_code(table, csv, request.scaling)
+    if code is None:
+        return validate_table(table, csv, request.scaling, request.device, request.hf_token)
+    summary.notice("held against the real model before, with the same options; validation.py does it again")
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = OneLineParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog="Exit codes: 0 complete; 2 usage or environment; 3 points missing; 4 held-out error above the tolerance; "
-        "130 interrupted.",
+        epilog="Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points missing, be it that "
+        "memory or the model's positions end; 4 held-out error above the tolerance; 130 interrupted.",
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", required=True, help="a Hub id, a local folder, or a name of the built-in table (tiny-llama)")
@@ -216,32 +235,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_request(arguments: argparse.Namespace) -> Request:
     """A checked request. Raises UsageError."""
-    same = (
-        "model",
-        "hardware",
-        "model_name",
-        "num_layers",
-        "device",
-        "warmup",
-        "repeat",
-        "dtype",
-        "attn_implementation",
-    )
-    same += ("sdpa_backend", "experts_implementation", "routing", "load_format", "revision", "allow_pickle", "seed")
-    same += ("append", "overwrite", "output_dir", "verbose")
-    return Request(
-        sweep=Sweep(
-            arguments.mode,
-            arguments.prefill_max,
-            arguments.decode_max,
-            arguments.prefill_step,
-            arguments.decode_step,
-        ),
-        precision=arguments.precision / 100,
-        scaling=None if arguments.skip_scaling else parse_scaling(arguments),
-        hf_token=arguments.hf_token or os.environ.get("HF_TOKEN") or None,
-        **{name: getattr(arguments, name) for name in same},
-    )
+    values = vars(arguments)
+    named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
+    named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})
+    named["precision"] = arguments.precision / 100
+    named["scaling"] = None if arguments.skip_scaling else parse_scaling(arguments)
+    named["hf_token"] = arguments.hf_token or os.environ.get("HF_TOKEN") or None
+    return Request(**named)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,10 +254,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_COMPLETE
         return run_profile(request).exit_code
     except UsageError as error:
-        print(f"run_profile.py: {error}", file=sys.stderr)
+        summary.notice(f"run_profile.py: {error}")
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("run_profile.py: interrupted; the same command goes on from here", file=sys.stderr)
+        summary.notice("run_profile.py: interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED
 
 

@@ -16,6 +16,7 @@ once per request.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 
 from llm_profile import request
 from llm_profile.backends.base import Reality
-from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
+from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
 from llm_profile.estimate import Estimate, Pair, check_pairs, model_depth
 from llm_profile.judgement import judge_batches, judge_pairs, judge_recombination
 from llm_profile.report import PairResult, StepResult, ValidationReport, mean_spread
@@ -43,6 +44,7 @@ __all__ = [
     "add_scaling_arguments",
     "apply_scaling_to_latency_csv",
     "compute_average_scaling_factor",
+    "known_exit_code",
     "measure_fitted",
     "parse_scaling",
     "run_validation",
@@ -277,6 +279,25 @@ def _run(arguments: argparse.Namespace) -> int:
     return validate_table(table, arguments.csv, wanted, device, token)
 
 
+def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling) -> int | None:
+    """What `validate_table` returned for this very table and these options before; None where it is to be done."""
+    try:
+        told = json.loads(report_path(csv_path).read_bytes())
+        options, runs = told["provenance"]["request"], told["provenance"]["runs"]
+        over_tolerance = told["over_tolerance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    scaled = scaling_paths(csv_path, wanted.output)[1].csv
+    if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.exists():
+        return None
+    return EXIT_OVER_TOLERANCE if over_tolerance else EXIT_COMPLETE
+
+
+def report_path(csv_path: Path) -> Path:
+    """Where the validation of a table is told to programs."""
+    return csv_path.with_name(f"{csv_path.stem}.validation.json")
+
+
 def validate_table(
     table: LatencyTable, csv_path: Path, wanted: request.Scaling, device: str, token: str | None = None
 ) -> int:
@@ -308,14 +329,15 @@ def validate_table(
             "validated": datetime.now(UTC).isoformat(timespec="seconds"),
             "request": wanted.as_json(),
             "conditions": table.meta["conditions"],
+            "runs": table.meta["runs"],
         },
     )
-    json_path = csv_path.with_name(f"{csv_path.stem}.validation.json")
-    report.write(json_path)
     details = scaling_details(report)
     scaled_path = apply_scaling_to_latency_csv(
         csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
     )
+    json_path = report_path(csv_path)
+    report.write(json_path)  # last: it says that all is done
     console = Console()
     print_report(report, console)
     console.print(f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}", highlight=False, soft_wrap=True)

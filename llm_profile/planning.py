@@ -1,4 +1,4 @@
-"""What a run will be called, need and take, and what would stop it, before anything heavy is loaded. Imports no torch."""
+"""What a run will be called, need and take, and what would stop it, before anything is loaded. Imports no torch."""
 
 import json
 import os

@@ -52,7 +52,8 @@ def measure(
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))
     asked = again = in_measuring_order(laid_out.left(writer.done()), seed)
-    done, synced = set[SweepPoint](), time.monotonic()
+    done: set[SweepPoint] = set()
+    synced = time.monotonic()
     for _attempt in range(1 + CLOCK_RETRIES):
         for result in backend.sample(again, rule, warmup):
             if not _slower_again(result, writer.table):

@@ -1,5 +1,6 @@
 """What a user asked for: every option of run_profile.py as one checked, typed value. Imports no torch."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,12 @@ from llm_profile.estimate import Pair
 from llm_profile.sweep import Sweep
 
 DEVICE = re.compile(r"^(cpu|cuda(:\d+)?|fake)$")
+
+MOST_POINTS = 1_000_000
+"""Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""
+
+LARGEST_SEED = 2**63 - 1
+"""torch takes seeds of 64 bits, signed."""
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
@@ -33,6 +40,13 @@ class Scaling:
     tolerance: float = 0.05
     output: Path | None = None
     add_new_column: bool = False
+
+    def __post_init__(self) -> None:
+        for option, value in (("--scaling-num-layers", self.num_layers), ("--scaling-repeat", self.repeat)):
+            if value is not None and value < 1:
+                raise UsageError(f"{option} {value}: must be a whole number of at least 1")
+        if not 0 <= self.tolerance < math.inf:
+            raise UsageError(f"--scaling-tolerance {100 * self.tolerance:g}: must be a percentage of at least 0")
 
     def as_json(self) -> Mapping[str, Any]:
         """For metadata: to tell whether a validation was made as asked."""
@@ -84,6 +98,17 @@ class Request:
         ):
             if value < least:
                 raise UsageError(f"{option} {value}: must be a whole number of at least {least}")
+        if self.scaling is not None and self.scaling.runtime == "cuda-graph" and self.device == "cpu":
+            raise UsageError("--scaling-runtime cuda-graph: a CPU has no CUDA graphs; use --scaling-runtime eager")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
+        for phase in ("prefill", "decode"):
+            longest, step = getattr(self.sweep, f"{phase}_max"), getattr(self.sweep, f"{phase}_step")
+            if longest // step > MOST_POINTS:
+                raise UsageError(
+                    f"--{phase}-max {longest}: {longest // step} points at --{phase}-step {step}, where {MOST_POINTS} "
+                    f"are the most; lower it, or raise --{phase}-step"
+                )
         if not 0 <= self.precision < 1:
             raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")
         if self.append and self.overwrite:

@@ -31,7 +31,8 @@ def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -
     target = TablePaths.beside(
         Path(output_path) if output_path else source.csv.with_name(f"{source.csv.stem}-scaled.csv")
     )
-    if any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target):
+    taken = any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target)
+    if taken or target.csv.absolute() == source.csv.absolute():
         raise UsageError(f"{target.csv}: holds something other than a scaled table; choose another --scaling-output")
     return source, target
 

@@ -41,7 +41,12 @@ def storage_errors(verb: str, path: Path) -> Iterator[None]:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for a file; no access token gets into one, whatever a command line or an error message held."""
     separators = (",", ":") if indent is None else None
-    return TOKEN.sub(r"\1_***", json.dumps(value, indent=indent, separators=separators, allow_nan=False))
+    return without_tokens(json.dumps(value, indent=indent, separators=separators, allow_nan=False))
+
+
+def without_tokens(text: str) -> str:
+    """`text` with what looks like an access token left out."""
+    return TOKEN.sub(r"\1_***", text)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,14 +1,16 @@
-"""What a run says to the person who started it: notices, the plan, progress, the end. Imports no torch."""
+"""What a run says to the person who started it: notices, progress, the end. Imports no torch."""
 
 import statistics
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
-from llm_profile.profiler import Progress, slow_points
+from llm_profile.profiler import Progress, clocks_mhz, slow_points
+from llm_profile.storage import without_tokens
 from llm_profile.sweep import Plan, SweepPoint
 from llm_profile.table import LatencyTable
 
@@ -17,20 +19,36 @@ VERBOSE_EVERY = 100
 
 
 def notice(text: str | None) -> None:
-    """One line for the user on stderr, if there is anything to say."""
+    """One line for the user on stderr, if there is anything to say. What was typed may be in it, a token never is."""
     if text:
-        print(text, file=sys.stderr)
+        print(without_tokens(" ".join(text.splitlines())), file=sys.stderr)
+
+
+def conditions_text(conditions: Mapping[str, Any]) -> str:
+    """What --verbose says of the conditions; those that do not apply are left out."""
+    return "conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items() if value is not None)
+
+
+def resuming_text(laid_out: Plan, left: int) -> str | None:
+    """How much of a plan was measured before, if any of it was."""
+    runnable = len(laid_out.points) - len(laid_out.unrunnable)
+    if not left:
+        return "complete: every point that can be measured is in the table already"
+    return f"going on: {runnable - left} of {runnable} points are there already" if left < runnable else None
+
+
+def measured_text(table: LatencyTable) -> str | None:
+    """What the latest run measured and how fast, if anything."""
+    run = table.meta["runs"][-1]
+    count = sum(record.run == run["index"] for record in table.records.values())
+    seconds = run["seconds"]
+    return f"measured {count} points in {seconds:.1f} s ({1000 * seconds / count:.1f} ms a point)" if count else None
 
 
 @contextmanager
 def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar with points done, rate, time left and current length; where stderr is no terminal, quiet or a line at times."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    """A bar with points done, rate, time left and current length; without a terminal nothing, or a line at times."""
+    if not sys.stderr.isatty():
 
         def say(seen: Progress) -> None:
             if verbose and (seen.done % VERBOSE_EVERY == 0 or seen.done == seen.total):
@@ -38,6 +56,11 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
 
         yield say
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -55,50 +78,78 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
             rate = f"{speed:.1f} points/s" if speed else ""
             bar.update(task, completed=seen.done, rate=rate, at=str(seen.result.point))
             if isinstance(seen.result, PointFailure):
-                console.print(f"{seen.result.point}: {seen.result.reason}")
+                console.print(f"{seen.result.point}: {seen.result.reason}", markup=False, highlight=False)
 
         yield draw
 
 
-def other_share(table: LatencyTable) -> dict[str, float]:
-    """Share of GPU time in `_other` rows, by phase, over all points of the table."""
-    other: Counter[str] = Counter()
-    total: Counter[str] = Counter()
+def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
+    """Share of each row in the GPU time of a phase, over all points of the table: phase -> row -> share."""
+    spent: dict[str, dict[str, float]] = {}
     for point, record in table.records.items():
+        of_phase = spent.setdefault(point.phase, defaultdict(float))
         for name, row in record.rows.items():
-            passed = row.measurement.median_ns * row.blocks
-            total[point.phase] += passed  # type: ignore[assignment]
-            if name.endswith("_other"):
-                other[point.phase] += passed  # type: ignore[assignment]
-    return {phase: other[phase] / total[phase] for phase in total if total[phase]}
+            of_phase[name] += row.measurement.median_ns * row.blocks
+    return {
+        phase: {name: value / total for name, value in of_phase.items()}
+        for phase, of_phase in spent.items()
+        if (total := sum(of_phase.values()))
+    }
 
 
 def noise(table: LatencyTable) -> float | None:
     """Median over points of the interquartile range of the pass over its median; None for an empty table."""
     passes = [record.whole_pass for record in table.records.values()]
-    return statistics.median((p.q3_ns - p.q1_ns) / p.median_ns for p in passes if p.median_ns) if passes else None
+    spreads = [(p.q3_ns - p.q1_ns) / p.median_ns for p in passes if p.median_ns]
+    return statistics.median(spreads) if spreads else None
 
 
-def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan) -> list[str]:
+def rows_text(table: LatencyTable) -> Iterator[str]:
+    """What --verbose says of the rows: the share of each in the time of either phase."""
+    shares = row_shares(table)
+    yield "rows: share of the time of " + " and ".join(shares)
+    for name in table.row_names():
+        yield f"  {name:24}" + "".join(f"{of_phase.get(name, 0.0):8.1%}" for of_phase in shares.values())
+
+
+def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose: bool = False) -> Iterator[str]:
     """The lines that close a sweep: rows, share of `_other` rows, noise, doubtful and missing points, files."""
-    lines = [f"{table.model} on {table.hardware}: {len(table.records)} points, {len(table.row_names())} rows each"]
-    shares = ", ".join(f"{share:.1%} of {phase}" for phase, share in other_share(table).items())
+    yield f"{table.model} on {table.hardware}: {len(table.records)} points, {len(table.row_names())} rows each"
+    if verbose:
+        yield from rows_text(table)
     spread = noise(table)
     if spread is not None:
-        lines.append(f"unnamed rows (_other): {shares}; noise: {spread:.2%} between quartiles of a pass (median point)")
+        others = {
+            phase: sum(share for name, share in of_phase.items() if name.endswith("_other"))
+            for phase, of_phase in row_shares(table).items()
+        }
+        shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())
+        yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
     timed = Counter(record.timed_by for record in table.records.values())
-    lines.append("timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common()))
-    slow = slow_points({p: r.sm_clock_mhz for p, r in table.records.items() if r.sm_clock_mhz is not None})
-    if slow:
-        lines.append(f"doubtful: {len(slow)} points ran at a low SM clock (first: {slow[0]})")
+    if timed:
+        yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
+    if slow := slow_points(clocks_mhz(table)):
+        yield f"doubtful: {len(slow)} points ran at a low SM clock (first: {slow[0]})"
     notes = Counter(note for record in table.records.values() for note in record.notes)
-    lines += [f"doubtful: {count} points: {note}" for note, count in notes.most_common()]
+    for note, count in notes.most_common():
+        yield f"doubtful: {count} points: {note}"
     missing = missing_points(table.missing, laid_out)
     for reason, count in Counter(missing.values()).most_common():
         first = next(point for point, why in missing.items() if why == reason)
-        lines.append(f"missing: {count} points: {reason} (first: {first})")
-    lines.append(f"files: {paths.csv}, {paths.rows.name}, {paths.meta.name}")
-    return lines
+        yield f"missing: {count} points: {reason} (first: {first})"
+    if laid_out.unrunnable:
+        yield f"  they cannot be measured on this model; {largest_ranges(laid_out)} leaves them out"
+    yield f"files: {paths.csv}, {paths.rows.name}, {paths.meta.name}"
+
+
+def largest_ranges(laid_out: Plan) -> str:
+    """The options of the largest sweep that has all of its points."""
+    runnable = laid_out.left(())
+    longest = {
+        "prefill": max((p.input_len for p in runnable if p.phase == "prefill"), default=None),
+        "decode": max((p.kv_len for p in runnable if p.phase == "decode"), default=None),
+    }
+    return " ".join(f"--{phase}-max {length}" for phase, length in longest.items() if length is not None)
 
 
 def missing_points(missing: Mapping[SweepPoint, str], laid_out: Plan) -> dict[SweepPoint, str]:

@@ -65,9 +65,8 @@ class Sweep:
         if self.mode in ("prefill", "both"):
             points += [SweepPoint(n, 0) for n in every(self.prefill_step, 1, self.prefill_max)]
         if self.mode in ("decode", "both"):
-            decode = [SweepPoint(1, k) for k in every(self.decode_step, 0, self.decode_max)]
-            points += [p for p in decode if p not in set(points)]
-        return points
+            points += [SweepPoint(1, k) for k in every(self.decode_step, 0, self.decode_max)]
+        return list(dict.fromkeys(points))  # (1, 0) belongs to both
 
 
 MODES = ("prefill", "decode", "both")
