@@ -157,8 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = OneLineParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog="Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points missing, be it that "
-        "memory or the model's positions end; 4 held-out error above the tolerance; 130 interrupted.",
+        epilog="Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points missing, be it "
+        "that memory or the model's positions end; 4 held-out error above the tolerance; 130 interrupted.",
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", required=True, help="a Hub id, a local folder, or a name of the built-in table (tiny-llama)")

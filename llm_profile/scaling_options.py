@@ -12,6 +12,9 @@ from llm_profile.scaling import DEFAULT_MODE, MODES
 RUNTIMES = ("eager", "cuda-graph")
 """How the real model runs: `generate`, or its steps captured in CUDA graphs."""
 
+MOST_PAIRS = 100_000
+"""(input, output) pairs of a validation: lengths that make more are typing errors."""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Complaints are UsageErrors, without the usage text around them."""
@@ -59,6 +62,9 @@ def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
         if values["min"] > values["max"]:
             raise UsageError(f"--scaling-{what}-min {values['min']}: is above --scaling-{what}-max {values['max']}")
         grids[what] = range(values["min"], values["max"] + 1, values["step"])
+    count = len(grids["input"]) * len(grids["output"])
+    if count > MOST_PAIRS:
+        raise UsageError(f"--scaling-input-max: {count} pairs, where {MOST_PAIRS} are the most; raise the steps")
     if arguments.scaling_repeat < 1:
         raise UsageError(f"--scaling-repeat {arguments.scaling_repeat}: must be a whole number of at least 1")
     if not arguments.scaling_tolerance >= 0:

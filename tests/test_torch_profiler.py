@@ -1,0 +1,189 @@
+"""The GPU backend's sessions without a GPU: a made-up device that writes the events a profiler would."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llm_profile import trace
+from llm_profile.backends import torch_profiler
+from llm_profile.backends.torch_profiler import GRAPHS, CaptureError, TorchProfilerBackend, shares
+from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.sweep import SweepPoint
+
+ROWS = ("embedding", "q_proj", "attn", "lm_head")
+
+
+class Device:
+    """Writes launches and kernels into the open session. A pass has one kernel a row, of 100 ns times its length."""
+
+    def __init__(self) -> None:
+        self.clock = count(step=1000)
+        self.correlations = count()
+        self.session = trace.Trace()
+        self.recording = False
+        self.captures: list[SweepPoint] = []
+        self.eager_passes: list[SweepPoint] = []
+        self.graph_kernels: Callable[[SweepPoint], tuple[str, ...]] = lambda _point: ROWS
+        self.refuses_capture = False
+        self.too_long: int | None = None
+        self.noise: Iterator[int] = iter(lambda: 0, 1)
+
+    def kernel(self, correlation: int, name: str, point: SweepPoint) -> None:
+        if self.recording:
+            duration = 100 * point.total_len + next(self.noise)
+            self.session.kernels.append(trace.Kernel(correlation, next(self.clock), duration, name))
+
+    def launch(self, name: str) -> int:
+        correlation = next(self.correlations)
+        if self.recording:
+            self.session.launches.append(trace.Launch(correlation, next(self.clock), name))
+        return correlation
+
+    def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
+        self.eager_passes.append(point)
+        if self.too_long is not None and point.total_len >= self.too_long:
+            raise torch.OutOfMemoryError("made up")
+        for row in ROWS:
+            start = next(self.clock)
+            self.kernel(self.launch("cudaLaunchKernel"), row, point)
+            if self.recording:
+                self.session.rows.append(trace.Range(row, start, next(self.clock)))
+
+    def capture(self, point: SweepPoint, last_token_only: bool = False) -> Any:
+        if self.refuses_capture:
+            raise CaptureError("a host sync")
+        self.captures.append(point)
+
+        def replay() -> None:
+            correlation = self.launch("cudaGraphLaunch")
+            for name in self.graph_kernels(point):
+                self.kernel(correlation, name, point)
+
+        return SimpleNamespace(replay=replay, reset=lambda: None)
+
+    @contextmanager
+    def record(self) -> Iterator[trace.Trace]:
+        self.session, self.recording = trace.Trace(), True
+        yield self.session
+        self.recording = False
+
+    @contextmanager
+    def pass_range(self, index: int) -> Iterator[None]:
+        start = next(self.clock)
+        yield
+        self.session.passes.append(trace.Range(str(index), start, next(self.clock)))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made_up = Device()
+    monkeypatch.setattr(trace, "record", made_up.record)
+    monkeypatch.setattr(trace, "pass_range", made_up.pass_range)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch_profiler, "LayerRanges", lambda *_args: nullcontext())
+    monkeypatch.setattr(torch_profiler, "pci_bus_id", lambda _device: None)
+    monkeypatch.setattr(
+        torch_profiler,
+        "GraphPasses",
+        lambda _subject: SimpleNamespace(eager=made_up.eager, capture=made_up.capture, stream=None),
+    )
+    return made_up
+
+
+@pytest.fixture
+def backend(device: Device) -> TorchProfilerBackend:
+    layout = SimpleNamespace(
+        kinds=(), learned_positions=None, block_rows=lambda: {}, blocks=lambda row: 2 if row == "q_proj" else 1
+    )
+    runner = SimpleNamespace(forget_masks=lambda: None)
+    subject: Any = SimpleNamespace(device=torch.device("cpu"), layout=layout, runner=runner, model=None)
+    return TorchProfilerBackend(subject)
+
+
+POINTS = [SweepPoint(n, 0) for n in range(1, 71)] + [SweepPoint(1, k) for k in range(1, 6)]
+
+
+def samples(backend: TorchProfilerBackend, rule: StoppingRule) -> dict[SweepPoint, PointSample]:
+    results = list(backend.sample(POINTS, rule, warmup=10))
+    assert sorted(r.point for r in results) == sorted(POINTS), "each point exactly once"
+    return {r.point: r for r in results if isinstance(r, PointSample)}
+
+
+def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: TorchProfilerBackend) -> None:
+    found = samples(backend, StoppingRule())
+    assert len(found) == len(POINTS)
+    for point, sample in found.items():
+        assert sample.timed_by == "graph-replay"
+        assert sample.pass_ns == (4 * 100 * point.total_len,) * 10
+        assert {name: row.pass_ns for name, row in sample.rows.items()} == dict.fromkeys(
+            ROWS, (100 * point.total_len,) * 10
+        )
+        assert sample.rows["q_proj"].blocks == 2
+        assert sample.rows["attn"].kernels == ("attn",)
+    assert len(device.captures) == GRAPHS * len(POINTS)
+
+
+def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend: TorchProfilerBackend) -> None:
+    device.noise = iter(lambda numbers=count(): next(numbers) % 50, None)
+    found = samples(backend, StoppingRule(repeat=40, precision=0.01))
+    counts = {point: len(sample.pass_ns) for point, sample in found.items()}
+    assert counts[SweepPoint(1, 0)] > 10, "the shortest pass is the noisiest"
+    assert min(counts.values()) == 10 and max(counts.values()) <= 40
+    assert all(len(row.pass_ns) == counts[p] for p, sample in found.items() for row in sample.rows.values())
+
+
+def test_a_graph_with_other_kernels_gives_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+    odd = SweepPoint(7, 0)
+    device.graph_kernels = lambda point: (*ROWS, "a copy") if point == odd else ROWS
+    found = samples(backend, StoppingRule())
+    assert {point for point, sample in found.items() if sample.timed_by == "eager"} == {odd}
+    assert found[odd].pass_ns == (4 * 100 * 7,) * 10
+    assert "a copy" not in found[odd].rows
+
+
+def test_a_model_that_cannot_be_captured_is_timed_eagerly_and_says_so(
+    device: Device, backend: TorchProfilerBackend
+) -> None:
+    device.refuses_capture = True
+    found = samples(backend, StoppingRule())
+    assert {sample.timed_by for sample in found.values()} == {"eager"}
+    assert {len(sample.pass_ns) for sample in found.values()} == {10}
+    (notice,) = [text for text in backend.notices if "captured" in text]
+    assert "a host sync" in notice
+    assert backend.facts()["not_captured"] == "a host sync"
+
+
+def test_a_point_that_does_not_fit_is_a_failure_and_the_others_go_on(
+    device: Device, backend: TorchProfilerBackend
+) -> None:
+    device.too_long = 60
+    results = list(backend.sample(POINTS, StoppingRule(), warmup=10))
+    failed = {r.point for r in results if isinstance(r, PointFailure)}
+    assert failed == {p for p in POINTS if p.total_len >= 60}
+    assert {r.reason for r in results if isinstance(r, PointFailure)} == {"out of memory"}
+    assert len(results) == len(POINTS)
+
+
+def test_kernels_that_run_side_by_side_are_marked(device: Device, backend: TorchProfilerBackend) -> None:
+    device.clock = count(step=50)  # the next kernel starts before the last has ended
+    found = samples(backend, StoppingRule())
+    assert found[SweepPoint(70, 0)].overlap > 0.5
+    assert found[SweepPoint(70, 0)].notes == ("kernels overlap",)
+
+
+def test_no_kernels_at_all_is_a_bug_not_a_zero(device: Device, backend: TorchProfilerBackend) -> None:
+    device.kernel = lambda *_args: None  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no kernels"):
+        list(backend.sample([SweepPoint(1, 0)], StoppingRule(), warmup=1))
+
+
+@pytest.mark.parametrize(("total", "parts", "dealt"), [(10, 4, [3, 3, 2, 2]), (3, 3, [1, 1, 1]), (100, 1, [100])])
+def test_replays_are_dealt_out_evenly(total: int, parts: int, dealt: list[int]) -> None:
+    assert shares(total, parts) == dealt
