@@ -135,13 +135,13 @@ class HostCopies(TorchDispatchMode):
 
     A model may move a small host tensor to the device in each pass (a rotary table made on the host). From pageable
     memory that waits for the device and cannot be captured in a graph; from pinned memory it is the same copy without
-    the wait. The n-th such copy of a pass uses the n-th buffer. A model that made none in its first pass is taken to
-    make none, since watching each operator costs more than running it.
+    the wait. The n-th such copy of a pass uses the n-th buffer of its shape, never freed, since graphs read it again.
+    A model that made none in its first pass is taken to make none: watching each operator costs more than running it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pinned: list[torch.Tensor] = []
+        self._pinned: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] = {}
         self._next = 0
         self._idle = False
 
@@ -166,11 +166,10 @@ class HostCopies(TorchDispatchMode):
 
     def _copy(self, host: torch.Tensor, device: torch.device, kwargs: dict[str, Any]) -> torch.Tensor:
         dtype = kwargs.get("dtype") or host.dtype
-        if self._next == len(self._pinned):
-            self._pinned.append(torch.empty(host.shape, dtype=dtype, pin_memory=True))
-        if self._pinned[self._next].shape != host.shape:
-            self._pinned[self._next] = torch.empty(host.shape, dtype=dtype, pin_memory=True)
-        pinned = self._pinned[self._next]
+        key = (self._next, host.shape, dtype)
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(host.shape, dtype=dtype, pin_memory=True)
+        pinned = self._pinned[key]
         self._next += 1
         pinned.copy_(host)
         return torch.empty_like(pinned, device=device, pin_memory=False).copy_(pinned, non_blocking=True)

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Measures what the README quotes, in stages of a few minutes each on one H200:
+#     bench/reproduce.sh STAGE [DIR]
+# Tables and JSON go to DIR/<hardware>/ (default: this repository). Stages stand in the README beside their figures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stage=${1:?give a stage: llama, families, repeat, clock, graph, eager, deep}
+dir=${2:-.}
+hardware=${HARDWARE:-H200}
+every_8th=(--prefill-step 8 --decode-step 8)
+
+profile() { # model, further options
+    local model=$1
+    shift
+    python3 run_profile.py --hardware "$hardware" --model "$model" --load-format dummy --output-dir "$dir" "$@"
+}
+
+validate() { # runtime, models
+    local runtime=$1 model
+    shift
+    for model in "$@"; do
+        # exit code 4 (over the tolerance) is a result, and the next model can still run
+        python3 validation.py --csv "$dir/$hardware/$model.csv" --scaling-runtime "$runtime" || [ $? = 4 ]
+    done
+}
+
+models=(meta-llama/Llama-3.1-8B facebook/opt-6.7b Qwen/Qwen3-8B microsoft/Phi-mini-MoE-instruct)
+
+case $stage in
+    llama) # the full sweep: every length from 1 to 2,048 in both phases
+        profile meta-llama/Llama-3.1-8B --skip-scaling
+        python3 bench/roofline.py "$dir/$hardware/meta-llama/Llama-3.1-8B.csv" --bandwidth 4.8e12 --flops 989e12
+        ;;
+    families) # every 8th length of the other families
+        for model in "${models[@]:1}"; do
+            profile "$model" "${every_8th[@]}" --skip-scaling || [ $? = 3 ] # OPT's positions end at 2,048
+        done
+        ;;
+    repeat) # a second sweep of every 8th length, compared with the first
+        again=$(mktemp -d)
+        python3 run_profile.py --hardware "$hardware" --model meta-llama/Llama-3.1-8B --load-format dummy \
+            "${every_8th[@]}" --skip-scaling --output-dir "$again"
+        python3 bench/compare_tables.py "$dir/$hardware/meta-llama/Llama-3.1-8B.csv" \
+            "$again/$hardware/meta-llama/Llama-3.1-8B.csv"
+        ;;
+    clock) # the same passes by CUDA events
+        python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
+        ;;
+    graph | eager) # estimated against real, at full depth
+        runtime=$stage
+        [ "$stage" = eager ] || runtime=cuda-graph
+        validate "$runtime" "${models[@]}"
+        ;;
+    deep) # a model whose weights fill most of the card
+        profile Qwen/Qwen3-32B "${every_8th[@]}" --scaling-runtime cuda-graph || [ $? = 4 ]
+        ;;
+    *)
+        echo "bench/reproduce.sh: no stage $stage: choose llama, families, repeat, clock, graph, eager or deep" >&2
+        exit 2
+        ;;
+esac
