@@ -36,7 +36,7 @@ if [ -z "$DEVICE" ] && has_gpu; then
     DEVICE=cuda
 elif [ -z "$DEVICE" ]; then
     echo "run.sh: no GPU found: profiling tiny-llama on the CPU instead, as a demonstration" >&2
-    echo "run.sh: wall times on a CPU vary with all that runs beside, so errors of up to 30 % pass here" >&2
+    echo "run.sh: wall times on a CPU vary with all that runs beside, so errors of up to 40 % pass here" >&2
     DEVICE=cpu
     MODELS=(tiny-llama)
     WARMUP=2
@@ -48,7 +48,7 @@ elif [ -z "$DEVICE" ]; then
     SCALING_INPUT_MAX=128
     SCALING_INPUT_STEP=32
     SCALING_REPEAT=9
-    OPTIONS+=(--scaling-tolerance 30)
+    OPTIONS+=(--scaling-tolerance 40)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # several threads would wait for each other on a busy machine
 fi
 

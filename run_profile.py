@@ -127,9 +127,7 @@ def measure_what_is_left(
         summary.notice(text)
     if len(table.meta["runs"]) > runs_before:  # something was learned
         table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3))
-        summary.notice(
-            f"measured {len(left)} points in {seconds:.1f} s ({1000 * seconds / max(len(left), 1):.0f} ms a point)"
-        )
+        summary.notice(summary.measured_text(table))
     table.meta.update(planning.model_record(source), block_rows=dict(backend.block_rows))
     writer.finish()
 

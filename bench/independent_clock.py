@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
@@ -22,11 +23,13 @@ import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
 from llm_profile.backends.torch_profiler import (
+    GRAPHS,
     REST,
     SETTLING_REPLAYS,
     CaptureError,
     GraphPasses,
     TorchProfilerBackend,
+    shares,
 )
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
@@ -66,34 +69,42 @@ def spread_points(count: int, longest_prompt: int, longest_cache: int) -> list[S
 def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int = PASSES) -> dict[SweepPoint, float]:
     """Median nanoseconds of a replayed pass at each point, by CUDA events.
 
-    As the profiler does it: after the same settling replays, and rested, so that both run at the same clock.
-    Raises CaptureError for a model whose passes cannot be captured.
+    As the profiler does it: from as many graphs, after as many settling replays, and rested, so that both run at the
+    same clock. Raises CaptureError for a model whose passes cannot be captured.
     """
-    graphs = GraphPasses(subject)
+    runs = GraphPasses(subject)
     times: dict[SweepPoint, float] = {}
     rest_until = 0.0
     for point in points:
         subject.runner.forget_masks()
         for _ in range(2):
-            graphs.eager(point)
-        graph = graphs.capture(point)
+            runs.eager(point)
+        graphs = [runs.capture(point) for _ in range(min(GRAPHS, passes))]
         torch.cuda.synchronize()
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(passes + 1)]
         time.sleep(max(0.0, rest_until - time.monotonic()))
         started = time.monotonic()
-        with torch.cuda.stream(graphs.stream):
-            for _ in range(SETTLING_REPLAYS):
-                graph.replay()
-            events[0].record()
-            for event in events[1:]:
-                graph.replay()
-                event.record()
+        between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        with torch.cuda.stream(runs.stream):
+            for graph, replays in zip(graphs, shares(passes, len(graphs)), strict=True):
+                for _ in range(SETTLING_REPLAYS):
+                    graph.replay()
+                between += pairwise([mark(), *(mark(graph) for _ in range(replays))])
         torch.cuda.synchronize()
         ended = time.monotonic()
         rest_until = ended + REST * (ended - started)
-        graph.reset()
-        times[point] = 1e6 * statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+        times[point] = 1e6 * statistics.median(start.elapsed_time(end) for start, end in between)
+        for graph in graphs:
+            graph.reset()
     return times
+
+
+def mark(after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.Event:
+    """An event on the current stream, behind one more replay of `after`."""
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)
+    if after is not None:
+        after.replay()
+    event.record()
+    return event
 
 
 def summed_rows(

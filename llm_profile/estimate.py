@@ -77,18 +77,7 @@ def check_pairs(pairs: Sequence[Pair], points: Iterable[SweepPoint], missing: Ma
     last_kv = max(point.kv_len for point in known)
     for pair in pairs:
         input_len, output_len = pair
-        name = f"(input {input_len}, output {output_len})"
-        if input_len > last_input:
-            raise UsageError(
-                f"{name} needs a prefill pass of {input_len} tokens, the table ends at {last_input}: "
-                f"raise --prefill-max (with --mode both or prefill) or lower --scaling-input-max"
-            )
-        steps = decode_lens(pair)
-        if steps and steps[-1] > last_kv:
-            raise UsageError(
-                f"{name} needs a decode step at kv_cache {steps[-1]}, the table ends at {last_kv}: "
-                f"raise --decode-max (with --mode both) or lower --scaling-input-max or --scaling-output-max"
-            )
+        name, steps = f"(input {input_len}, output {output_len})", decode_lens(pair)
         for point, reason in missing.items():
             needed = point.input_len == input_len if point.phase == "prefill" else point.kv_len in steps
             if needed:
@@ -96,6 +85,16 @@ def check_pairs(pairs: Sequence[Pair], points: Iterable[SweepPoint], missing: Ma
                     f"{name} needs {point}, which is missing ({reason}): lower --scaling-input-max or "
                     f"--scaling-output-max"
                 )
+        if input_len > last_input:
+            raise UsageError(
+                f"{name} needs a prefill pass of {input_len} tokens, the table ends at {last_input}: "
+                f"raise --prefill-max (with --mode both or prefill) or lower --scaling-input-max"
+            )
+        if steps and steps[-1] > last_kv:
+            raise UsageError(
+                f"{name} needs a decode step at kv_cache {steps[-1]}, the table ends at {last_kv}: "
+                f"raise --decode-max (with --mode both) or lower --scaling-input-max or --scaling-output-max"
+            )
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
     if not beyond:
         return None
     return (
-        f"{len(beyond)} points are longer than the {trained} positions that the model was made for; they are timed too"
+        f"{len(beyond)} of {len(laid_out.points)} points go beyond the model's {trained} positions; they are timed too"
     )
 
 
@@ -154,7 +154,8 @@ def plan_lines(request: Request) -> list[str]:
 
 def _unusual_points(source: ModelSource, laid_out: Plan) -> Iterator[str]:
     if laid_out.unrunnable:
-        yield f"{len(laid_out.unrunnable)} will be missing: {next(iter(laid_out.unrunnable.values()))}"
+        count, reason = len(laid_out.unrunnable), next(iter(laid_out.unrunnable.values()))
+        yield f"{count} of {len(laid_out.points)} points will be missing: {reason}"
     if text := beyond_training(source.config, laid_out):
         known_type = source.config.get("model_type") in ARCHITECTURES
         yield text if known_type else f"{text}, or left out where positions are learned"
@@ -233,7 +234,7 @@ def _rates(folder: Path) -> Iterator[tuple[str, float]]:
     for path in folder.rglob("*.meta.json"):
         runs: Any = ()
         with suppress(OSError, ValueError, KeyError, TypeError):  # not every file of that name is ours
-            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
         for run in runs:
             with suppress(KeyError, TypeError, ZeroDivisionError):  # a run that was killed has no seconds
                 yield str(run["started"]), run["seconds"] / run["points"]

@@ -55,6 +55,8 @@ class EagerReality:
     def __init__(self, subject: Subject) -> None:
         self.notices = _sharing(subject)
         self._subject = subject
+        # What a checkpoint says of generation (an end token, penalties) would end runs early or add steps of its own.
+        subject.model.generation_config = GenerationConfig()
         self._synchronize = _synchronizer(subject)
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:

@@ -11,7 +11,7 @@ from llm_profile.errors import UsageError
 from llm_profile.estimate import Pair
 from llm_profile.sweep import Sweep
 
-DEVICE = re.compile(r"^(cpu|cuda(:\d+)?|fake)$")
+DEVICE = re.compile(r"cpu|cuda(:\d+)?|fake")
 
 MOST_POINTS = 1_000_000
 """Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""
@@ -87,7 +87,7 @@ class Request:
     hf_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not DEVICE.match(self.device):
+        if not DEVICE.fullmatch(self.device):
             raise UsageError(f"--device {self.device}: use cuda, cuda:N or cpu (or fake, for made-up times)")
         if self.device == "fake" and self.scaling is not None:
             raise UsageError("--device fake: there is no real model to validate against; add --skip-scaling")

@@ -42,7 +42,7 @@ def measured_text(table: LatencyTable) -> str | None:
     run = table.meta["runs"][-1]
     count = sum(record.run == run["index"] for record in table.records.values())
     seconds = run["seconds"]
-    return f"measured {count} points in {seconds:.1f} s ({1000 * seconds / count:.1f} ms a point)" if count else None
+    return f"points measured: {count} in {seconds:.1f} s ({1000 * seconds / count:.1f} ms each)" if count else None
 
 
 @contextmanager
@@ -129,14 +129,14 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
     if timed:
         yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
     if slow := slow_points(clocks_mhz(table)):
-        yield f"doubtful: {len(slow)} points ran at a low SM clock (first: {slow[0]})"
+        yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
     notes = Counter(note for record in table.records.values() for note in record.notes)
     for note, count in notes.most_common():
-        yield f"doubtful: {count} points: {note}"
+        yield f"doubtful: {count} of {len(table.records)} points: {note}"
     missing = missing_points(table.missing, laid_out)
     for reason, count in Counter(missing.values()).most_common():
         first = next(point for point, why in missing.items() if why == reason)
-        yield f"missing: {count} points: {reason} (first: {first})"
+        yield f"missing: {count} of {len(laid_out.points)} points: {reason} (first: {first})"
     if laid_out.unrunnable:
         yield f"  they cannot be measured on this model; {largest_ranges(laid_out)} leaves them out"
     yield f"files: {paths.csv}, {paths.rows.name}, {paths.meta.name}"

@@ -3,7 +3,6 @@
 As in tests.killed_runs an instant is a count of lines of the package, so each is as likely on any machine.
 """
 
-import contextlib
 import os
 import random
 import shutil
@@ -30,11 +29,10 @@ def run(folder: Path, kill_at: int | None = None) -> bool:
     if child == 0:
         code = 1
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                with contextlib.redirect_stderr(nowhere):
-                    if kill_at is not None:
-                        at_line(kill_at, folder)
-                    code = run_profile.main([*OPTIONS, "--repeat", "3", "--output-dir", str(folder)])
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            if kill_at is not None:
+                at_line(kill_at, folder)
+            code = run_profile.main([*OPTIONS, "--repeat", "3", "--output-dir", str(folder)])
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from typing import Any, NamedTuple
 import pytest
 
 import run_profile
-from llm_profile import catalog
+from llm_profile import summary
+from llm_profile.backends import BACKENDS
+from llm_profile.backends.base import StepTimes
+from llm_profile.backends.fake import ROWS, row_ns
 from llm_profile.errors import UsageError
 from llm_profile.request import Request, Scaling
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.table import CSV_HEADER, LatencyTable
 from tests import tiny
-from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, use
-from tests.fake_reality import FakeReality
+from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_" + "Secret9" * 5
@@ -102,7 +105,7 @@ def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
     assert table.meta["source"] == {"name": "tiny-llama", "origin": "table", "revision": None}
     for told in ("12 points, 19 rows each", "unnamed rows (_other): ", "noise: ", "timed by: fake 12", str(CSV)):
         assert told in done.out
-    assert "measured 12 points" in done.err
+    assert "points measured: 12" in done.err
 
 
 def test_the_same_command_again_is_complete(run: Run, tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
     meta.write_text(meta.read_text().replace('"origin": "measured"', '"origin": "example"'))
     assert ", 0 of them known" in run(*OPTIONS, "--plan").out
     done = run(*OPTIONS, "--prefill-max", "3")
-    assert done.code == 0 and "measured 9 points" in done.err
+    assert done.code == 0 and "points measured: 9" in done.err
     assert (tmp_path / CSV).with_name("tiny-llama.example.csv").exists()
 
 
@@ -210,8 +213,8 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     use(monkeypatch, TroubledBackend(out_of_memory_at=6))
     done = run(*OPTIONS)
     assert done.code == 3
-    assert "missing: 3 points: out of memory (first: input 6, kv_cache 0)" in done.out
-    assert "measured 9 points" in done.err
+    assert "missing: 3 of 12 points: out of memory (first: input 6, kv_cache 0)" in done.out
+    assert "points measured: 9" in done.err
     table = LatencyTable.read(tmp_path / CSV)
     assert len(table.records) == 9 and set(table.missing.values()) == {"out of memory"}
     before = files_in(tmp_path)
@@ -236,7 +239,7 @@ def test_learned_positions_end(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     done = run(*OPTIONS)
     assert done.code == 3
     assert max(point.total_len for point in backend.asked) == 5
-    assert "missing: 3 points: beyond the model's 5 learned positions (first: input 6, kv_cache 0)" in done.out
+    assert "missing: 3 of 12 points: beyond the model's 5 learned positions (first: input 6, kv_cache 0)" in done.out
     assert "--prefill-max 5 --decode-max 4 leaves them out" in done.out
     again = run(*OPTIONS)
     assert again.code == 3 and "complete: every point that can be measured" in again.err
@@ -247,13 +250,13 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
     folder = config_folder(tmp_path / "small-opt", **(tiny.CONFIGS["opt"] | {"max_position_embeddings": 4}))
     sweep = ["--model", folder, *CPU[2:], "--load-format", "dummy"]
     done = run(*sweep, "--skip-scaling")
-    assert done.code == 3 and "missing: 1 points: beyond the model's 4 learned positions" in done.out
+    assert done.code == 3 and "missing: 1 of 8 points: beyond the model's 4 learned positions" in done.out
     table = LatencyTable.read(tmp_path / "CPU" / "small-opt.csv")
     assert list(table.missing) == [SweepPoint(1, 4)]
     assert {"embedding", "q_proj", "attn", "act_fn", "post_layernorm", "lm_head"} <= set(table.row_names())
     plan = run(*sweep, "--skip-scaling", "--plan", "--append").out
     assert "points: 4 prefill, 4 decode, 7 of them known" in plan
-    assert "1 will be missing: beyond the model's 4 learned positions" in plan
+    assert "1 of 8 points will be missing: beyond the model's 4 learned positions" in plan
     beyond = [*sweep, "--scaling-input-min", "3", "--scaling-input-max", "3", "--overwrite"]
     refused = run(*beyond)
     assert refused.code == 2 and refused.err == run(*beyond, "--plan").err
@@ -273,8 +276,8 @@ def test_rotary_models_run_on_with_one_warning(run: Run, tmp_path: Path) -> None
     folder = config_folder(tmp_path / "m", **(tiny.CONFIGS["llama"] | {"max_position_embeddings": 5}))
     done = run(*OPTIONS, "--model", folder)
     assert done.code == 0
-    assert done.err.count("3 points are longer than the 5 positions") == 1
-    assert "3 points are longer than the 5 positions" in run(*OPTIONS, "--model", folder, "--plan").out
+    assert done.err.count("3 of 12 points go beyond the model's 5 positions") == 1
+    assert "3 of 12 points go beyond the model's 5 positions" in run(*OPTIONS, "--model", folder, "--plan").out
 
 
 # ---- validation
@@ -285,21 +288,348 @@ class MadeUpReality:
 
     runtime = "eager"
 
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self._steps([SweepPoint(n, 0) for n in input_lens], repeat)
+        return self.batched([SweepPoint(n, 0) for n in input_lens], repeat)
 
     def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self._steps([SweepPoint(1, k) for k in kv_lens], repeat)
+        return self.batched([SweepPoint(1, k) for k in kv_lens], repeat)
 
-    def decode_batches(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        return self._steps(points, repeat)
-
-    def other_processes(self) -> list[int]:
-        return []
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        for point in points:
+            yield StepTimes(point, (random.Random(f"{point}").randrange(10**6, 10**7),) * repeat)
 
     def close(self) -> None:
         pass
 
-    def _steps(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        for point in points:
-            yield StepTimes(point, (random.Random(f"{point}").randrange(10**6, 10**7),) * repeat)
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes `--device cpu` a fake device with a made-up reality. The depths of the real models that were opened."""
+    depths: list[int] = []
+
+    def open_reality(runtime: str, table: LatencyTable, depth: int, device: str, token: str | None) -> MadeUpReality:
+        depths.append(depth)
+        return MadeUpReality()
+
+    monkeypatch.setitem(BACKENDS, "cpu", opener({}))
+    monkeypatch.setitem(sys.modules, "llm_profile.reality", SimpleNamespace(open_reality=open_reality))
+    return depths
+
+
+JUDGED = [*CPU, "--prefill-max", "8", "--decode-max", "10"]
+JUDGED += ["--scaling-input-min", "2", "--scaling-input-max", "6", "--scaling-input-step", "2"]
+
+
+def test_an_error_above_the_tolerance_is_exit_code_4(run: Run, opened: list[int]) -> None:
+    done = run(*JUDGED, "--scaling-tolerance", "0")
+    assert done.code == 4 and opened == [4]
+    assert "Over tolerance (0.0 %)" in done.out
+    assert run(*JUDGED, *LAX, "--overwrite").code == 0
+
+
+def test_a_validation_is_not_repeated_without_need(run: Run, tmp_path: Path, opened: list[int]) -> None:
+    strict = [*JUDGED, "--scaling-tolerance", "0"]
+    assert run(*strict).code == 4
+    before = files_in(tmp_path)
+    again = run(*strict)
+    assert again.code == 4, "the error is still above the tolerance"
+    assert "complete: " in again.err and "held against the real model before" in again.err
+    assert opened == [4] and files_in(tmp_path) == before
+    assert run(*JUDGED, *LAX).code == 0
+    assert opened == [4, 4], "other options"
+    assert run(*JUDGED, *LAX).code == 0
+    assert opened == [4, 4]
+    (tmp_path / "CPU" / "tiny-llama-scaled.csv").unlink()
+    run(*JUDGED, *LAX)
+    assert opened == [4, 4, 4], "its scaled table was gone"
+    wider = [*JUDGED, *LAX, "--decode-max", "11", "--append"]
+    run(*wider)
+    assert opened == [4, 4, 4, 4], "the table has new points"
+    run(*wider)
+    assert opened == [4, 4, 4, 4]
+    (tmp_path / "CPU" / "tiny-llama.validation.json").write_text("[]")
+    run(*wider)
+    assert opened == [4, 4, 4, 4, 4]
+
+
+def test_pairs_that_ran_out_of_memory_are_told(
+    run: Run, opened: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(BACKENDS, "cpu", opener({"out_of_memory_at": 3}))
+    done = run(*CPU, *PAIRS)
+    assert done.code == 3 and opened == []
+    assert "not held against the real model: (input 2, output 2) needs input 1, kv_cache 2" in done.err
+    assert "missing: 5 of 8 points: out of memory" in done.out
+    assert (tmp_path / "CPU" / "tiny-llama.csv").exists()
+
+
+def test_pairs_may_be_of_the_table_that_is_added_to(run: Run, opened: list[int]) -> None:
+    run(*CPU, "--skip-scaling")
+    assert run(*CPU, *PAIRS, *LAX, "--prefill-max", "6", "--mode", "prefill", "--append").code == 0
+    assert opened == [4]
+
+
+def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
+    """Everything from the model to the scaled table, with nothing made up."""
+    done = run(*CPU, *PAIRS, *LAX)
+    assert done.code == 0, done.err
+    folder = tmp_path / "CPU"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"tiny-llama{ending}"
+        for ending in (
+            *(".csv", ".meta.json", ".rows.parquet", ".validation.json"),
+            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet"),
+        )
+    )
+    table = LatencyTable.read(folder / "tiny-llama.csv")
+    assert table.meta["clock"] == "cpu-wall" and table.meta["conditions"]["weights"] == "dummy"
+    names = "embedding input_layernorm q_proj k_proj v_proj rope attn o_proj post_layernorm gate_proj up_proj act_fn"
+    names += " down_proj final_layernorm lm_head attn_other mlp_other block_other model_other"
+    assert set(table.row_names()) == set(names.split())
+    assert all(int(row["latency(ns)"]) > 0 for row in rows_of(folder / "tiny-llama.csv"))
+    told = json.loads((folder / "tiny-llama.validation.json").read_bytes())
+    asked = {(pair["input"], pair["output"]) for pair in told["pairs"] if not pair["held_out"]}
+    assert asked == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert told["provenance"]["conditions"] == table.meta["conditions"]
+    assert json.loads((folder / "tiny-llama-scaled.meta.json").read_bytes())["scaling"]["source"] == "tiny-llama.csv"
+    assert "held against the real model before" in run(*CPU, *PAIRS, *LAX).err
+
+
+def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from llm_profile.model import make_config
+
+    folder = tmp_path / "saved"
+    AutoModelForCausalLM.from_config(make_config(tiny.CONFIGS["llama"])).save_pretrained(folder)
+    arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX]
+    done = run(*arguments)
+    assert done.code == 0 and "real weights" in done.err
+    table = LatencyTable.read(tmp_path / "CPU" / "org" / "mine.csv")
+    assert (table.model, table.meta["conditions"]["weights"]) == ("org/mine", "folder saved")
+    refused = run(*arguments, "--load-format", "dummy")
+    assert refused.code == 2 and 'weights is "folder saved" there and "dummy" now' in refused.err
+
+
+def test_the_function_is_what_the_command_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request("tiny-llama", Sweep("prefill", 3), device="fake", output_dir=tmp_path)
+    result = run_profile.run_profile(request)
+    assert (result.csv, result.missing, result.exit_code) == (tmp_path / CSV, {}, 0)
+    with pytest.raises(UsageError, match="--skip-scaling"):
+        Request("tiny-llama", device="fake", scaling=Scaling(pairs=((1, 1),)))
+
+
+# ---- mistakes
+
+
+FAKE = OPTIONS[2:]
+MISTAKES = {
+    "no model": ([], "--model"),
+    "unknown option": ([*OPTIONS, "--prefil-max", "3"], "--prefil-max"),
+    "near name": (["--model", "tiny-lama", *FAKE], "did you mean tiny-llama"),
+    "near names": (["--model", "Llama-3.1-9B", *FAKE], "did you mean meta-llama/Llama-3.1-8B or "),
+    "no folder": (["--model", "./nowhere", *FAKE], "--model ./nowhere: is no folder"),
+    "no revision of the table": ([*OPTIONS, "--revision", "v1"], "--revision"),
+    "more blocks": ([*OPTIONS, "--num-layers", "5"], "--num-layers 5: the model has 4 blocks; use 1 to 4"),
+    "more blocks to validate": (
+        [*CPU, *PAIRS, "--scaling-num-layers", "5"],
+        "--scaling-num-layers 5: the model has 4 blocks; use 1 to 4",
+    ),
+    "device": ([*OPTIONS, "--device", "cudda"], "--device cudda"),
+    "device number": ([*OPTIONS, "--device", "cuda:x"], "--device cuda:x"),
+    "nothing real to validate": ([*OPTIONS[:4]], "--skip-scaling"),
+    "graphs on a CPU": ([*CPU, *PAIRS, "--scaling-runtime", "cuda-graph"], "--scaling-runtime"),
+    "append and overwrite": ([*OPTIONS, "--append", "--overwrite"], "--append"),
+    "mode": ([*OPTIONS, "--mode", "all"], "--mode"),
+    "precision": ([*OPTIONS, "--precision", "nan"], "--precision nan"),
+    "precision of 100 %": ([*OPTIONS, "--precision", "100"], "--precision 100"),
+    "warmup": ([*OPTIONS, "--warmup", "-1"], "--warmup -1"),
+    "seed": ([*OPTIONS, "--seed", str(2**63)], "--seed 9223372036854775808"),
+    "a whole number": ([*OPTIONS, "--prefill-max", "1e3"], "--prefill-max"),
+    "far too many points": ([*OPTIONS, "--decode-max", "10" * 9], "--decode-max 1010"),
+    "far too many pairs": ([*CPU, "--scaling-input-max", "10" * 9], "--scaling-input-max"),
+    "no finite tolerance": ([*CPU, *PAIRS, "--scaling-tolerance", "inf"], "--scaling-tolerance"),
+    "prompts beyond the table": (
+        [*CPU, "--scaling-input-min", "5", "--scaling-input-max", "5"],
+        "(input 5, output 5) needs a prefill pass of 5 tokens",
+    ),
+    "steps beyond the table": (
+        [*CPU, "--scaling-input-min", "4", "--scaling-input-max", "4"],
+        "(input 4, output 4) needs a decode step at kv_cache 6",
+    ),
+    "steps without decode": ([*CPU, *PAIRS, "--mode", "prefill"], "--mode both"),
+    "prompts without prefill": ([*CPU, *PAIRS, "--mode", "decode"], "--mode both"),
+    "scaled into no table": ([*CPU, *PAIRS, "--scaling-output", "scaled.txt"], "scaled.txt"),
+    **{
+        f"{option} {value}": ([*OPTIONS, option, value], f"{option} {value}")
+        for option in ("--prefill-max", "--decode-max", "--prefill-step", "--decode-step", "--num-layers", "--repeat")
+        for value in ("0", "-1")
+    },
+    **{
+        f"{option} {value}": ([*CPU, *PAIRS, option, value], f"{option} {value}")
+        for option in (
+            *(f"--scaling-{what}-{bound}" for what in ("input", "output") for bound in ("min", "max", "step")),
+            *("--scaling-num-layers", "--scaling-repeat"),
+        )
+        for value in ("0", "-1")
+    },
+    **{
+        f"scaling {what}s turned round": (
+            [*CPU, *PAIRS, f"--scaling-{what}-min", "3", f"--scaling-{what}-max", "2"],
+            f"--scaling-{what}-min 3: is above --scaling-{what}-max 2",
+        )
+        for what in ("input", "output")
+    },
+    **{
+        f"{option} {name!r}": ([*OPTIONS, option, name], option)
+        for option in ("--hardware", "--model-name")
+        for name in ("../up", "/etc/x", "..", "a/../../b", "a\\b", "~root", "new\nline", "x" * 300)
+    },
+    "hardware with folders": ([*OPTIONS, "--hardware", "a/b"], "--hardware"),
+    "a file where the folder should be": ([*OPTIONS, "--output-dir", str(Path(__file__) / "x")], "test_run_profile.py"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_touch_nothing(run: Run, tmp_path: Path, mistake: str) -> None:
+    arguments, named = MISTAKES[mistake]
+    refused = run(*arguments)
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1 and refused.err.startswith("run_profile.py: "), refused.err
+    assert named in refused.err
+    assert refused.out == "" and list(tmp_path.iterdir()) == []
+    assert run(*arguments, "--plan") == refused, "the plan is refused as the run is"
+
+
+def test_names_of_model_folders_cannot_leave_either(run: Run, tmp_path: Path) -> None:
+    folder = config_folder(tmp_path / "a\\b", **tiny.CONFIGS["llama"])
+    refused = run(*OPTIONS, "--model", folder)
+    assert refused.code == 2 and "--model-name" in refused.err
+    assert run(*OPTIONS, "--model", folder, "--model-name", "fine").code == 0
+    assert (tmp_path / "FAKE" / "fine.csv").exists()
+
+
+@pytest.mark.parametrize("hardware", [[], ["--hardware", "H200"]])
+def test_no_gpu_is_told_before_weights_are_fetched(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(run_profile, "settled_weights", lambda request, source: pytest.fail("weights are fetched"))
+    refused = run("--model", "tiny-llama", *hardware)
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    assert "--device cuda: " in refused.err and "--device cpu" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_file_is_refused_and_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "FAKE").mkdir()
+    (tmp_path / CSV).write_text("my,own,numbers\n1,2,3\n")
+    backend = TroubledBackend()
+    use(monkeypatch, backend)
+    refused = run(*OPTIONS)
+    assert refused.code == 2 and "not a table of LLM-Profile" in refused.err and refused.err.count("\n") == 1
+    assert run(*OPTIONS, "--plan") == refused
+    assert backend.asked == [] and files_in(tmp_path) == {str(CSV): b"my,own,numbers\n1,2,3\n"}
+    assert run(*OPTIONS, "--overwrite").code == 0
+    assert (tmp_path / CSV).with_name("tiny-llama.csv.bak").read_text().startswith("my,own")
+
+
+@pytest.mark.parametrize("file", ["tiny-llama.meta.json", "tiny-llama.rows.parquet"])
+def test_damage_is_refused(run: Run, tmp_path: Path, file: str) -> None:
+    run(*OPTIONS)
+    (tmp_path / "FAKE" / file).write_bytes(b"{")
+    for arguments in (OPTIONS, [*OPTIONS, "--plan"]):
+        refused = run(*arguments)
+        assert refused.code == 2 and file in refused.err and refused.err.count("\n") == 1
+
+
+def test_a_scaled_table_never_takes_the_place_of_another(run: Run, tmp_path: Path, opened: list[int]) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("mine")
+    for target in (mine, tmp_path / "CPU" / "tiny-llama.csv"):
+        refused = run(*CPU, *PAIRS, "--scaling-output", str(target))
+        assert refused.code == 2 and "--scaling-output" in refused.err
+    assert files_in(tmp_path) == {"mine.csv": b"mine"} and opened == []
+
+
+def test_a_folder_that_takes_no_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
+    refused = run(*OPTIONS)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and f"{tmp_path} is no folder" in refused.err
+    assert run(*OPTIONS, "--plan") == refused
+
+
+# ---- the token
+
+
+@pytest.mark.parametrize("token", [TOKEN, "no-usual-token-0123456789"])
+def test_the_token_is_nowhere(tmp_path: Path, token: str) -> None:
+    crash = ("-m", "tests.fake_command", '{"crash_at": 4}')
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": token}
+    told = []
+    for module, by_option, code in ((crash, True, 1), (crash, False, 1), (("run_profile.py",), True, 0)):
+        arguments = [
+            *OPTIONS,
+            "--verbose",
+            "--output-dir",
+            str(tmp_path),
+            *(["--hf-token", token] if by_option else []),
+        ]
+        done = command(*arguments, module=module, env=environment)
+        assert done.code == code, done.err
+        told += [done.out, done.err]
+    assert "Traceback" in told[1]
+    assert not any(token in text for text in told)
+    assert not [name for name, data in files_in(tmp_path).items() if token.encode() in data]
+    assert token not in repr(Request("tiny-llama", hf_token=token))
+
+
+def test_a_token_in_the_wrong_place_is_not_repeated(run: Run) -> None:
+    for arguments in ([*OPTIONS, "--token", TOKEN], ["--model", TOKEN, *FAKE], [*OPTIONS, f"--hf_token={TOKEN}"]):
+        refused = run(*arguments)
+        assert refused.code == 2 and TOKEN not in refused.err + refused.out
+
+
+# ---- what is said
+
+
+def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "VERBOSE_EVERY", 5)
+    quiet, verbose = run(*OPTIONS, "--hardware", "a"), run(*OPTIONS, "--hardware", "b", "--verbose")
+    assert "conditions: gpu fake, num_layers 1" in verbose.err
+    assert [line.split(", now")[0] for line in verbose.err.splitlines() if "now at" in line] == [
+        "5 of 12 points",
+        "10 of 12 points",
+        "12 of 12 points",
+    ]
+    shares = [line.split() for line in verbose.out.splitlines() if line.startswith("  ")]
+    assert [name for name, *_ in shares] == list(ROWS)
+    for phase in (1, 2):
+        assert sum(float(share[phase].rstrip("%")) for share in shares) == pytest.approx(100, abs=1)
+    assert [line.split(":")[0] for line in quiet.err.splitlines()] == ["--device fake", "points measured"]
+    assert len(quiet.out.splitlines()) == 4
+
+
+def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}
+    slow = ("-m", "tests.fake_command", '{"delay_s": 0.05, "out_of_memory_at": 6}')
+    piped = command(*OPTIONS, "--output-dir", str(tmp_path / "a"), module=slow, env=environment)
+    assert piped.code == 3 and "\x1b" not in piped.err and len(piped.err.splitlines()) == 2
+    leader, follower = pty.openpty()
+    arguments = [sys.executable, *slow, *OPTIONS, "--output-dir", str(tmp_path / "b")]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=follower)
+    os.close(follower)
+    drawn = b""
+    try:
+        while data := os.read(leader, 65536):
+            drawn += data
+    except OSError:  # Linux: how a pty ends
+        pass
+    os.close(leader)
+    assert process.wait() == 3
+    text = drawn.decode()
+    assert "/12" in text and "points/s" in text and "input 1, kv_cache " in text
+    assert "input 6, kv_cache 0: out of memory" in text

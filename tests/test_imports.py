@@ -1,0 +1,121 @@
+"""Imports point down, and what promises to be light is light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub"}
+"""What costs start-up time: imported where it is used, inside functions."""
+
+COMMANDS = ("run_profile", "validation")
+NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement", "table", "estimate")}
+
+LEVELS: tuple[set[str], ...] = (
+    # what is below nothing else of the house comes first; a module may import from earlier levels and its own
+    {"errors", "sweep", "measurement", "telemetry", "catalog", "footprint", "download"},
+    {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate"},
+    {"journal", "rows_file", "table", "request", "layers", "cache", "model"},
+    {"writer", "hooks", "passes", "checkpoint", "trace", "steps", "scaling"},
+    {"subject", "judgement", "scaled_table", "scaling_options", "profiler"},
+    {"loading", "report", "planning", "summary", "backends.fake", "backends.cpu_wall", "backends.torch_profiler"},
+    {"backends", "report_text", "reality"},
+)
+"""Modules of llm_profile. A new one gets its place here."""
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in [*(ROOT / f"{command}.py" for command in COMMANDS), *(ROOT / "llm_profile").rglob("*.py")]
+}
+
+
+def imports_of(path: Path, inside_functions: bool = True) -> Iterator[str]:
+    """Every module that a file imports, whether it runs at once or in a function; not those for annotations only."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.FunctionDef) and not inside_functions:
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ([name for name in submodules if name in MODULES] or [node.module])
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child)
+
+    return walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def house_imports(module: str) -> set[str]:
+    return {name for name in imports_of(MODULES[module]) if name in MODULES} - {"llm_profile"}
+
+
+def says_no_torch() -> set[str]:
+    """Modules whose first lines promise that importing them imports no torch."""
+    promises = ("Imports no torch", "No torch.", "imports no torch")
+    docstrings = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in MODULES.items()}
+    return {name for name, text in docstrings.items() if any(promise in text for promise in promises)}
+
+
+def test_imports_have_no_circles() -> None:
+    graph = {name: house_imports(name) for name in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_imports_point_down() -> None:
+    level = {f"llm_profile.{name}": number for number, names in enumerate(LEVELS) for name in names}
+    level |= dict.fromkeys(COMMANDS, len(LEVELS))
+    assert set(level) | {"llm_profile"} == set(MODULES), "LEVELS has every module once"
+    up = [(name, used) for name in level for used in house_imports(name) if level[used] > level[name]]
+    assert not up
+
+
+def test_the_design_names_light_modules() -> None:
+    assert says_no_torch() >= NO_TORCH_IN_DESIGN | {"llm_profile.journal", "llm_profile.planning", "llm_profile.hub"}
+
+
+@pytest.mark.parametrize("modules", [sorted(says_no_torch()), [*COMMANDS]], ids=["those that say so", "commands"])
+def test_light_modules_import_nothing_heavy(modules: list[str]) -> None:
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_light_modules_import_only_light_ones_at_once() -> None:
+    """Found by reading, so that a module is named and not only its importer."""
+    light = says_no_torch() | {*COMMANDS, "llm_profile", "llm_profile.errors", "llm_profile.provenance"}
+    light |= {name for name in MODULES if name.startswith("llm_profile.backends") and name in imported_by_commands()}
+    at_once = {name: set(imports_of(MODULES[name], inside_functions=False)) for name in light}
+    assert not {name: found for name, used in at_once.items() if (found := {u.split(".")[0] for u in used} & HEAVY)}
+
+
+def imported_by_commands() -> set[str]:
+    """Modules of the house that a command imports when it starts, directly or not."""
+    found: set[str] = set()
+    queue = list(COMMANDS)
+    while queue:
+        name = queue.pop()
+        for used in imports_of(MODULES[name], inside_functions=False):
+            if used in MODULES and used not in found:
+                found.add(used)
+                queue.append(used)
+    return found
+
+
+def test_no_model_family_is_named_in_a_condition() -> None:
+    """What differs between architectures stands in tables."""
+    families = ("llama", "opt", "phi", "mixtral", "qwen", "gemma", "mistral", "gpt")
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.If | ast.IfExp | ast.While):
+                words = [
+                    c.value for c in ast.walk(node.test) if isinstance(c, ast.Constant) and isinstance(c.value, str)
+                ]
+                assert not [w for w in words if any(w.lower().startswith(family) for family in families)], name

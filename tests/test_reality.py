@@ -1,0 +1,167 @@
+"""The real model on the CPU: `generate` token by token, with the profile's model, cache and options."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_profile import reality
+from llm_profile.errors import UsageError
+from llm_profile.estimate import model_depth
+from llm_profile.measurement import StoppingRule
+from llm_profile.reality import EagerReality, consecutive, open_reality
+from llm_profile.steps import MeasuredSteps
+from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.table import LatencyTable
+from tests import tiny
+
+
+@pytest.fixture
+def eager() -> Iterator[Callable[[str], EagerReality]]:
+    """Opens tiny models, and closes them at the end."""
+    opened: list[EagerReality] = []
+
+    def open_tiny(name: str, max_total: int = 32) -> EagerReality:
+        opened.append(EagerReality(tiny.subject(name, num_layers=4, max_total=max_total)))
+        return opened[-1]
+
+    yield open_tiny
+    for one in opened:
+        one.close()
+
+
+@given(st.sets(st.integers(1, 60)))
+def test_runs_of_consecutive_lengths(values: set[int]) -> None:
+    runs = list(consecutive(sorted(values)))
+    assert [value for run in runs for value in run] == sorted(values)
+    for run in runs:
+        assert run == list(range(run[0], run[-1] + 1))
+    for before, after in itertools.pairwise(runs):
+        assert before[-1] + 1 < after[0], "no run could be longer"
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_every_family_runs_exactly_the_steps_asked_for(eager: Any, name: str) -> None:
+    """Cache lengths are those of the real passes, seen where the model is called."""
+    real = eager(name)
+    model = real._subject.model
+    forward, seen = model.forward, []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["input_ids"].shape[1], kwargs["past_key_values"].get_seq_length()))
+        return forward(*args, **kwargs)
+
+    model.forward = noting
+    try:
+        prefill = list(real.prefill([3, 7], repeat=2))
+        ran_in_prefill, seen[:] = list(seen), []
+        decode = list(real.decode([4, 5, 6, 9], repeat=2))
+    finally:
+        del model.forward
+    assert [(step.point, len(step.wall_ns)) for step in prefill] == [(SweepPoint(3, 0), 2), (SweepPoint(7, 0), 2)]
+    assert [step.point for step in decode] == [SweepPoint(1, kv_len) for kv_len in (4, 5, 6, 9)]
+    assert all(wall_ns > 0 for step in prefill + decode for wall_ns in step.wall_ns)
+    assert sorted(ran_in_prefill) == sorted(3 * [(3, 0), (7, 0)]), "warmed once, timed twice, one token each"
+    assert sorted(seen) == sorted(3 * [(4, 0), (1, 4), (1, 5), (1, 6), (9, 0), (1, 9)])
+
+
+def test_a_token_that_means_the_end_does_not_end_it(eager: Any) -> None:
+    """The head is made to say token 2 always, which configurations like this one's call the end."""
+    real = eager("llama")
+    model = real._subject.model
+    assert model.config.eos_token_id == 2
+    bias = torch.nn.functional.one_hot(torch.tensor(2), 256) * 1e4
+    handle = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits + bias)
+    try:
+        assert len(list(real.decode(range(4, 20), repeat=1))) == 16
+    finally:
+        handle.remove()
+
+
+def test_a_run_that_is_cut_short_is_a_bug(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = eager("llama")
+    monkeypatch.setattr(real._subject.model, "generate", lambda *args, **kwargs: None)
+    with pytest.raises(RuntimeError, match="0 tokens where 1 were asked for"):
+        list(real.prefill([4], repeat=1))
+
+
+def test_repeats_are_rounds_over_all_lengths(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the spread is that of runs apart in time, and each length is warmed before."""
+    real = eager("llama")
+    asked: list[int] = []
+    clock = itertools.count()
+
+    def timed(input_len: int, tokens: int) -> list[int]:
+        asked.append(input_len)
+        return [next(clock)] * tokens
+
+    monkeypatch.setattr(real, "_generate", timed)
+    steps = list(real.prefill([3, 5], repeat=3))
+    assert asked == [3, 5] * 4
+    assert [step.wall_ns for step in steps] == [(2, 4, 6), (3, 5, 7)]
+    measured = MeasuredSteps.of({step.point: step.wall_ns for step in steps})
+    assert measured.spread((3, 1))["ttft"] == pytest.approx((6 - 2) / 4)
+
+
+def test_lengths_without_memory_are_left_out(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = eager("llama")
+    generate = real._generate
+
+    def scarce(input_len: int, tokens: int) -> list[int]:
+        if input_len + tokens > 8:
+            raise torch.OutOfMemoryError("made up")
+        return generate(input_len, tokens)
+
+    monkeypatch.setattr(real, "_generate", scarce)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert [step.point.input_len for step in real.prefill([4, 8, 6], repeat=1)] == [4, 6]
+    assert [step.point.kv_len for step in real.decode([2, 3, 9], repeat=1)] == [2, 3]
+
+
+def test_batched_steps_have_sequences_of_their_own(eager: Any) -> None:
+    real = eager("phimoe")
+    points = [SweepPoint(1, 6, 1), SweepPoint(1, 6, 4)]
+    steps = list(real.batched(points, repeat=2))
+    assert [step.point for step in steps] == points
+    assert all(len(step.wall_ns) == 2 and min(step.wall_ns) > 0 for step in steps)
+    assert len(list(real.prefill([4], repeat=1))) == 1, "the runner of one sequence is as before"
+
+
+def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> None:
+    from llm_profile.backends.cpu_wall import CpuWallBackend
+    from llm_profile.hub import ModelSource
+    from llm_profile.planning import model_record
+    from tests.table_samples import paths_in, writer
+
+    backend = CpuWallBackend(tiny.subject("opt", num_layers=2, sdpa_backend="math"))
+    points = Sweep("both", 6, 6).points()
+    with writer(tmp_path, points, conditions=backend.conditions(), kinds=backend.kinds, clock="cpu-wall") as table:
+        for result in backend.sample(points, StoppingRule(2, 0.0), 0):
+            table.add(result)
+        table.table.meta.update(model_record(ModelSource("org/tiny", tiny.CONFIGS["opt"], "table")), block_rows={})
+        table.finish()
+    profiled = backend.subject.conditions()
+    backend.close()
+    known = LatencyTable.read(paths_in(tmp_path).csv)
+    for depth in (1, model_depth(known)):
+        real = open_reality("eager", known, depth, "cpu", None)
+        assert isinstance(real, EagerReality) and real.notices == []
+        try:
+            assert real._subject.conditions() == profiled | {"num_layers": depth}
+            longest = [*real.prefill([7], repeat=1), *real.decode([6], repeat=1)]  # as long as the table's longest pass
+            assert [step.point for step in longest] == [SweepPoint(7, 0), SweepPoint(1, 6)]
+        finally:
+            real.close()
+    with pytest.raises(UsageError, match="--scaling-runtime cuda-graph: not on cpu"):
+        open_reality("cuda-graph", known, 1, "cpu", None)
+
+
+def test_every_runtime_of_the_command_is_there() -> None:
+    from llm_profile.scaling_options import RUNTIMES
+
+    assert tuple(reality.REALITIES) == RUNTIMES

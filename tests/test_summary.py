@@ -1,0 +1,140 @@
+"""What a run says at its end, from tables whose numbers are known."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_profile import summary
+from llm_profile.measurement import PointFailure, PointSample, RowSample
+from llm_profile.paths import TablePaths
+from llm_profile.profiler import Progress
+from llm_profile.records import PointRecord
+from llm_profile.sweep import Plan, Sweep, SweepPoint, plan
+from llm_profile.table import LatencyTable
+
+PATHS = TablePaths.of(Path("out"), "H200", "org/model")
+PREFILL, DECODE = SweepPoint(4, 0), SweepPoint(1, 4)
+
+
+def record(
+    clock: float | None = None, notes: tuple[str, ...] = (), run: int = 0, **rows: tuple[int, ...]
+) -> PointRecord:
+    """A point whose rows, but the `lm_head`, are of two blocks."""
+    samples = {name: RowSample(times, 1 if name == "lm_head" else 2) for name, times in rows.items()}
+    pass_ns = tuple(sum(column) for column in zip(*rows.values(), strict=True))
+    return PointRecord.of(PointSample(PREFILL, samples, pass_ns, "eager", clock, 0.0, notes), run)
+
+
+def table(**records: PointRecord) -> LatencyTable:
+    made = LatencyTable("H200", "org/model", {"runs": [{"index": 0, "seconds": 3.0}]})
+    made.records = {{"prefill": PREFILL, "decode": DECODE}[name]: value for name, value in records.items()}
+    return made
+
+
+def test_shares_are_of_the_whole_pass_in_each_phase() -> None:
+    made = table(
+        prefill=record(attn=(60, 60), block_other=(20, 20), lm_head=(20, 20)),
+        decode=record(attn=(10, 10), block_other=(0, 0), lm_head=(30, 30)),
+    )
+    assert summary.row_shares(made) == {
+        "prefill": {"attn": 0.6, "block_other": 0.2, "lm_head": 0.2},
+        "decode": {"attn": 0.25, "block_other": 0.0, "lm_head": 0.75},
+    }
+    said = list(summary.end_of_sweep(made, PATHS, Plan((), {})))
+    assert said[0] == "org/model on H200: 2 points, 3 rows each"
+    assert said[1].startswith("unnamed rows (_other): 20.0% of prefill, 0.0% of decode; noise: 0.00%")
+    assert said[2:] == ["timed by: eager 2", f"files: {PATHS.csv}, model.rows.parquet, model.meta.json"]
+    verbose = list(summary.end_of_sweep(made, PATHS, Plan((), {}), verbose=True))
+    assert verbose[1] == "rows: share of the time of prefill and decode"
+    assert verbose[2].split() == ["attn", "60.0%", "25.0%"]
+    assert [line for line in verbose if line not in said] == verbose[1:5]
+
+
+def test_a_row_of_one_phase_only_has_no_share_in_the_other() -> None:
+    made = table(prefill=record(attn=(10,), lm_head=(10,)), decode=record(lm_head=(10,)))
+    assert [line.split() for line in summary.rows_text(made)][1:] == [
+        ["attn", "50.0%", "0.0%"],
+        ["lm_head", "50.0%", "100.0%"],
+    ]
+
+
+def test_noise_is_the_median_spread_of_passes() -> None:
+    made = table(prefill=record(attn=(90, 100, 110)), decode=record(attn=(100, 100, 100)))
+    assert summary.noise(made) == pytest.approx(0.05)
+    assert summary.noise(table()) is None
+    assert summary.noise(table(prefill=record(attn=(0, 0)))) is None, "no time, no share of it"
+
+
+def test_an_empty_table_says_what_is_missing() -> None:
+    made = table()
+    made.missing = {PREFILL: "out of memory", DECODE: "out of memory"}
+    said = list(summary.end_of_sweep(made, PATHS, Plan((PREFILL, DECODE), {}), verbose=True))
+    assert "missing: 2 of 2 points: out of memory (first: input 4, kv_cache 0)" in said
+
+
+def test_missing_points_are_those_asked_for() -> None:
+    made = table(prefill=record(attn=(1,)))
+    made.missing = {DECODE: "out of memory", SweepPoint(9, 0): "asked for in another run"}
+    laid_out = Plan((PREFILL, DECODE), {})
+    assert summary.missing_points(made.missing, laid_out) == {DECODE: "out of memory"}
+
+
+def test_points_that_cannot_run_come_with_the_ranges_that_do() -> None:
+    laid_out = plan(Sweep("both", 8, 8), learned_positions=6)
+    made = table()
+    made.missing = dict(laid_out.unrunnable)
+    said = list(summary.end_of_sweep(made, PATHS, laid_out))
+    assert "missing: 5 of 16 points: beyond the model's 6 learned positions (first: input 7, kv_cache 0)" in said
+    assert "  they cannot be measured on this model; --prefill-max 6 --decode-max 5 leaves them out" in said
+    assert not plan(Sweep("both", 6, 5), learned_positions=6).unrunnable
+    assert summary.largest_ranges(plan(Sweep("decode", decode_max=8), 6)) == "--prefill-max 1 --decode-max 5"
+
+
+def test_doubts_are_told() -> None:
+    made = table(prefill=record(1980.0, ("kernels overlap",), attn=(1,)))
+    for kv_len in (5, 6, 7):
+        made.records[SweepPoint(1, kv_len)] = record(1980.0, attn=(1,))
+    made.records[DECODE] = record(1500.0, ("kernels overlap",), attn=(1,))
+    said = list(summary.end_of_sweep(made, PATHS, Plan((), {})))
+    assert "doubtful: 1 of 5 points ran at a low SM clock (first: input 1, kv_cache 4)" in said
+    assert "doubtful: 2 of 5 points: kernels overlap" in said
+
+
+def test_how_far_a_plan_has_come() -> None:
+    laid_out = plan(Sweep("both", 8, 8), learned_positions=6)  # 16 points, 11 of them can run
+    assert summary.resuming_text(laid_out, 11) is None
+    assert summary.resuming_text(laid_out, 4) == "going on: 7 of 11 points are there already"
+    assert str(summary.resuming_text(laid_out, 0)).startswith("complete: ")
+
+
+def test_what_the_latest_run_measured() -> None:
+    made = table(prefill=record(attn=(1,), run=0), decode=record(attn=(1,), run=1))
+    made.meta["runs"].append({"index": 1, "seconds": 0.25})
+    assert summary.measured_text(made) == "points measured: 1 in 0.2 s (250.0 ms each)"
+    made.meta["runs"].append({"index": 2, "seconds": 0.1})
+    assert summary.measured_text(made) is None
+
+
+def test_notices_are_one_line_without_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    summary.notice(None)
+    summary.notice("")
+    summary.notice("two\nlines of hf_abcdefghijklmnopqrstuvwxyz")
+    assert capsys.readouterr().err == "two lines of hf_***\n"
+
+
+def test_conditions_that_do_not_apply_are_left_out() -> None:
+    text = summary.conditions_text({"gpu": None, "dtype": "float32", "seed": 0})
+    assert text == "conditions: dtype float32, seed 0"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_without_a_terminal_progress_is_quiet_or_a_line_at_times(
+    capsys: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    total = 2 * summary.VERBOSE_EVERY + 1
+    with summary.progress(total, verbose) as tell:
+        for done in range(1, total + 1):
+            tell(Progress(done, total, PointFailure(SweepPoint(1, done), "[out] of memory")))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (3 if verbose else 0)
+    assert not verbose or lines[-1] == f"{total} of {total} points, now at input 1, kv_cache {total}"
