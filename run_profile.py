@@ -62,7 +62,7 @@ def run_profile(request: Request) -> Result:
     summary.notice(source.notice)
     laid_out = measure_table(request, source, paths, hardware, known)
     table = LatencyTable.read(paths.csv)
-    print("\n".join(summary.end_of_sweep(table, paths, laid_out, request.verbose)))
+    summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
     return Result(paths.csv, missing, max(code, scale(request, table, paths.csv)))
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         request = parse_request(arguments)
         if arguments.plan:
-            print("\n".join(planning.plan_lines(request)))
+            summary.tell(planning.plan_lines(request))
             return EXIT_COMPLETE
         return run_profile(request).exit_code
     except UsageError as error:

@@ -116,8 +116,8 @@ def validate(
     output) lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error that is accepted, a
     ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a
     depth below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others,
-    that extrapolation is judged. provenance: recorded as it is.
-    Steps of several sequences are timed too, to be held against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
+    that extrapolation is judged. provenance: recorded as it is. Steps of several sequences are timed too, to be held
+    against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted = measure(reality, fit_plan, repeat)
@@ -193,7 +193,7 @@ def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tupl
 
 
 def batched_points(pairs: Sequence[Pair], estimate: Estimate) -> list[SweepPoint]:
-    """Decode steps of several sequences: at the shortest and the longest prompt, as far as the table's dense rows go."""
+    """Decode steps of several sequences, at the shortest and the longest prompt, as far as the table's rows go."""
     kv_lens = sorted({min(pairs)[0], max(pairs)[0]})
     return [SweepPoint(1, kv, n) for n in BATCHES if n <= estimate.prefill.lens[-1] for kv in kv_lens]
 
@@ -282,7 +282,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling) -> int | None:
     """What `validate_table` returned for this very table and these options before; None where it is to be done."""
     try:
-        told = json.loads(report_path(csv_path).read_bytes())
+        told = json.loads(report_path(csv_path, wanted.output).read_bytes())
         options, runs = told["provenance"]["request"], told["provenance"]["runs"]
         over_tolerance = told["over_tolerance"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -293,9 +293,10 @@ def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling
     return EXIT_OVER_TOLERANCE if over_tolerance else EXIT_COMPLETE
 
 
-def report_path(csv_path: Path) -> Path:
-    """Where the validation of a table is told to programs."""
-    return csv_path.with_name(f"{csv_path.stem}.validation.json")
+def report_path(csv_path: Path, output: Path | None) -> Path:
+    """Where a validation is told to programs: `<model>.validation.json`, or beside a scaled table of another name."""
+    beside = output or csv_path
+    return beside.with_name(f"{beside.stem}.validation.json")
 
 
 def validate_table(
@@ -336,9 +337,9 @@ def validate_table(
     scaled_path = apply_scaling_to_latency_csv(
         csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
     )
-    json_path = report_path(csv_path)
+    json_path = report_path(csv_path, wanted.output)
     report.write(json_path)  # last: it says that all is done
-    console = Console()
+    console = Console(markup=False)  # names may have brackets
     print_report(report, console)
     console.print(f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}", highlight=False, soft_wrap=True)
     return report.exit_code

@@ -5,6 +5,7 @@ graphs, which is what serving engines come close to. Both use the model, cache, 
 """
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -32,6 +33,10 @@ from llm_profile.telemetry import Telemetry
 
 REPLAYS = 2
 """Back-to-back replays whose mean is one repeat."""
+
+
+BATCHED_STEPS = 4
+"""Steps of `generate` whose mean is a batched step."""
 
 
 class _Stamps(StoppingCriteria):
@@ -72,17 +77,10 @@ class EagerReality:
                 yield StepTimes(SweepPoint(1, first + step - 1), tuple(times[step] for times in rounds))
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        """One forward pass from call to finish: `generate` would have to prefill all sequences first."""
-
-        def timed(point: SweepPoint, runner: PassRunner) -> int:
-            started = time.perf_counter_ns()
-            runner.run(point, last_token_only=True)
-            self._synchronize()
-            return time.perf_counter_ns() - started
-
-        for point, runner in _batched_runners(self._subject, points):
-            timed(point, runner)
-            yield StepTimes(point, tuple(timed(point, runner) for _ in range(repeat)))
+        """The mean of a few steps of `generate` after prompts of that length."""
+        for point, runner in _batched_runners(self._subject, points, BATCHED_STEPS):
+            runs = [self._generate(runner, point.kv_len, 1 + BATCHED_STEPS)[1:] for _ in range(1 + repeat)]
+            yield StepTimes(point, tuple(round(statistics.fmean(run)) for run in runs[1:]))
 
     def close(self) -> None:
         self._subject.close()
@@ -95,7 +93,7 @@ class EagerReality:
         for number in range(1 + repeat):
             for run in list(times):
                 try:
-                    tokens = self._generate(*run)
+                    tokens = self._generate(self._subject.runner, *run)
                 except torch.OutOfMemoryError:
                     torch.cuda.empty_cache()
                     del times[run]
@@ -104,8 +102,8 @@ class EagerReality:
                     times[run].append(tokens)
         yield from times.items()
 
-    def _generate(self, input_len: int, tokens: int) -> list[int]:
-        runner, model = self._subject.runner, self._subject.model
+    def _generate(self, runner: PassRunner, input_len: int, tokens: int) -> list[int]:
+        model = self._subject.model
         runner.cache.rewind(0)
         stamps = _Stamps(self._synchronize)
         settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -149,7 +147,7 @@ class GraphReality:
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         """One pass each."""
         own = self._subject.runner
-        for point, runner in _batched_runners(self._subject, points):
+        for point, runner in _batched_runners(self._subject, points, steps=1):
             self._passes.runner = runner
             try:
                 yield from self._steps([point], repeat)
@@ -212,15 +210,16 @@ def _sharing(subject: Subject) -> list[str]:
         telemetry.close()
 
 
-def _batched_runners(subject: Subject, points: Sequence[SweepPoint]) -> Iterator[tuple[SweepPoint, PassRunner]]:
-    """Each point with a runner of its batch size; those whose caches do not fit are left out."""
+def _batched_runners(
+    subject: Subject, points: Sequence[SweepPoint], steps: int
+) -> Iterator[tuple[SweepPoint, PassRunner]]:
+    """Each point with a runner of its batch size, for so many steps after it; those that do not fit are left out."""
     for point in points:
         seed = subject.options.model.seed
         try:
             with PassRunner(
-                subject.model, point.input_len, point.total_len, seed, subject.routing, point.batch
+                subject.model, point.kv_len, point.kv_len + steps, seed, subject.routing, point.batch
             ) as runner:
-                runner.run(point, last_token_only=True)
                 yield point, runner
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()

@@ -1,7 +1,5 @@
 """A measured table's scaled copy: where it may stand, what is in it, how it is written. No torch."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,9 +13,8 @@ from llm_profile.measurement import Measurement
 from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
 from llm_profile.scaling import Scaling
-from llm_profile.storage import write_whole
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import CSV_HEADER, LatencyTable
+from llm_profile.table import CSV_HEADER, LatencyTable, write_csv
 
 SCALED_COLUMN = "scaled_latency(ns)"
 
@@ -101,8 +98,4 @@ def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: Tab
     scaled.meta["scaling"]["column"] = column
     scaled.write(paths)
     if measured:
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow((*CSV_HEADER, SCALED_COLUMN))
-        lines.writerows((*row, new[-1]) for row, new in zip(measured.csv_rows(), scaled.csv_rows(), strict=True))
-        write_whole(paths.csv, text.getvalue().encode())
+        write_csv(paths.csv, measured.to_frame().assign(**{SCALED_COLUMN: scaled.to_frame()[CSV_HEADER[-1]]}))

@@ -1,10 +1,11 @@
 """What a run says to the person who started it: notices, progress, the end. Imports no torch."""
 
+import os
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from llm_profile.measurement import PointFailure
@@ -20,8 +21,17 @@ VERBOSE_EVERY = 100
 
 def notice(text: str | None) -> None:
     """One line for the user on stderr, if there is anything to say. What was typed may be in it, a token never is."""
-    if text:
-        print(without_tokens(" ".join(text.splitlines())), file=sys.stderr)
+    if text and sys.stderr is not None:
+        with suppress(OSError):  # a log that takes no more is no reason to stop measuring
+            print(without_tokens(" ".join(text.splitlines())), file=sys.stderr)
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Lines of the result on stdout, as long as somebody takes them: `| head` has enough at some point."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what else is printed, and the flush at the end)
 
 
 def conditions_text(conditions: Mapping[str, Any]) -> str:
@@ -48,7 +58,7 @@ def measured_text(table: LatencyTable) -> str | None:
 @contextmanager
 def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
     """A bar with points done, rate, time left and current length; without a terminal nothing, or a line at times."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
 
         def say(seen: Progress) -> None:
             if verbose and (seen.done % VERBOSE_EVERY == 0 or seen.done == seen.total):

@@ -4,13 +4,11 @@
 conditions. All three are derived from a LatencyTable and written whole, so order and repair cost nothing.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_profile.errors import UsageError
 from llm_profile.journal import JournalContents, read_journal
@@ -19,6 +17,9 @@ from llm_profile.records import PASS, ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.rows_file import read_rows, write_rows
 from llm_profile.storage import storage_errors, to_json, write_whole
 from llm_profile.sweep import SweepPoint
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["CSV_HEADER", "PASS", "ROW_SCHEMA", "LatencyTable", "PointRecord", "RowRecord", "TablePaths"]
 
@@ -94,8 +95,13 @@ class LatencyTable:
             raise LookupError(f"{self.model} on {self.hardware}: {point}, batch {point.batch} is {why}")
         return self.records[point]
 
-    def csv_rows(self) -> Iterator[tuple[str, str, str, int, int, int]]:
-        """The rows of the CSV under CSV_HEADER: points of batch 1, each key once, prefill before decode."""
+    def to_frame(self) -> "DataFrame":
+        """The CSV as a pandas DataFrame: points of batch 1, each key once, prefill before decode; integer latencies."""
+        from pandas import DataFrame
+
+        return DataFrame(self._csv_rows(), columns=list(CSV_HEADER))
+
+    def _csv_rows(self) -> Iterator[tuple[str, str, str, int, int, int]]:
         points = [point for point in self.points() if point.batch == 1]
         for name in self.row_names():
             for point in points:
@@ -115,13 +121,9 @@ class LatencyTable:
         ]
         names = {"row_schema": ROW_SCHEMA, "hardware": self.hardware, "model": self.model, "rows": self.row_names()}
         meta = self.meta | names | {"runs": runs, "missing": missing}
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(CSV_HEADER)
-        lines.writerows(self.csv_rows())
         write_whole(paths.rows, write_rows((point, self.records[point]) for point in self.points()))
         write_whole(paths.meta, (to_json(meta, indent=2) + "\n").encode())
-        write_whole(paths.csv, text.getvalue().encode())
+        write_csv(paths.csv, self.to_frame())
 
     @classmethod
     def read(cls, csv: Path) -> "LatencyTable":
@@ -187,6 +189,11 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
             "use the version that wrote it, or start anew with --overwrite"
         )
     return meta
+
+
+def write_csv(path: Path, frame: "DataFrame") -> None:
+    """Write a table's CSV whole, with LF line ends."""
+    write_whole(path, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
 def _not_ours(path: Path, why: str) -> UsageError:

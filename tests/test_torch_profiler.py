@@ -131,7 +131,7 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
 
 
 def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend: TorchProfilerBackend) -> None:
-    device.noise = iter(lambda numbers=count(): next(numbers) % 50, None)
+    device.noise = (number % 50 for number in count())
     found = samples(backend, StoppingRule(repeat=40, precision=0.01))
     counts = {point: len(sample.pass_ns) for point, sample in found.items()}
     assert counts[SweepPoint(1, 0)] > 10, "the shortest pass is the noisiest"

@@ -10,9 +10,10 @@ import gc
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,10 +202,8 @@ class TorchProfilerBackend:
         graphs: list[torch.cuda.CUDAGraph] = []  # kept until their replays are done
         with trace.record() as session, LayerRanges(self.subject.model, self.subject.layout, recorder):
             for index, pending in enumerate(alive):
-                try:
-                    self._run(index, pending, warmup, recorder, graphs)
-                except torch.OutOfMemoryError:
-                    failures.append(self._out_of_memory(pending.point))
+                if not fits(partial(self._run, index, pending, warmup, recorder, graphs)):
+                    failures.append(PointFailure(pending.point, "out of memory"))
         for graph in graphs:
             graph.reset()
         failed = {failure.point for failure in failures}
@@ -216,17 +215,10 @@ class TorchProfilerBackend:
         failures = []
         self.subject.runner.forget_masks()
         for pending in batch:
-            try:
-                self._passes.eager(pending.point)
-            except torch.OutOfMemoryError:
-                failures.append(self._out_of_memory(pending.point))
+            if not fits(partial(self._passes.eager, pending.point)):
+                failures.append(PointFailure(pending.point, "out of memory"))
         torch.cuda.synchronize()
         return failures
-
-    def _out_of_memory(self, point: SweepPoint) -> PointFailure:
-        gc.collect()
-        torch.cuda.empty_cache()
-        return PointFailure(point, "out of memory")
 
     def _run(
         self,
@@ -271,15 +263,19 @@ class TorchProfilerBackend:
         """Graphs of the point, at most one a wanted pass; none where passes have to be timed eagerly."""
         if self._capture_error or pending.timed_by != "graph-replay":
             return []
+        captured: list[torch.cuda.CUDAGraph] = []
         recorder.muted = True
         try:
-            return [self._passes.capture(pending.point) for _ in range(min(GRAPHS, pending.wanted))]
+            while len(captured) < min(GRAPHS, pending.wanted):
+                # a graph's memory comes on top of an eager pass's: where it does not fit, fewer graphs or none will do
+                if not fits(lambda: captured.append(self._passes.capture(pending.point))):
+                    break
         except CaptureError as error:
             self._capture_error = str(error)
             self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
-            return []
         finally:
             recorder.muted = False
+        return captured
 
     def _collect(self, session: trace.Trace, alive: list[_Pending], failed: set[Any]) -> None:
         labelled = trace.labelled_passes(session)
@@ -326,6 +322,18 @@ class TorchProfilerBackend:
             overlap,
             ("kernels overlap",) if overlap > OVERLAP_MARK else (),
         )
+
+
+def fits(run: Callable[[], object]) -> bool:
+    """Run something on the device; False if memory ran out, all that it had taken being free again."""
+    try:
+        run()
+        return True
+    except torch.OutOfMemoryError:
+        pass
+    gc.collect()  # not within the handler, where the error still holds the tensors of the pass
+    torch.cuda.empty_cache()
+    return False
 
 
 def shares(total: int, parts: int) -> list[int]:
