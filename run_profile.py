@@ -16,6 +16,7 @@ The same command goes on where it was interrupted.
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -260,4 +261,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done: a second Ctrl-C has nothing left to stop
+    sys.exit(code)

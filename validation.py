@@ -339,9 +339,10 @@ def validate_table(
     )
     json_path = report_path(csv_path, wanted.output)
     report.write(json_path)  # last: it says that all is done
-    console = Console(markup=False)  # names may have brackets
+    console = Console()
     print_report(report, console)
-    console.print(f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}", highlight=False, soft_wrap=True)
+    files = f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}"
+    console.print(files, highlight=False, soft_wrap=True, markup=False)
     return report.exit_code
 
 

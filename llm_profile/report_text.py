@@ -81,12 +81,13 @@ def milliseconds(latency_ns: float) -> str:
 
 def print_report(report: ValidationReport, console: "Console") -> None:
     """Print what people want to see: held-out pairs, every way of scaling, recombination, warnings."""
+    from rich.markup import escape  # names may have brackets
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     say(
-        f"[bold]{report.model}[/] on {report.hardware} against the real model: {report.runtime}, "
+        f"[bold]{escape(report.model)}[/] on {escape(report.hardware)} against the real model: {report.runtime}, "
         f"{report.depth} of {report.model_depth} layers, batch 1, median of {report.repeat}"
     )
     _print_pairs(report, console)
@@ -111,9 +112,9 @@ def print_report(report: ValidationReport, console: "Console") -> None:
                 f"{percent(depth_errors.mean)}, worst {percent(depth_errors.worst)}"
             )
     for mode, reason in report.not_fitted.items():
-        say(f"Scaling {mode} was not fitted: {reason}")
+        say(f"Scaling {mode} was not fitted: {escape(reason)}")
     for warning in report.warnings:
-        say(f"[yellow]Warning:[/] {warning}")
+        say(f"[yellow]Warning:[/] {escape(warning)}")
     if report.over_tolerance:
         failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
         say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +115,28 @@ def test_passes_before_the_first_one_are_not_counted(monkeypatch: pytest.MonkeyP
             ran.clear()
             list(backend.sample(POINTS[:1], FIVE, warmup))
             assert len(ran) == 5 + more
+    finally:
+        backend.close()
+
+
+def test_the_host_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CpuWallBackend(tiny.subject("llama"))
+    run = backend.subject.runner.run
+    troubles = {SweepPoint(7, 0): lambda: torch.empty(10**15), SweepPoint(1, 1): lambda: [0] * 10**15}
+
+    def scarce(point: SweepPoint) -> None:
+        troubles.get(point, lambda: None)()
+        run(point)
+
+    monkeypatch.setattr(backend.subject.runner, "run", scarce)
+    try:
+        found = list(backend.sample(POINTS, FIVE, 0))
+        assert [type(result) for result in found] == [PointSample, PointFailure, PointFailure, PointSample]
+        assert found[1:3] == [PointFailure(point, "out of memory") for point in troubles]
+        check_sums(found[3])
+        troubles[SweepPoint(7, 0)] = lambda: torch.ones(2) @ torch.ones(3)
+        with pytest.raises(RuntimeError, match="size"):
+            list(backend.sample(POINTS, FIVE, 0))
     finally:
         backend.close()
 

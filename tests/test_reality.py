@@ -14,6 +14,7 @@ from llm_profile import reality
 from llm_profile.errors import UsageError
 from llm_profile.estimate import model_depth
 from llm_profile.measurement import StoppingRule
+from llm_profile.passes import PassRunner
 from llm_profile.reality import EagerReality, consecutive, open_reality
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import Sweep, SweepPoint
@@ -96,7 +97,7 @@ def test_repeats_are_rounds_over_all_lengths(eager: Any, monkeypatch: pytest.Mon
     asked: list[int] = []
     clock = itertools.count()
 
-    def timed(input_len: int, tokens: int) -> list[int]:
+    def timed(_runner: PassRunner, input_len: int, tokens: int) -> list[int]:
         asked.append(input_len)
         return [next(clock)] * tokens
 
@@ -112,10 +113,10 @@ def test_lengths_without_memory_are_left_out(eager: Any, monkeypatch: pytest.Mon
     real = eager("llama")
     generate = real._generate
 
-    def scarce(input_len: int, tokens: int) -> list[int]:
+    def scarce(runner: PassRunner, input_len: int, tokens: int) -> list[int]:
         if input_len + tokens > 8:
             raise torch.OutOfMemoryError("made up")
-        return generate(input_len, tokens)
+        return generate(runner, input_len, tokens)
 
     monkeypatch.setattr(real, "_generate", scarce)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

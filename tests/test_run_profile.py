@@ -633,3 +633,29 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     text = drawn.decode()
     assert "/12" in text and "points/s" in text and "input 1, kv_cache " in text
     assert "input 6, kv_cache 0: out of memory" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_log_that_takes_no_more_stops_no_run(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        arguments = [sys.executable, "run_profile.py", *OPTIONS, "--output-dir", str(tmp_path)]
+        done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=full)
+    assert done.returncode == 0 and len(LatencyTable.read(tmp_path / CSV).records) == POINTS
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    arguments = [sys.executable, "run_profile.py", "--model", "tiny-llama", "--plan"]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_names_are_not_markup(run: Run, tmp_path: Path, opened: list[int]) -> None:
+    done = run(
+        *CPU, *PAIRS, *LAX, "--output-dir", str(tmp_path / "[/b]"), "--hardware", "[red]", "--model-name", "[x]y"
+    )
+    assert done.code == 0 and opened == [4]
+    assert "[x]y on [red] against the real model" in done.out
+    assert f"Scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out

@@ -14,6 +14,9 @@ from llm_profile.sweep import SweepPoint
 WARMUP_PASSES = 2
 """Passes before those that count: the first allocates and picks code paths, the second runs in warm caches."""
 
+OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in an error of no type of its own, when the host has no memory left."""
+
 
 class WallRecorder:
     """Own time of each row over one pass (a hooks.Recorder): a stack of what is open, charged as it changes."""
@@ -81,7 +84,9 @@ class CpuWallBackend:
                             recorder.start()
                             runner.run(point)
                             passes.append(recorder.rows)
-                except MemoryError:
+                except (MemoryError, RuntimeError) as error:
+                    if isinstance(error, RuntimeError) and OUT_OF_MEMORY not in str(error):
+                        raise
                     yield PointFailure(point, "out of memory")
                     continue
                 yield self._sample(point, passes, recorder.launches)

@@ -255,7 +255,7 @@ class TorchProfilerBackend:
         """Let the GPU idle as long as the last point kept it busy.
 
         Back to back, points of long prompts draw more power than the card may, and its clock falls by a fifth: an H200
-        ran prefill at 1,600 instead of 1,980 MHz, and whatever came after it too. Rested, prefill ran at about 1,870 and
+        ran prefill, and what came after it, at 1,600 instead of 1,980 MHz. Rested, prefill ran at about 1,870 and
         decode at 1,980.
         """
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
