@@ -158,6 +158,7 @@ class GraphReality:
         self._subject.close()
 
     def _steps(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+        self._passes.runner.forget_masks()  # those of these steps stay: graphs read them
         graphs = {point: graph for point in points if (graph := self._capture(point)) is not None}
         times: dict[SweepPoint, list[int]] = {point: [] for point in graphs}
         for _ in range(repeat):
@@ -169,7 +170,6 @@ class GraphReality:
 
     def _capture(self, point: SweepPoint) -> torch.cuda.CUDAGraph | None:
         try:
-            self._passes.runner.forget_masks()
             self._passes.eager(point, last_token_only=True)  # a length's first use builds plans
             return self._passes.capture(point, last_token_only=True)
         except torch.OutOfMemoryError:

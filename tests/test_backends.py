@@ -1,5 +1,6 @@
 """Backends without a GPU: rows add up to the pass, and what a request opens."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -142,19 +143,23 @@ def test_the_host_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_range_is_charged_its_own_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("llm_profile.backends.cpu_wall.time.perf_counter_ns", lambda: next(now))
+    squares = (n * n for n in itertools.count())  # no two gaps between readings are alike
+    monkeypatch.setattr("llm_profile.backends.cpu_wall.time.perf_counter_ns", lambda: next(squares))
     recorder = WallRecorder()
     recorder.start()
-    recorder.enter("model_other")  # each event reads the clock twice, 10 ns apart
-    recorder.enter("q_proj")
-    recorder.leave()
-    recorder.enter("q_proj")
-    recorder.enter("attn")
-    recorder.leave()
-    recorder.leave()
-    recorder.leave()
-    assert recorder.rows == {"model_other": 30, "q_proj": 30, "attn": 10}
+    recorder.enter("model_other")  # reads the clock at 0, and at 1 when its own work is done
+    recorder.enter("q_proj")  # 4, 9
+    recorder.leave()  # 16, 25
+    recorder.enter("q_proj")  # 36, 49
+    recorder.enter("attn")  # 64, 81
+    recorder.leave()  # 100, 121
+    recorder.leave()  # 144, 169
+    recorder.leave()  # 196
+    assert recorder.rows == {
+        "model_other": (4 - 1) + (36 - 25) + (196 - 169),
+        "q_proj": (16 - 9) + (64 - 49) + (144 - 121),
+        "attn": 100 - 81,
+    }
     assert recorder.launches == {"model_other": 1, "q_proj": 2, "attn": 1}
 
 

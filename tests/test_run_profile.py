@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,6 +26,7 @@ from llm_profile.errors import UsageError
 from llm_profile.request import Request, Scaling
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.table import CSV_HEADER, LatencyTable
+from llm_profile.writer import TableWriter
 from tests import tiny
 from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
 
@@ -224,6 +226,19 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     use(monkeypatch, TroubledBackend())
     assert run(*OPTIONS).code == 0
     assert not LatencyTable.read(tmp_path / CSV).missing
+
+
+def test_a_run_that_learns_nothing_leaves_the_records_of_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, TroubledBackend(out_of_memory_at=6))
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, "finish", Mock(side_effect=KeyboardInterrupt))
+        assert run(*OPTIONS).code == 130
+    done = run(*OPTIONS)
+    assert done.code == 3 and "points measured" not in done.err
+    (only,) = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    assert only["points"] == 9 and "seconds" not in only, "the seconds of the second run are none of the first"
 
 
 def test_memory_for_nothing_at_all(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
