@@ -8,6 +8,7 @@ from torch import nn
 
 from llm_profile.checkpoint import block_prefixes, checkpoint_view, load_weights
 from llm_profile.download import HubError
+from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource, find_model
 from llm_profile.model import ModelOptions, depth, implementation_arguments, make_config, meta_model, resolve_dtype
 from llm_profile.request import Request
@@ -87,7 +88,17 @@ def settle_weights(source: ModelSource, num_layers: int, token: str | None, insi
 def subject_options(
     source: ModelSource, model: ModelOptions, *, token: str | None = None, **options: Any
 ) -> SubjectOptions:
-    """What `Subject` needs to load `source`. options: further fields of SubjectOptions."""
+    """What `Subject` needs to load `source`. options: further fields of SubjectOptions.
+
+    Raises UsageError for random weights in place of quantised ones: they would not be quantised.
+    """
+    quantisation = source.config.get("quantization_config")
+    if source.weights_file is None and quantisation:
+        method = quantisation.get("quant_method", "quantised")
+        raise UsageError(
+            f"--model {source.name}: its weights are {method}, and random ones would not be; use --load-format hf, or "
+            "a config.json without quantization_config"
+        )
     if source.weights_file is None:
         return SubjectOptions(source.config, model, weights=DUMMY, **options)
 

@@ -106,7 +106,7 @@ def dummy_model(config: Any, options: ModelOptions) -> nn.Module:
             )
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            f"--num-layers {depth(config)}: the weights do not fit on {options.device}; use fewer layers"
+            f"{depth(config)} blocks do not fit on {options.device}; use fewer (--num-layers, --scaling-num-layers)"
         ) from error
     except (ValueError, ImportError) as error:
         raise UsageError(f"--model: it cannot be built: {_one_line(error)}") from error

@@ -78,14 +78,18 @@ class Telemetry:
                 del self._times[: KEPT_SAMPLES // 2], self._clocks[: KEPT_SAMPLES // 2]
 
     def other_processes(self, own_pid: int) -> list[int]:
-        """Process ids of others that compute on this GPU now; empty where NVML cannot tell."""
+        """Process ids of others that compute on this GPU now; empty where NVML cannot tell.
+
+        In a container with process ids of its own, NVML gives the host's: our own is then not among them.
+        """
         if not self.available:
             return []
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         except self._nvml.NVMLError:
             return []
-        return [p.pid for p in running if p.pid != own_pid]
+        pids = [process.pid for process in running]
+        return [pid for pid in pids if pid != own_pid] if own_pid in pids else []
 
     def sm_clock_mhz(self, start_ns: int, end_ns: int) -> float | None:
         """Median SM clock from `start_ns` to `end_ns` (time.time_ns), taking in the samples next to both ends."""

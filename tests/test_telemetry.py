@@ -90,6 +90,7 @@ def test_clocks_and_reasons_are_sampled(nvml: FakeNvml) -> None:
         wait_for(lambda: watcher.reasons)
         assert watcher.reasons == {"sw_power_cap", "hw_thermal_slowdown"}, "an idle GPU is no trouble"
         assert watcher.other_processes(own_pid=7) == [8]
+        assert watcher.other_processes(own_pid=6) == [], "its own process is not among them: other process ids, unknown"
         nvml.broken.add("nvmlDeviceGetComputeRunningProcesses")
         assert watcher.other_processes(own_pid=7) == []
     finally:
