@@ -1,7 +1,6 @@
 """What can go wrong for a user, and the exit code that says so (README, "Exit codes")."""
 
 EXIT_COMPLETE = 0
-EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_POINTS_MISSING = 3
 EXIT_OVER_TOLERANCE = 4

@@ -42,6 +42,9 @@ ALIASES: dict[tuple[str, str], str] = {
 }
 """The one place where a layer gets a canonical name. What is not here keeps its attribute name."""
 
+MODEL_OTHER = "model_other"
+"""Row of everything launched outside blocks that is no layer: the rotary table, positions, masks."""
+
 CONTAINER_ALIASES: dict[str, str] = {"block_sparse_moe": "mlp", "feed_forward": "mlp", "ffn": "mlp", "moe": "mlp"}
 """Attribute of a container in a block -> the stem of its `_other` row."""
 
@@ -317,12 +320,3 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
 def expert_modules(model: nn.Module) -> list[nn.Module]:
     """Modules that hold all experts of one block."""
     return [m for m in model.modules() if is_experts(m)]
-
-
-def count_parameters_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, tied ones once."""
-    return sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
-
-
-MODEL_OTHER = "model_other"
-"""Row of everything launched outside blocks that is no layer: the rotary table, positions, masks."""

@@ -15,21 +15,15 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.backends.base import Reality, StepTimes
-from llm_profile.backends.torch_profiler import (
-    REST,
-    CaptureError,
-    GraphPasses,
-    check_cuda,
-    pci_bus_id,
-    sharing_notice,
-)
+from llm_profile.backends.torch_profiler import REST, check_cuda, pci_bus_id
 from llm_profile.errors import UsageError
+from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.loading import profiled_subject
 from llm_profile.passes import PassRunner
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
-from llm_profile.telemetry import Telemetry
+from llm_profile.telemetry import Telemetry, sharing_notice
 
 REPLAYS = 2
 """Back-to-back replays whose mean is one repeat."""
@@ -248,7 +242,3 @@ def consecutive(values: Sequence[int]) -> Iterator[list[int]]:
         run.append(value)
     if run:
         yield run
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)

@@ -1,5 +1,6 @@
 """The GPU's clock and throttle reasons along a sweep, by NVML, from a thread of its own."""
 
+import os
 import statistics
 import threading
 import time
@@ -109,3 +110,11 @@ def median_between(times: Sequence[int], values: Sequence[int], start: int, end:
     last = bisect_right(times, end) + 1
     chosen = values[first:last]
     return float(statistics.median(chosen)) if chosen else None
+
+
+def sharing_notice(telemetry: Telemetry) -> list[str]:
+    """A warning if other processes compute on the GPU."""
+    others = telemetry.other_processes(os.getpid())
+    if not others:
+        return []
+    return [f"{len(others)} other process(es) use this GPU (pid {others[0]}, ...): times are doubtful; stop them"]

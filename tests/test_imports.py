@@ -23,7 +23,16 @@ LEVELS: tuple[set[str], ...] = (
     {"journal", "rows_file", "table", "request", "layers", "cache", "model"},
     {"writer", "hooks", "passes", "checkpoint", "trace", "steps", "scaling"},
     {"subject", "judgement", "scaled_table", "scaling_options", "profiler"},
-    {"loading", "report", "planning", "summary", "backends.fake", "backends.cpu_wall", "backends.torch_profiler"},
+    {
+        "loading",
+        "graphs",
+        "report",
+        "planning",
+        "summary",
+        "backends.fake",
+        "backends.cpu_wall",
+        "backends.torch_profiler",
+    },
     {"backends", "report_text", "reality"},
 )
 """Modules of llm_profile. A new one gets its place here."""

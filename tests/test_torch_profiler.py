@@ -11,7 +11,8 @@ import torch
 
 from llm_profile import trace
 from llm_profile.backends import torch_profiler
-from llm_profile.backends.torch_profiler import GRAPHS, CaptureError, TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import GRAPHS, TorchProfilerBackend, shares
+from llm_profile.graphs import CaptureError
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import SweepPoint
 

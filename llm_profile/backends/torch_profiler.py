@@ -6,12 +6,9 @@ they are matched one to one, by name, with those of the labelled pass. Where the
 captured, the point is timed by labelled eager passes.
 """
 
-import gc
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,14 +18,13 @@ import torch
 from llm_profile import trace
 from llm_profile.backends.base import BlockKind
 from llm_profile.errors import UsageError
+from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
-from llm_profile.layers import patched
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
-from llm_profile.passes import HostCopies
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
-from llm_profile.telemetry import Telemetry
+from llm_profile.telemetry import Telemetry, sharing_notice
 
 SESSION_POINTS = 32
 """Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
@@ -76,69 +72,6 @@ class _MutedRecorder(trace.RangeRecorder):
     def leave(self) -> None:
         if not self.muted:
             super().leave()
-
-
-class CaptureError(RuntimeError):
-    """A pass that cannot be captured in a CUDA graph, with the reason that the device gave."""
-
-
-@contextmanager
-def masks_as_in_eager() -> Iterator[None]:
-    """Keep transformers from building other attention masks while a stream is captured than it does otherwise."""
-    from transformers import masking_utils
-
-    with patched(masking_utils, "is_tracing", lambda *_args, **_kwargs: False):
-        yield
-
-
-class GraphPasses:
-    """Runs and captures passes of a runner on one stream; the CUDA graphs share one memory pool."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.runner = subject.runner
-        self.device = subject.device
-        self.stream = torch.cuda.Stream(subject.device)
-        self.copies = HostCopies()
-        self._pool = torch.cuda.graph_pool_handle()
-        self._keeper = self._capture_nothing()  # a pool whose last graph is gone cannot be captured into again
-
-    def _capture_nothing(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            torch.empty(1, device=self.device).zero_()
-            graph.capture_end()
-        return graph
-
-    def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
-        """One pass as the model's code runs it."""
-        with torch.cuda.stream(self.stream), self.copies.one_pass():
-            self.runner.run(point, last_token_only)
-
-    def capture(self, point: SweepPoint, last_token_only: bool = False) -> torch.cuda.CUDAGraph:
-        """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream), masks_as_in_eager():
-            # thread-local: the telemetry thread must not be able to spoil a capture
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                with self.copies.one_pass():
-                    self.runner.run(point, last_token_only)
-            except torch.OutOfMemoryError:
-                self._abandon(graph)
-                raise
-            except Exception as error:
-                # a forbidden call shows as whatever error the operator makes of it
-                self._abandon(graph)
-                raise CaptureError(" ".join(str(error).split())[:200]) from error
-            graph.capture_end()
-        return graph
-
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
-            graph.capture_end()
-        torch.cuda.synchronize()
-        self._keeper = self._capture_nothing()  # a capture that ends well leaves torch's random state usable again
 
 
 class TorchProfilerBackend:
@@ -325,18 +258,6 @@ class TorchProfilerBackend:
         )
 
 
-def fits(run: Callable[[], object]) -> bool:
-    """Run something on the device; False if memory ran out, all that it had taken being free again."""
-    try:
-        run()
-        return True
-    except torch.OutOfMemoryError:
-        pass
-    gc.collect()  # not within the handler, where the error still holds the tensors of the pass
-    torch.cuda.empty_cache()
-    return False
-
-
 def shares(total: int, parts: int) -> list[int]:
     """`total` dealt out evenly: 10 to 4 parts is 3, 3, 2, 2."""
     return [total // parts + (part < total % parts) for part in range(parts)]
@@ -348,14 +269,6 @@ def pci_bus_id(device: torch.device) -> str | None:
         return None
     p: Any = torch.cuda.get_device_properties(device)
     return f"{p.pci_domain_id:08X}:{p.pci_bus_id:02X}:{p.pci_device_id:02X}.0"
-
-
-def sharing_notice(telemetry: Telemetry) -> list[str]:
-    """A warning if other processes compute on the GPU."""
-    others = telemetry.other_processes(os.getpid())
-    if not others:
-        return []
-    return [f"{len(others)} other process(es) use this GPU (pid {others[0]}, ...): times are doubtful; stop them"]
 
 
 def check_cuda(device: str) -> None:
