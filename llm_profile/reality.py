@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from llm_profile.backends.base import Reality, StepTimes
 from llm_profile.backends.torch_profiler import REST, check_cuda, pci_bus_id
 from llm_profile.errors import UsageError
-from llm_profile.graphs import CaptureError, GraphPasses
+from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.loading import profiled_subject
 from llm_profile.passes import PassRunner
 from llm_profile.subject import Subject
@@ -27,7 +27,6 @@ from llm_profile.telemetry import Telemetry, sharing_notice
 
 REPLAYS = 2
 """Back-to-back replays whose mean is one repeat."""
-
 
 BATCHED_STEPS = 4
 """Steps of `generate` whose mean is a batched step."""
@@ -73,8 +72,14 @@ class EagerReality:
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         """The mean of a few steps of `generate` after prompts of that length."""
         for point, runner in _batched_runners(self._subject, points, BATCHED_STEPS):
-            runs = [self._generate(runner, point.kv_len, 1 + BATCHED_STEPS)[1:] for _ in range(1 + repeat)]
-            yield StepTimes(point, tuple(round(statistics.fmean(run)) for run in runs[1:]))
+            runs: list[list[int]] = []
+            while len(runs) < 1 + repeat:
+                tokens = self._generate_if_it_fits(runner, point.kv_len, 1 + BATCHED_STEPS)
+                if tokens is None:
+                    break
+                runs.append(tokens[1:])
+            else:
+                yield StepTimes(point, tuple(round(statistics.fmean(steps)) for steps in runs[1:]))
 
     def close(self) -> None:
         self._subject.close()
@@ -86,15 +91,18 @@ class EagerReality:
         times: dict[tuple[int, int], list[list[int]]] = {run: [] for run in runs}
         for number in range(1 + repeat):
             for run in list(times):
-                try:
-                    tokens = self._generate(self._subject.runner, *run)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
+                tokens = self._generate_if_it_fits(self._subject.runner, *run)
+                if tokens is None:
                     del times[run]
-                    continue
-                if number:
+                elif number:
                     times[run].append(tokens)
         yield from times.items()
+
+    def _generate_if_it_fits(self, runner: PassRunner, input_len: int, tokens: int) -> list[int] | None:
+        """Time per token of one run; None where it does not fit in memory."""
+        times_ns: list[int] = []
+        fitted = fits(lambda: times_ns.extend(self._generate(runner, input_len, tokens)))
+        return times_ns if fitted else None
 
     def _generate(self, runner: PassRunner, input_len: int, tokens: int) -> list[int]:
         model = self._subject.model
@@ -163,12 +171,14 @@ class GraphReality:
         yield from (StepTimes(point, tuple(walls)) for point, walls in times.items())
 
     def _capture(self, point: SweepPoint) -> torch.cuda.CUDAGraph | None:
-        try:
+        captured: list[torch.cuda.CUDAGraph] = []
+
+        def capture() -> None:
             self._passes.eager(point, last_token_only=True)  # a length's first use builds plans
-            return self._passes.capture(point, last_token_only=True)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return None
+            captured.append(self._passes.capture(point, last_token_only=True))
+
+        try:
+            return captured[0] if fits(capture) else None
         except CaptureError as error:
             raise UsageError(
                 f"--scaling-runtime cuda-graph: {type(self._subject.model).__name__} cannot be captured "
@@ -207,16 +217,12 @@ def _sharing(subject: Subject) -> list[str]:
 def _batched_runners(
     subject: Subject, points: Sequence[SweepPoint], steps: int
 ) -> Iterator[tuple[SweepPoint, PassRunner]]:
-    """Each point with a runner of its batch size, for so many steps after it; those that do not fit are left out."""
+    """Each point with a runner of its batch size, for so many steps after it."""
+    seed = subject.options.model.seed
     for point in points:
-        seed = subject.options.model.seed
-        try:
-            with PassRunner(
-                subject.model, point.kv_len, point.kv_len + steps, seed, subject.routing, point.batch
-            ) as runner:
-                yield point, runner
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        longest = point.kv_len + steps
+        with PassRunner(subject.model, point.kv_len, longest, seed, subject.routing, point.batch) as runner:
+            yield point, runner
 
 
 REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cuda-graph": GraphReality}

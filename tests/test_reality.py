@@ -133,6 +133,20 @@ def test_batched_steps_have_sequences_of_their_own(eager: Any) -> None:
     assert len(list(real.prefill([4], repeat=1))) == 1, "the runner of one sequence is as before"
 
 
+def test_batches_without_memory_are_left_out(eager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = eager("llama")
+    generate = real._generate
+
+    def scarce(runner: PassRunner, input_len: int, tokens: int) -> list[int]:
+        if runner.input_ids.shape[0] > 2:
+            raise torch.OutOfMemoryError("made up")
+        return generate(runner, input_len, tokens)
+
+    monkeypatch.setattr(real, "_generate", scarce)
+    points = [SweepPoint(1, 6, sequences) for sequences in (1, 4, 2)]
+    assert [step.point.batch for step in real.batched(points, repeat=1)] == [1, 2]
+
+
 def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> None:
     from llm_profile.backends.cpu_wall import CpuWallBackend
     from llm_profile.hub import ModelSource
