@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_profile import request
+from llm_profile import request, summary
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
 from llm_profile.estimate import Estimate, Pair, check_pairs, model_depth
@@ -264,10 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(build_parser().parse_args(argv))
     except UsageError as error:
-        print(f"validation.py: {error}", file=sys.stderr)
+        summary.notice(f"validation.py: {error}")
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("validation.py: interrupted; nothing was written", file=sys.stderr)
+        summary.notice("validation.py: interrupted; nothing was written")
         return EXIT_INTERRUPTED
 
 
