@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sdpa-backend",
         choices=SDPA_BACKENDS,
         default="auto",
-        help="auto: flash where it can run, else torch's choice",
+        help="auto: torch's choice of all but cuDNN, so flash where it can run",
     )
     add("--experts-implementation", default="auto", metavar="NAME", help="as in transformers: grouped_mm, eager, ...")
     add(

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.storage import to_json, write_whole
+from llm_profile.storage import write_json
 from llm_profile.table import LatencyTable, differences
 
 WITHIN = 0.05
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = compare(*(LatencyTable.read(path) for path in arguments.csv))
         print("\n".join(table_lines(comparison)))
         if arguments.json:
-            write_whole(arguments.json, (to_json(asdict(comparison), indent=1) + "\n").encode())
+            write_json(arguments.json, asdict(comparison))
     except UsageError as error:
         print(f"compare_tables.py: {error}", file=sys.stderr)
         return EXIT_USAGE

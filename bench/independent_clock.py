@@ -26,7 +26,7 @@ from llm_profile.backends.torch_profiler import GRAPHS, REST, SETTLING_REPLAYS, 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
-from llm_profile.storage import to_json, write_whole
+from llm_profile.storage import write_json
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {**asdict(r.point), "events_ns": r.events_ns, "rows_ns": r.rows_ns, "ratio": r.ratio} for r in results
             ]
             content = {"model": arguments.model, "conditions": conditions, "passes": PASSES, "points": found}
-            write_whole(arguments.json, (to_json(content, indent=1) + "\n").encode())
+            write_json(arguments.json, content)
     except UsageError as error:
         print(f"independent_clock.py: {error}", file=sys.stderr)
         return EXIT_USAGE

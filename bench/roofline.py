@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.storage import to_json, write_whole
+from llm_profile.storage import write_json
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "least_ratio": min(bound.ratio for bound in found),
                 "violations": [asdict(bound) for bound in violations],
             }
-            write_whole(arguments.json, (to_json(content, indent=1) + "\n").encode())
+            write_json(arguments.json, content)
     except UsageError as error:
         print(f"roofline.py: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -34,7 +34,7 @@ from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.measurement import PointFailure, StoppingRule
 from llm_profile.provenance import short_device_name
-from llm_profile.storage import to_json, write_whole
+from llm_profile.storage import write_json
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 from llm_profile.trace import ROW, RangeRecorder
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"speed_{short_device_name(conditions['gpu'])}_{arguments.model.rpartition('/')[2]}"
         path = arguments.json or RESULTS / f"{name}_{arguments.sdpa_backend}.json"
         content = {"model": arguments.model, "conditions": conditions} | found
-        write_whole(path, (to_json(content, indent=1) + "\n").encode())
+        write_json(path, content)
         print(f"figures: {path}")
     except UsageError as error:
         print(f"speed.py: {error}", file=sys.stderr)

@@ -9,7 +9,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -72,13 +73,12 @@ class Layout:
     """The rows of one live model.
 
     sites: every module that gets a range, outer before inner. kinds: the kinds of blocks of the full model.
-    stacks: module paths of the lists that hold the blocks. block_kind: the kept blocks in order, each with its kind.
-    learned_positions: length of a learned position table, None where positions do not end.
+    block_kind: the kept blocks in order, each with its kind. learned_positions: length of a learned position table,
+    None where positions do not end.
     """
 
     sites: tuple[Site, ...]
     kinds: tuple[BlockKind, ...]
-    stacks: tuple[str, ...]
     block_kind: dict[nn.Module, str]
     learned_positions: int | None
 
@@ -95,8 +95,11 @@ class Layout:
 
     def blocks(self, row: str) -> int:
         """How many profiled blocks a row's time is summed over; 1 for a row of the model."""
-        kind = self.block_rows().get(row)
-        return self.profiled(kind) if kind is not None else 1
+        return self._blocks_of_row.get(row, 1)
+
+    @cached_property
+    def _blocks_of_row(self) -> dict[str, int]:
+        return {row: self.profiled(kind) for row, kind in self.block_rows().items()}
 
     def qualify(self, kind: str | None, row: str) -> str:
         """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
@@ -301,7 +304,7 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
         stack_kinds, names = find_kinds(list(stack), list(full), full_model.config)
         kinds += stack_kinds
         block_kind.update(zip(stack, names, strict=True))
-    layout = Layout((), tuple(kinds), tuple(path for path, _ in stacks), block_kind, None)
+    layout = Layout((), tuple(kinds), block_kind, _learned_positions(model, probe.fired))
 
     sites: list[Site] = []
     inside: set[nn.Module] = set()
@@ -314,7 +317,7 @@ def walk(model: nn.Module, full_model: nn.Module, forward: Callable[[], Any]) ->
         if module in fired and module not in inside and childless and any(True for _ in module.parameters()):
             attribute = path.rpartition(".")[2]
             sites.append(Site(module, ALIASES.get(("model", attribute), attribute), None))
-    return Layout(tuple(sites), layout.kinds, layout.stacks, block_kind, _learned_positions(model, probe.fired))
+    return replace(layout, sites=tuple(sites))
 
 
 def expert_modules(model: nn.Module) -> list[nn.Module]:

@@ -14,17 +14,13 @@ from llm_profile.layers import MASK_FUNCTION, expert_modules, modelling_function
 from llm_profile.model import takes
 from llm_profile.sweep import SweepPoint
 
-ROUTINGS = ("balanced", "random", "model")
-"""Who chooses the experts of a token: all experts alike, chance, or the router with its (random) weights."""
-
 
 class PassRunner:
     """Runs `model` at sweep points: random token ids, positions and an in-place cache, nothing made anew per pass.
 
     max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run. batch: sequences of
-    every pass.
-    routing: one of ROUTINGS, applied to every experts module. Attention masks are built once per point and kept, as a
-    serving engine prepares them with the batch; the pass itself has none of their kernels.
+    every pass. routing: one of request.ROUTINGS, applied to every experts module. Attention masks are built once per
+    point and kept, as a serving engine prepares them with the batch; the pass itself has none of their kernels.
     """
 
     def __init__(
@@ -39,6 +35,8 @@ class PassRunner:
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
         self.max_tokens = batch * max_input
+        self._takes_positions = takes(model, "position_ids")
+        self._takes_logits_to_keep = takes(model, "logits_to_keep")
         try:
             self.cache = InPlaceCache(config, max_total)
         except NotImplementedError as error:
@@ -77,9 +75,9 @@ class PassRunner:
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        if takes(self.model, "position_ids"):
+        if self._takes_positions:
             arguments["position_ids"] = self.position_ids[:, first:last]
-        if last_token_only and takes(self.model, "logits_to_keep"):
+        if last_token_only and self._takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
         try:
             return self.model(**arguments)

@@ -11,7 +11,7 @@ from llm_profile.estimate import PairLatency
 from llm_profile.judgement import BatchedStep, Errors
 from llm_profile.scaling import Scaling
 from llm_profile.steps import QUANTITIES, quantity_ns
-from llm_profile.storage import to_json, write_whole
+from llm_profile.storage import write_json
 from llm_profile.sweep import SweepPoint
 
 REPORT_SCHEMA = 1
@@ -157,7 +157,7 @@ class ValidationReport:
 
     def write(self, path: Path) -> None:
         """Write the JSON whole. Raises UsageError where the file system refuses."""
-        write_whole(path, (to_json(self.as_json(), indent=1) + "\n").encode())
+        write_json(path, self.as_json())
 
 
 def mean_spread(results: Sequence[PairResult]) -> dict[str, float | None]:

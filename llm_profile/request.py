@@ -22,6 +22,7 @@ LARGEST_SEED = 2**63 - 1
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
 ROUTINGS = ("balanced", "random", "model")
+"""Who chooses the experts of a token: all experts alike, chance, or the router with its (random) weights."""
 
 
 @dataclass(frozen=True)

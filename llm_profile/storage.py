@@ -58,6 +58,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for programs whole. Raises UsageError where the file system refuses."""
+    write_whole(path, (to_json(value, indent=1) + "\n").encode())
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file in one step: a reader, or a kill at any instant, sees the old content or the new, never a part.
 

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,12 +67,30 @@ class Kernel:
 
 @dataclass
 class Trace:
-    """One session's events, unsorted as they came."""
+    """One session's events, unsorted as they came, and complete before anything is read from them."""
 
     passes: list[Range] = field(default_factory=list)
     rows: list[Range] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
+
+    @cached_property
+    def by_pass(self) -> list[tuple[int, list[tuple[Kernel, Launch]]]]:
+        """(point index, its kernels with their launches by start time) for each pass range, in order."""
+        launches = {launch.correlation: launch for launch in self.launches}
+        ranges = sorted(self.passes, key=lambda r: r.start_ns)
+        starts = [r.start_ns for r in ranges]
+        buckets: list[list[tuple[Kernel, Launch]]] = [[] for _ in ranges]
+        for kernel in self.kernels:
+            launch = launches.get(kernel.correlation)
+            if launch is None:
+                continue
+            at = bisect_right(starts, launch.start_ns) - 1
+            if at >= 0 and launch.start_ns < ranges[at].end_ns:
+                buckets[at].append((kernel, launch))
+        for bucket in buckets:
+            bucket.sort(key=lambda pair: pair[0].start_ns)
+        return [(int(r.name), bucket) for r, bucket in zip(ranges, buckets, strict=True)]
 
 
 class RangeRecorder:
@@ -182,7 +201,7 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
     """
     rows = Timeline(trace.rows)
     result: dict[int, list[LabelledPass]] = {}
-    for index, _, kernels in _by_pass(trace):
+    for index, kernels in trace.by_pass:
         if any(launch.name.endswith("GraphLaunch") for _, launch in kernels):
             continue
         labelled = tuple(LabelledKernel(rows.owner(launch.start_ns) or MODEL_OTHER, k) for k, launch in kernels)
@@ -193,7 +212,7 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
 def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
     """The kernels of each graph replay of each point in a session, in the order in which they ran."""
     result: dict[int, list[list[Kernel]]] = {}
-    for index, _, kernels in _by_pass(trace):
+    for index, kernels in trace.by_pass:
         replays: dict[int, list[Kernel]] = {}
         for kernel, launch in kernels:
             if launch.name.endswith("GraphLaunch"):
@@ -201,24 +220,6 @@ def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
         if replays:
             result.setdefault(index, []).extend(replays.values())
     return result
-
-
-def _by_pass(trace: Trace) -> Iterator[tuple[int, Range, list[tuple[Kernel, Launch]]]]:
-    """(point index, pass range, its kernels with their launches by start time) for each pass range."""
-    launches = {launch.correlation: launch for launch in trace.launches}
-    ranges = sorted(trace.passes, key=lambda r: r.start_ns)
-    starts = [r.start_ns for r in ranges]
-    buckets: list[list[tuple[Kernel, Launch]]] = [[] for _ in ranges]
-    for kernel in trace.kernels:
-        launch = launches.get(kernel.correlation)
-        if launch is None:
-            continue
-        at = bisect_right(starts, launch.start_ns) - 1
-        if at >= 0 and launch.start_ns < ranges[at].end_ns:
-            buckets[at].append((kernel, launch))
-    for r, bucket in zip(ranges, buckets, strict=True):
-        bucket.sort(key=lambda pair: pair[0].start_ns)
-        yield int(r.name), r, bucket
 
 
 def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPass | None:

@@ -1,5 +1,6 @@
 import pytest
 
+from llm_profile import model, request, subject
 from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource
 from llm_profile.loading import subject_options, weights_id
@@ -27,3 +28,8 @@ def test_real_weights_go_by_their_revision() -> None:
     options = subject_options(source, OPTIONS, max_input=8, max_total=8)
     assert options.load is not None
     assert options.weights == "0123abc"
+
+
+def test_every_choice_of_the_command_line_has_its_meaning() -> None:
+    assert tuple(subject.SDPA_BACKENDS) == request.SDPA_BACKENDS
+    assert ("auto", *model.DTYPES) == request.DTYPES

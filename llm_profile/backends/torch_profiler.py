@@ -49,12 +49,13 @@ OVERLAP_MARK = 0.01
 
 @dataclass
 class _Pending:
-    """A point under way: passes kept so far and how many more to run."""
+    """A point under way: passes kept so far and how many more to run. failed: memory ran out."""
 
     point: SweepPoint
     wanted: int
     passes: list[trace.LabelledPass] = field(default_factory=list)
     timed_by: str = "graph-replay"
+    failed: bool = False
 
     def pass_ns(self) -> list[int]:
         return [sum(k.kernel.duration_ns for k in p.kernels) for p in self.passes]
@@ -110,11 +111,10 @@ class TorchProfilerBackend:
         queue = deque(_Pending(point, rule.first_passes) for point in points)
         while queue:
             batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-            failures = self._session(batch, warmup)
-            yield from failures
-            failed = {failure.point for failure in failures}
+            self._session(batch, warmup)
             for pending in batch:
-                if pending.point in failed:
+                if pending.failed:
+                    yield PointFailure(pending.point, "out of memory")
                     continue
                 pending.wanted = rule.passes_wanted(pending.pass_ns())
                 if pending.wanted:
@@ -126,32 +126,25 @@ class TorchProfilerBackend:
         self.telemetry.close()
         self.subject.close()
 
-    def _session(self, batch: list[_Pending], warmup: int) -> list[PointFailure]:
-        """Run the wanted passes of each point in one profiling session and add them to it. Returns what failed."""
-        failures = self._warm(batch)
-        failed = {failure.point for failure in failures}
-        alive = [p for p in batch if p.point not in failed]
+    def _session(self, batch: list[_Pending], warmup: int) -> None:
+        """Run the wanted passes of each point in one profiling session and add them to it."""
+        self._warm(batch)
+        alive = [pending for pending in batch if not pending.failed]
         recorder = _MutedRecorder()
         graphs: list[torch.cuda.CUDAGraph] = []  # kept until their replays are done
         with trace.record() as session, LayerRanges(self.subject.model, self.subject.layout, recorder):
             for index, pending in enumerate(alive):
-                if not fits(partial(self._run, index, pending, warmup, recorder, graphs)):
-                    failures.append(PointFailure(pending.point, "out of memory"))
+                pending.failed = not fits(partial(self._run, index, pending, warmup, recorder, graphs))
         for graph in graphs:
             graph.reset()
-        failed = {failure.point for failure in failures}
-        self._collect(session, alive, failed)
-        return failures
+        self._collect(session, alive)
 
-    def _warm(self, batch: list[_Pending]) -> list[PointFailure]:
+    def _warm(self, batch: list[_Pending]) -> None:
         """First use of each shape, outside the session: plans are built, libraries loaded, masks made."""
-        failures = []
         self.subject.runner.forget_masks()
         for pending in batch:
-            if not fits(partial(self._passes.eager, pending.point)):
-                failures.append(PointFailure(pending.point, "out of memory"))
+            pending.failed = not fits(partial(self._passes.eager, pending.point))
         torch.cuda.synchronize()
-        return failures
 
     def _run(
         self,
@@ -211,11 +204,11 @@ class TorchProfilerBackend:
             recorder.muted = False
         return captured
 
-    def _collect(self, session: trace.Trace, alive: list[_Pending], failed: set[Any]) -> None:
+    def _collect(self, session: trace.Trace, alive: list[_Pending]) -> None:
         labelled = trace.labelled_passes(session)
         replays = trace.graph_replays(session)
         for index, pending in enumerate(alive):
-            if pending.point in failed:
+            if pending.failed:
                 continue
             eager = labelled.get(index, [])
             if not eager or not eager[0].kernels:
