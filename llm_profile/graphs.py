@@ -33,16 +33,16 @@ class GraphPasses:
         self.device = subject.device
         self.stream = torch.cuda.Stream(subject.device)
         self.copies = HostCopies()
-        self._pool = torch.cuda.graph_pool_handle()
-        self._keeper = self._capture_nothing()  # a pool whose last graph is gone cannot be captured into again
+        self._new_pool()
 
-    def _capture_nothing(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+    def _new_pool(self) -> None:
+        """Start a memory pool with a graph of its own: a pool whose last graph is gone cannot be captured into."""
+        self._pool = torch.cuda.graph_pool_handle()
+        self._keeper = graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             torch.empty(1, device=self.device).zero_()
             graph.capture_end()
-        return graph
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
         """One pass as the model's code runs it."""
@@ -72,7 +72,8 @@ class GraphPasses:
         with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
             graph.capture_end()
         torch.cuda.synchronize()
-        self._keeper = self._capture_nothing()  # a capture that ends well leaves torch's random state usable again
+        # torch takes the old pool to be captured into still, and its random numbers work again once a capture ends well
+        self._new_pool()
 
 
 def fits(run: Callable[[], object]) -> bool:

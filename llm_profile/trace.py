@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._C._profiler import RecordScope, _ExperimentalConfig
@@ -37,8 +37,7 @@ LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
 """Runtime and driver calls, by name: torch 2.11 has no activity type on its events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """A user range on the host's clock. name: without prefix."""
 
     name: str
@@ -46,8 +45,7 @@ class Range:
     end_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """A runtime call that put work on the device."""
 
     correlation: int
@@ -55,8 +53,7 @@ class Launch:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel, copy or memset on the device's clock."""
 
     correlation: int
@@ -130,40 +127,40 @@ def record() -> Iterator[Trace]:
         yield trace
     finally:
         torch.cuda.synchronize()
-        result = _disable_profiler()
-        for event in result.events():
-            _sort_in(trace, event)
+        _sort(_disable_profiler().events(), trace)
 
 
-def _sort_in(trace: Trace, event: Any) -> None:
-    name = event.name()
-    if event.device_type() == DeviceType.CPU:
-        if name.startswith(ROW):
-            trace.rows.append(Range(name[len(ROW) :], event.start_ns(), event.start_ns() + event.duration_ns()))
+def _sort(events: Iterable[Any], trace: Trace) -> None:
+    """Each event to its kind. A session has a thousand of them a point, so nothing is asked of an event twice."""
+    host = DeviceType.CPU
+    for event in events:
+        name = event.name()
+        if event.device_type() != host:
+            if not name.startswith((ROW, PASS)) and not event.is_user_annotation():
+                trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
+        elif name.startswith(ROW):
+            trace.rows.append(_range(name[len(ROW) :], event))
         elif name.startswith(PASS):
-            trace.passes.append(Range(name[len(PASS) + 1 :], event.start_ns(), event.start_ns() + event.duration_ns()))
+            trace.passes.append(_range(name[len(PASS) + 1 :], event))
         elif LAUNCH.match(name):
             trace.launches.append(Launch(event.correlation_id(), event.start_ns(), name))
-    elif not event.is_user_annotation() and not name.startswith((ROW, PASS)):
-        trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
 
 
-@dataclass(frozen=True)
-class LabelledKernel:
-    """A kernel of an eager pass with the row that owns it."""
-
-    row: str
-    kernel: Kernel
+def _range(name: str, event: Any) -> Range:
+    start_ns = event.start_ns()
+    return Range(name, start_ns, start_ns + event.duration_ns())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledPass:
-    """One eager pass: its kernels in the order in which they ran."""
+    """One pass: its kernels in the order in which they ran, and the row that owns each."""
 
-    kernels: tuple[LabelledKernel, ...]
+    rows: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
 
-    def names(self) -> list[str]:
-        return [k.kernel.name for k in self.kernels]
+    @property
+    def duration_ns(self) -> int:
+        return sum(kernel.duration_ns for kernel in self.kernels)
 
 
 class Timeline:
@@ -204,8 +201,8 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
     for index, kernels in trace.by_pass:
         if any(launch.name.endswith("GraphLaunch") for _, launch in kernels):
             continue
-        labelled = tuple(LabelledKernel(rows.owner(launch.start_ns) or MODEL_OTHER, k) for k, launch in kernels)
-        result.setdefault(index, []).append(LabelledPass(labelled))
+        owners = tuple(rows.owner(launch.start_ns) or MODEL_OTHER for _, launch in kernels)
+        result.setdefault(index, []).append(LabelledPass(owners, tuple(kernel for kernel, _ in kernels)))
     return result
 
 
@@ -227,9 +224,9 @@ def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPa
 
     In a graph captured from one stream, kernels replay in the order of capture.
     """
-    if [k.name for k in replay] != labelled.names():
+    if [k.name for k in replay] != [k.name for k in labelled.kernels]:
         return None
-    return LabelledPass(tuple(LabelledKernel(seen.row, k) for seen, k in zip(labelled.kernels, replay, strict=True)))
+    return LabelledPass(labelled.rows, tuple(replay))
 
 
 def overlap(kernels: Sequence[Kernel]) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import count
+from itertools import count, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from llm_profile import trace
 from llm_profile.backends import torch_profiler
-from llm_profile.backends.torch_profiler import GRAPHS, TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import GRAPHS, REST, SHORT_PASSES, TorchProfilerBackend, shares
 from llm_profile.graphs import CaptureError
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import SweepPoint
@@ -85,6 +85,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made_up = Device()
     monkeypatch.setattr(trace, "record", made_up.record)
     monkeypatch.setattr(trace, "pass_range", made_up.pass_range)
+    monkeypatch.setattr(torch_profiler, "SHORT_PASS_S", 0.0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
@@ -129,6 +130,46 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
         assert sample.rows["q_proj"].blocks == 2
         assert sample.rows["attn"].kernels == ("attn",)
     assert len(device.captures) == GRAPHS * len(POINTS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "passes"),
+    [(StoppingRule(), SHORT_PASSES), (StoppingRule(repeat=15), 15), (StoppingRule(repeat=12, precision=0), 12)],
+)
+def test_short_passes_get_more_of_them(
+    rule: StoppingRule, passes: int, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_profiler, "SHORT_PASS_S", 60.0)
+    assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
+
+
+def test_the_device_rests_after_each_burst_of_replays(
+    device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    bursts: list[tuple[float, float]] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    @contextmanager
+    def replays(index: int) -> Iterator[None]:
+        start = now
+        before = len(device.session.kernels)
+        with made_up_range(index):
+            yield
+        if device.captures:
+            sleep(0.001 * (len(device.session.kernels) - before))
+            bursts.append((start, now))
+
+    made_up_range = device.pass_range
+    monkeypatch.setattr(trace, "pass_range", replays)
+    monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    list(backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1))
+    assert len(bursts) == GRAPHS
+    for (start, end), (next_start, _) in pairwise(bursts):
+        assert next_start - end == pytest.approx(REST * (end - start))
 
 
 def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend: TorchProfilerBackend) -> None:

@@ -6,6 +6,7 @@ they are matched one to one, by name, with those of the labelled pass. Where the
 captured, the point is timed by labelled eager passes.
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,16 +33,24 @@ SESSION_POINTS = 32
 GRAPHS = 4
 """Captures of each point that share its replays.
 
-Short kernels differ by a few percent from one captured graph to the next, the same way in all replays of one (most
-likely by where the graph lies in memory): over 2,048 decode points of a Llama-3.1-8B block on an H200, rows that do not
-depend on the length varied by 1 to 6 % between graphs, three times of what replays of one graph explain.
+Short kernels differ by a few percent from one captured graph to the next, the same way in all replays of one: on an
+H200, 16 graphs of one pass had standard deviations of 2 % (median kernel below 5 us) to 9 %, correlated at 0.88 between
+two rounds of replays.
 """
 
-SETTLING_REPLAYS = 1
-"""Replays of each graph before those that count, once a point's kernels have run eagerly twice: its own first use."""
+SHORT_PASS_S = 1e-3
+"""A pass below this gets SHORT_PASSES at the least, and a settling replay a graph."""
 
-REST = 1.0
-"""Idle time before a point's replays over the time that the last point's took."""
+SHORT_PASSES = 20
+"""First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
+
+REST = 0.75
+"""Idle time after a graph's replays over the time that they took, capturing the next graph included.
+
+Back to back, passes of long prompts draw more power than the card may, and its clock falls by a fifth: 1,460 to 1,700
+MHz on an H200 whose short bursts run at 1,965 to 1,980. Rows of points measured twice then differed by 2.3 % (median);
+with rests of half and of all the time of each burst by 0.45 and 0.40 %, and they agreed with rested runs of 100 passes.
+"""
 
 OVERLAP_MARK = 0.01
 """Share of a pass in which kernels ran side by side from which on a point is marked."""
@@ -58,7 +67,7 @@ class _Pending:
     failed: bool = False
 
     def pass_ns(self) -> list[int]:
-        return [sum(k.kernel.duration_ns for k in p.kernels) for p in self.passes]
+        return [labelled.duration_ns for labelled in self.passes]
 
 
 class _MutedRecorder(trace.RangeRecorder):
@@ -73,6 +82,16 @@ class _MutedRecorder(trace.RangeRecorder):
     def leave(self) -> None:
         if not self.muted:
             super().leave()
+
+
+@dataclass
+class _Session:
+    """What the points of one profiling session share. graphs: kept until the replays of all are done."""
+
+    rule: StoppingRule
+    warmup: int
+    recorder: _MutedRecorder = field(default_factory=_MutedRecorder)
+    graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 
 
 class TorchProfilerBackend:
@@ -93,6 +112,8 @@ class TorchProfilerBackend:
         self._passes = GraphPasses(subject)
         self._capture_error: str | None = None
         self._rest_until = 0.0
+        gc.collect()
+        gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
 
     def conditions(self) -> Mapping[str, Any]:
         return {**device_conditions(self.subject.device), "driver": self.telemetry.driver, **self.subject.conditions()}
@@ -111,7 +132,7 @@ class TorchProfilerBackend:
         queue = deque(_Pending(point, rule.first_passes) for point in points)
         while queue:
             batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-            self._session(batch, warmup)
+            self._measure(batch, rule, warmup)
             for pending in batch:
                 if pending.failed:
                     yield PointFailure(pending.point, "out of memory")
@@ -123,90 +144,91 @@ class TorchProfilerBackend:
                     yield self._sample(pending)
 
     def close(self) -> None:
+        gc.unfreeze()
         self.telemetry.close()
         self.subject.close()
 
-    def _session(self, batch: list[_Pending], warmup: int) -> None:
+    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> None:
         """Run the wanted passes of each point in one profiling session and add them to it."""
         self._warm(batch)
         alive = [pending for pending in batch if not pending.failed]
-        recorder = _MutedRecorder()
-        graphs: list[torch.cuda.CUDAGraph] = []  # kept until their replays are done
-        with trace.record() as session, LayerRanges(self.subject.model, self.subject.layout, recorder):
+        session = _Session(rule, warmup)
+        with trace.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.recorder):
             for index, pending in enumerate(alive):
-                pending.failed = not fits(partial(self._run, index, pending, warmup, recorder, graphs))
-        for graph in graphs:
+                pending.failed = not fits(partial(self._run, session, index, pending))
+        for graph in session.graphs:
             graph.reset()
-        self._collect(session, alive)
+        self._collect(events, alive)
 
     def _warm(self, batch: list[_Pending]) -> None:
         """First use of each shape, outside the session: plans are built, libraries loaded, masks made."""
         self.subject.runner.forget_masks()
         for pending in batch:
             pending.failed = not fits(partial(self._passes.eager, pending.point))
-        torch.cuda.synchronize()
+        self._finish_burst(time.monotonic())
 
-    def _run(
-        self,
-        index: int,
-        pending: _Pending,
-        warmup: int,
-        recorder: _MutedRecorder,
-        graphs: list[torch.cuda.CUDAGraph],
-    ) -> None:
+    def _run(self, session: _Session, index: int, pending: _Pending) -> None:
+        """One labelled eager pass, then capture and replay by turns; where not one capture works, eager passes."""
         with trace.pass_range(index):
             self._passes.eager(pending.point)
-        captured = self._capture(pending, recorder)
-        graphs += captured
-        if not captured:
+        graph = self._capture(session, pending)
+        if graph is None:
             pending.timed_by = "eager"
             for _ in range(pending.wanted - 1):
                 with trace.pass_range(index):
                     self._passes.eager(pending.point)
             return
-        self._rest()
+        short = not session.warmup or self._settle(graph) < SHORT_PASS_S
+        if short and not pending.passes:
+            pending.wanted = min(max(pending.wanted, SHORT_PASSES), session.rule.repeat)
+        for number, replays in enumerate(shares(pending.wanted, min(GRAPHS, pending.wanted))):
+            if number:
+                graph = self._capture(session, pending) or graph  # memory may not suffice for all
+                if short and session.warmup:
+                    self._settle(graph)
+            self._rest()
+            started = time.monotonic()
+            with torch.cuda.stream(self._passes.stream), trace.pass_range(index):
+                for _ in range(replays):
+                    graph.replay()
+            self._finish_burst(started)
+
+    def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
+        """One replay that does not count; returns the seconds it took."""
         started = time.monotonic()
         with torch.cuda.stream(self._passes.stream):
-            for graph, replays in zip(captured, shares(pending.wanted, len(captured)), strict=True):
-                for _ in range(min(warmup, SETTLING_REPLAYS)):
-                    graph.replay()
-                with trace.pass_range(index):
-                    for _ in range(replays):
-                        graph.replay()
+            graph.replay()
+        torch.cuda.synchronize()
+        return time.monotonic() - started
+
+    def _finish_burst(self, started: float) -> None:
+        """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
         torch.cuda.synchronize()
         ended = time.monotonic()
         self._rest_until = ended + REST * (ended - started)
 
     def _rest(self) -> None:
-        """Let the GPU idle as long as the last point kept it busy.
-
-        Back to back, points of long prompts draw more power than the card may, and its clock falls by a fifth: an H200
-        ran prefill, and what came after it, at 1,600 instead of 1,980 MHz. Rested, prefill ran at about 1,870 and
-        decode at 1,980.
-        """
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
 
-    def _capture(self, pending: _Pending, recorder: _MutedRecorder) -> list[torch.cuda.CUDAGraph]:
-        """Graphs of the point, at most one a wanted pass; none where passes have to be timed eagerly."""
+    def _capture(self, session: _Session, pending: _Pending) -> torch.cuda.CUDAGraph | None:
+        """A graph of the point; None where memory does not suffice or where passes have to be timed eagerly."""
         if self._capture_error or pending.timed_by != "graph-replay":
-            return []
-        captured: list[torch.cuda.CUDAGraph] = []
-        recorder.muted = True
+            return None
+        session.recorder.muted = True
         try:
-            while len(captured) < min(GRAPHS, pending.wanted):
-                # a graph's memory comes on top of an eager pass's: where it does not fit, fewer graphs or none will do
-                if not fits(lambda: captured.append(self._passes.capture(pending.point))):
-                    break
+            # a graph's memory comes on top of an eager pass's: where it does not fit, fewer graphs or none will do
+            if fits(lambda: session.graphs.append(self._passes.capture(pending.point))):
+                return session.graphs[-1]
         except CaptureError as error:
             self._capture_error = str(error)
             self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
         finally:
-            recorder.muted = False
-        return captured
+            session.recorder.muted = False
+        return None
 
-    def _collect(self, session: trace.Trace, alive: list[_Pending]) -> None:
-        labelled = trace.labelled_passes(session)
-        replays = trace.graph_replays(session)
+    def _collect(self, events: trace.Trace, alive: list[_Pending]) -> None:
+        labelled = trace.labelled_passes(events)
+        replays = trace.graph_replays(events)
         for index, pending in enumerate(alive):
             if pending.failed:
                 continue
@@ -225,27 +247,26 @@ class TorchProfilerBackend:
 
     def _sample(self, pending: _Pending) -> PointSample:
         times: dict[str, list[int]] = {}
-        names: dict[str, list[str]] = {}
-        for number, one in enumerate(pending.passes):
-            for labelled in one.kernels:
-                row_times = times.setdefault(labelled.row, [0] * len(pending.passes))
-                row_times[number] += labelled.kernel.duration_ns
-        for labelled in pending.passes[0].kernels:
-            names.setdefault(labelled.row, []).append(labelled.kernel.name)
-        samples = {}
-        for row, pass_ns in times.items():
-            kernels = names.get(row, [])
-            blocks = self.subject.layout.blocks(row)
-            samples[row] = RowSample(tuple(pass_ns), blocks, len(kernels), tuple(dict.fromkeys(kernels)))
-        every = [[k.kernel for k in p.kernels] for p in pending.passes]
-        overlap = max(trace.overlap(kernels) for kernels in every)
-        first, last = every[0][0], every[-1][-1]
+        for number, labelled in enumerate(pending.passes):
+            for row, kernel in zip(labelled.rows, labelled.kernels, strict=True):
+                row_times = times.setdefault(row, [0] * len(pending.passes))
+                row_times[number] += kernel.duration_ns
+        first, last = pending.passes[0], pending.passes[-1]
+        names: dict[str, list[str]] = {row: [] for row in times}
+        for row, kernel in zip(first.rows, first.kernels, strict=True):
+            names[row].append(kernel.name)
+        samples = {
+            row: RowSample(tuple(pass_ns), self.subject.layout.blocks(row), len(kernels), tuple(dict.fromkeys(kernels)))
+            for (row, pass_ns), kernels in zip(times.items(), names.values(), strict=True)
+        }
+        overlap = max(trace.overlap(labelled.kernels) for labelled in pending.passes)
+        ended_ns = last.kernels[-1].start_ns + last.kernels[-1].duration_ns
         return PointSample(
             pending.point,
             samples,
             tuple(pending.pass_ns()),
             pending.timed_by,
-            self.telemetry.sm_clock_mhz(first.start_ns, last.start_ns + last.duration_ns),
+            self.telemetry.sm_clock_mhz(first.kernels[0].start_ns, ended_ns),
             overlap,
             ("kernels overlap",) if overlap > OVERLAP_MARK else (),
         )
