@@ -3,8 +3,9 @@
 
 The model is loaded with few decoder blocks (they are alike), with real or random weights. At each length, passes run
 under torch's profiler and every nanosecond of GPU time goes to the layer that launched it: kernels, copies and memsets,
-nothing of the host. `<hardware>/<model>.csv` has the median per layer and block, in nanoseconds. The sum of the table
-is then held against the real model at full depth, and a second, scaled table has what kernels alone do not show.
+nothing of the host. `<hardware>/<model>.csv` has the trimmed mean over passes per layer and block, in nanoseconds. The
+sum of the table is then held against the real model at full depth, and a second, scaled table has what kernels alone do
+not show.
 
     python3 run_profile.py --model meta-llama/Llama-3.1-8B             the full sweep, lengths 1 to 2,048
     python3 run_profile.py --model Qwen/Qwen3-8B --prefill-step 8 --decode-step 8
@@ -210,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="PERCENT",
-        help="stop a point when its median is known to this (default %(default)s; 0: exactly --repeat passes)",
+        help="stop a point when its mean is known to this (default %(default)s; 0: exactly --repeat passes)",
     )
 
     add = parser.add_argument_group("files").add_argument

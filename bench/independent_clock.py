@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
-from llm_profile.backends.torch_profiler import GRAPHS, REST, SETTLING_REPLAYS, TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import GRAPHS, REST, TorchProfilerBackend, shares
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
@@ -62,32 +62,27 @@ def spread_points(count: int, longest_prompt: int, longest_cache: int) -> list[S
 def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int = PASSES) -> dict[SweepPoint, float]:
     """Median nanoseconds of a replayed pass at each point, by CUDA events.
 
-    As the profiler does it: from as many graphs, after as many settling replays, and rested, so that both run at the
-    same clock. Raises CaptureError for a model whose passes cannot be captured.
+    As the profiler does it: from as many graphs, each after a settling replay, and rested, so that both run at the same
+    clock. Raises CaptureError for a model whose passes cannot be captured.
     """
     runs = GraphPasses(subject)
     times: dict[SweepPoint, float] = {}
-    rest_until = 0.0
     for point in points:
         subject.runner.forget_masks()
         for _ in range(2):
             runs.eager(point)
-        graphs = [runs.capture(point) for _ in range(min(GRAPHS, passes))]
-        torch.cuda.synchronize()
-        time.sleep(max(0.0, rest_until - time.monotonic()))
-        started = time.monotonic()
         between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        with torch.cuda.stream(runs.stream):
-            for graph, replays in zip(graphs, shares(passes, len(graphs)), strict=True):
-                for _ in range(SETTLING_REPLAYS):
-                    graph.replay()
+        for replays in shares(passes, min(GRAPHS, passes)):
+            graph = runs.capture(point)
+            torch.cuda.synchronize()
+            started = time.monotonic()
+            with torch.cuda.stream(runs.stream):
+                graph.replay()
                 between += pairwise([mark(), *(mark(graph) for _ in range(replays))])
-        torch.cuda.synchronize()
-        ended = time.monotonic()
-        rest_until = ended + REST * (ended - started)
-        times[point] = 1e6 * statistics.median(start.elapsed_time(end) for start, end in between)
-        for graph in graphs:
+            torch.cuda.synchronize()
+            time.sleep(REST * (time.monotonic() - started))
             graph.reset()
+        times[point] = 1e6 * statistics.median(start.elapsed_time(end) for start, end in between)
     return times
 
 
@@ -103,12 +98,12 @@ def mark(after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.Event:
 def summed_rows(
     backend: TorchProfilerBackend, points: Sequence[SweepPoint], passes: int = PASSES
 ) -> dict[SweepPoint, float]:
-    """Sum of the medians of all rows at each point, in nanoseconds. Raises UsageError for a point that fails."""
+    """Sum of the trimmed means of all rows at each point, in nanoseconds. Raises UsageError for a point that fails."""
     sums: dict[SweepPoint, float] = {}
-    for result in backend.sample(points, StoppingRule(passes, precision=0), warmup=SETTLING_REPLAYS):
+    for result in backend.sample(points, StoppingRule(passes, precision=0), warmup=1):
         if isinstance(result, PointFailure):
             raise UsageError(f"{result.point}: {result.reason}; lower --max-length")
-        sums[result.point] = sum(Measurement.of(row.pass_ns).median_ns for row in result.rows.values())
+        sums[result.point] = sum(Measurement.of(row.pass_ns).trimmed_mean_ns for row in result.rows.values())
     return sums
 
 

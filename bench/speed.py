@@ -3,7 +3,7 @@
 
 The documented way: at each point 10 warm-up passes, then 100 eager ones in a torch.profiler session of their own (CPU
 and CUDA) with a range around each layer, and its `key_averages()`. This way: points share a session, and a pass is
-replayed as a CUDA graph until its median is known. Both run the same model, cache and kernels.
+replayed as a CUDA graph until its time is known. Both run the same model, cache and kernels.
 
 `ratio` is the time of a full sweep the one way over that the other way, each extrapolated from evenly spread points;
 `ratio_at_equal_passes` is the same with exactly 100 passes a point for both. Loading the model is left out.
@@ -32,7 +32,7 @@ from llm_profile.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
-from llm_profile.measurement import PointFailure, StoppingRule
+from llm_profile.measurement import Measurement, PointFailure, StoppingRule
 from llm_profile.provenance import short_device_name
 from llm_profile.storage import write_json
 from llm_profile.subject import Subject
@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 class Timed:
     """Points of one phase, timed one way. seconds: wall time. device_ns: GPU time of the passes that count.
 
-    rows_ns: median GPU time per pass of each named row at each point.
+    rows_ns: GPU time per pass of each named row at each point, the trimmed mean over passes that tables carry.
     """
 
     seconds: float = 0.0
@@ -118,15 +118,20 @@ def documented_point(subject: Subject, point: SweepPoint, timed: Timed, repeat: 
     _averages_us = {event.key: event.device_time_total / event.count for event in session.key_averages()}
     timed.seconds += time.perf_counter() - started
 
-    times = range_times(session.events() or [], repeat)  # medians, which averages do not give: not on the clock
+    times = range_times(session.events() or [], repeat)  # trimmed means, not plain averages: not on the clock
     timed.device_ns += sum(times[MODEL_OTHER])
-    timed.rows_ns[point] = {row: statistics.median(of_row) for row, of_row in times.items() if is_named(row)}
+    timed.rows_ns[point] = named_rows_ns(times)
     timed.passes.append(repeat)
 
 
 def is_named(row: str) -> bool:
     """Whether a row is a layer, not the rest of a container."""
     return not row.endswith("_other")
+
+
+def named_rows_ns(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The number of each named row, from its times in single passes."""
+    return {row: Measurement.of(of_row).trimmed_mean_ns for row, of_row in times.items() if is_named(row)}
 
 
 def documented_way(subject: Subject, points: Sequence[SweepPoint]) -> Timed:
@@ -149,9 +154,7 @@ def this_way(backend: TorchProfilerBackend, points: Sequence[SweepPoint], rule: 
             raise UsageError(f"{sample.point}: {sample.reason}; lower --max-length")
         timed.device_ns += sum(sample.pass_ns)
         timed.passes.append(len(sample.pass_ns))
-        timed.rows_ns[sample.point] = {
-            row: statistics.median(of_row.pass_ns) for row, of_row in sample.rows.items() if is_named(row)
-        }
+        timed.rows_ns[sample.point] = named_rows_ns({row: of_row.pass_ns for row, of_row in sample.rows.items()})
     return timed
 
 
@@ -161,7 +164,7 @@ def even_lengths(count: int, longest: int) -> list[int]:
 
 
 def agreement(a: Phases, b: Phases) -> Agreement:
-    """Of the medians of all rows at the points that both ways timed."""
+    """Of all rows at the points that both ways timed."""
     return Agreement.of(
         [
             (ns, b[phase].rows_ns[point].get(row, 0.0))
@@ -206,7 +209,7 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["sweep_s"].items())
     lines.append(f"a sweep of {points} points: {times}")
     lines.append(f"ratio {found['ratio']:.1f}, at equal passes {found['ratio_at_equal_passes']:.1f}")
-    lines.append("medians of rows, this way and")
+    lines.append("rows, this way and")
     named = {"with_documented": "the documented way", "with_equal_passes": f"{REPEAT} passes"}
     return lines + agreement_lines((named[key], Agreement(**value)) for key, value in found["agreement"].items())
 

@@ -125,15 +125,13 @@ READERS: dict[str, Callable[[JournalContents, Any], None]] = {
 
 
 def _measurement(statistics: list[float]) -> Measurement:
-    n, *quantiles = statistics
-    return Measurement(int(n), *(float(q) for q in quantiles))
+    n, *times = statistics
+    return Measurement(int(n), *(float(ns) for ns in times))
 
 
 def _statistics(measurement: Measurement) -> list[float]:
     """As `_measurement` reads them; whole numbers go without their `.0`, which many have."""
-    m = measurement
-    quantiles = (m.min_ns, m.q1_ns, m.median_ns, m.q3_ns, m.max_ns)
-    return [m.n, *(int(q) if float(q).is_integer() else q for q in quantiles)]
+    return [measurement.n, *(int(ns) if float(ns).is_integer() else ns for ns in measurement.statistics_ns)]
 
 
 class Journal:

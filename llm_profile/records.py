@@ -1,12 +1,12 @@
-"""What is kept of one point: order statistics, not passes. Imports no torch."""
+"""What is kept of one point: statistics, not passes. Imports no torch."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from llm_profile.measurement import Measurement, PointSample
+from llm_profile.measurement import Measurement, PointSample, trimmed_mean
 
-ROW_SCHEMA = 1
+ROW_SCHEMA = 2
 """Version of what a row means and of how records are stored; tables of other versions do not mix."""
 
 PASS = "pass"
@@ -68,6 +68,7 @@ def _measure(pass_ns: list[tuple[int, ...]], blocks: list[int]) -> list[Measurem
     passes = len(pass_ns[0])
     if not passes or any(len(row) != passes for row in pass_ns):
         raise ValueError(f"rows of {sorted({len(row) for row in pass_ns})} passes at one point: each needs them all")
-    per_block = np.asarray(pass_ns, dtype=np.float64) / np.asarray(blocks)[:, np.newaxis]  # [row, pass]
-    quantiles = np.quantile(per_block, (0.0, 0.25, 0.5, 0.75, 1.0), axis=1)  # [quantile, row]
-    return [Measurement(passes, *row) for row in quantiles.T.tolist()]
+    times, divisor = np.asarray(pass_ns, dtype=np.float64), np.asarray(blocks)  # [row, pass], [row]
+    means = trimmed_mean(times) / divisor  # [row]
+    quantiles = np.quantile(times / divisor[:, np.newaxis], (0.0, 0.25, 0.5, 0.75, 1.0), axis=1)  # [quantile, row]
+    return [Measurement(passes, mean, *row) for mean, row in zip(means.tolist(), quantiles.T.tolist(), strict=True)]

@@ -1,8 +1,9 @@
 """The rows file: every record of a table as Parquet, one line per row and point. Imports no torch.
 
-Columns: layer_name (`pass` for the whole pass), input, kv_cache, batch, latency_ns, n, min_ns, q1_ns, median_ns, q3_ns,
-max_ns, blocks, launches, kernels (list of names), timed_by, sm_clock_mhz, overlap, notes (list), run, source. The last
-five, overlap included, are the point's and stand on each of its lines. Points in canonical order, `pass` first.
+Columns: layer_name (`pass` for the whole pass), input, kv_cache, batch, latency_ns, n, trimmed_mean_ns, min_ns, q1_ns,
+median_ns, q3_ns, max_ns, blocks, launches, kernels (list of names), timed_by, sm_clock_mhz, overlap, notes (list), run,
+source. The last six, from timed_by on, are the point's and stand on each of its lines. Points in canonical order,
+`pass` first.
 """
 
 import io
@@ -25,6 +26,7 @@ COLUMNS = {
     "batch": "int64",
     "latency_ns": "int64",
     "n": "int64",
+    "trimmed_mean_ns": "float64",
     "min_ns": "float64",
     "q1_ns": "float64",
     "median_ns": "float64",
@@ -49,7 +51,7 @@ def _lines(point: SweepPoint, record: PointRecord) -> Iterator[tuple[Any, ...]]:
         m = row.measurement
         yield (
             *(name, point.input_len, point.kv_len, point.batch, m.latency_ns),
-            *(m.n, m.min_ns, m.q1_ns, m.median_ns, m.q3_ns, m.max_ns, row.blocks, row.launches, row.kernels),
+            *(m.n, *m.statistics_ns, row.blocks, row.launches, row.kernels),
             *(record.timed_by, record.sm_clock_mhz, record.overlap, record.notes, record.run, record.source),
         )
 
@@ -87,9 +89,9 @@ def read_rows(path: Path) -> dict[SweepPoint, PointRecord]:
 
 
 def _record(lines: list[tuple[Any, ...]]) -> PointRecord:
-    rows = {line[0]: RowRecord(Measurement(*line[5:11]), *line[11:14]) for line in lines}
+    rows = {line[0]: RowRecord(Measurement(*line[5:12]), *line[12:15]) for line in lines}
     whole_pass = rows.pop(PASS).measurement
-    return PointRecord(rows, whole_pass, *lines[0][14:])
+    return PointRecord(rows, whole_pass, *lines[0][15:])
 
 
 def _values(column: Any, kind: str) -> list[Any]:

@@ -82,13 +82,14 @@ def _scaled_record(point: SweepPoint, record: PointRecord, scaling: float | Scal
         name: replace(row, measurement=_times(row.measurement, factor))
         for (name, row), factor in zip(record.rows.items(), factors, strict=True)
     }
-    before, after = (sum(row.measurement.median_ns * row.blocks for row in of.values()) for of in (record.rows, rows))
+    before, after = (
+        sum(row.measurement.trimmed_mean_ns * row.blocks for row in of.values()) for of in (record.rows, rows)
+    )
     return replace(record, rows=rows, whole_pass=_times(record.whole_pass, after / before if before else 1.0))
 
 
 def _times(measured: Measurement, factor: float) -> Measurement:
-    quantiles = (measured.min_ns, measured.q1_ns, measured.median_ns, measured.q3_ns, measured.max_ns)
-    return Measurement(measured.n, *(value * factor for value in quantiles))
+    return Measurement(measured.n, *(value * factor for value in measured.statistics_ns))
 
 
 def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: TablePaths) -> None:

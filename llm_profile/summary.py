@@ -99,7 +99,7 @@ def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
     for point, record in table.records.items():
         of_phase = spent.setdefault(point.phase, defaultdict(float))
         for name, row in record.rows.items():
-            of_phase[name] += row.measurement.median_ns * row.blocks
+            of_phase[name] += row.measurement.trimmed_mean_ns * row.blocks
     return {
         phase: {name: value / total for name, value in of_phase.items()}
         for phase, of_phase in spent.items()

@@ -1,6 +1,6 @@
 """What is known: the latency of every row at every point, and the three files that hold it. Imports no torch.
 
-`<model>.csv` is what consumers read, `<model>.rows.parquet` has the order statistics behind it, `<model>.meta.json` the
+`<model>.csv` is what consumers read, `<model>.rows.parquet` has the statistics behind it, `<model>.meta.json` the
 conditions. All three are derived from a LatencyTable and written whole, so order and repair cost nothing.
 """
 
@@ -74,9 +74,10 @@ class LatencyTable:
         return list(dict.fromkeys(name for point in self.points() for name in self.records[point].rows))
 
     def latency_ns(self, row: str, point: SweepPoint) -> int:
-        """Median latency of a row (of one block, for rows of blocks). Raises LookupError for what is not known.
+        """Latency of a row: the trimmed mean over passes, rounded (of one block, for rows of blocks).
 
-        A row that launched nothing at a measured point took no time there: that is 0, and measured.
+        A row that launched nothing at a measured point took no time there: that is 0, and measured. Raises LookupError
+        for what is not known.
         """
         rows = self._record(point).rows
         if row in rows:
@@ -86,7 +87,7 @@ class LatencyTable:
         raise LookupError(f"{self.model} on {self.hardware} has no row {row}; it has {', '.join(self.row_names())}")
 
     def pass_ns(self, point: SweepPoint) -> int:
-        """Median device time of the whole pass. Raises LookupError for what is not known."""
+        """Device time of the whole pass: the trimmed mean, rounded. Raises LookupError for what is not known."""
         return self._record(point).whole_pass.latency_ns
 
     def _record(self, point: SweepPoint) -> PointRecord:

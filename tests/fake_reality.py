@@ -9,7 +9,7 @@ from typing import Any
 from llm_profile.backends.base import BlockKind, StepTimes
 from llm_profile.measurement import PointSample, RowSample
 from llm_profile.paths import TablePaths
-from llm_profile.records import PointRecord
+from llm_profile.records import ROW_SCHEMA, PointRecord
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.table import LatencyTable
 
@@ -49,7 +49,7 @@ SWEEP = Sweep(prefill_max=256, decode_max=320)
 def make_table(sweep: Sweep = SWEEP, missing: Sequence[SweepPoint] = ()) -> LatencyTable:
     """A table of `sweep` with the rows above, in the form that a run leaves."""
     meta: dict[str, Any] = {
-        "row_schema": 1,
+        "row_schema": ROW_SCHEMA,
         "hardware": "Fake1",
         "model": "org/fake",
         "origin": "measured",

@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.speed import Timed, even_lengths, range_times, summary
 from llm_profile import catalog
 from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
+from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.paths import TablePaths
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
@@ -57,7 +59,7 @@ def slower(row: str, factor: float) -> Callable[[LatencyTable], None]:
     def change(table: LatencyTable) -> None:
         for point, record in table.records.items():
             one = record.rows[row]
-            measurement = replace(one.measurement, median_ns=one.measurement.median_ns * factor)
+            measurement = replace(one.measurement, trimmed_mean_ns=one.measurement.trimmed_mean_ns * factor)
             rows = record.rows | {row: replace(one, measurement=measurement)}
             table.records[point] = replace(record, rows=rows)
 
@@ -285,6 +287,20 @@ def test_no_point_lies_beyond_learned_positions() -> None:
     assert sweep_sizes(2048, 2048) == {"prefill": 2048, "decode": 2048}
 
 
+def seen(point: SweepPoint, **rows: tuple[int, ...]) -> Any:
+    """A profiler that saw these rows of two blocks at a point, whichever points it is asked for."""
+    samples = {name: RowSample(pass_ns, blocks=2) for name, pass_ns in rows.items()}
+    pass_ns = tuple(sum(column) for column in zip(*rows.values(), strict=True))
+    return SimpleNamespace(sample=lambda *_args, **_options: [PointSample(point, samples, pass_ns, "fake")])
+
+
+def test_rows_of_a_pass_add_up_by_the_number_that_tables_carry() -> None:
+    point = SweepPoint(4, 0)
+    backend = seen(point, q_proj=(10, 10, 10, 40, 90), mlp_other=(7, 1, 3, 2, 2))
+    # 20 + 7/3 without the fastest and the slowest of five; by their medians 12
+    assert independent_clock.summed_rows(backend, [point]) == {point: pytest.approx(20 + 7 / 3)}
+
+
 @pytest.mark.parametrize("command", [independent_clock, speed])
 def test_no_gpu_is_a_usage_error(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -365,6 +381,27 @@ def timed(seconds_per_point: float, row_ns: float, passes: int, lengths: Sequenc
     )
 
 
+def test_both_ways_give_the_number_that_tables_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of named rows alone, over all blocks."""
+    point = SweepPoint(4, 0)
+    q_proj = (10, 10, 10, 40, 90)
+    this = speed.this_way(seen(point, q_proj=q_proj, mlp_other=(1, 2, 3, 2, 2)), [point], StoppingRule())
+    assert this.rows_ns == {point: {"q_proj": 20.0}} and this.passes == [5] and this.device_ns == 170
+
+    layers = [event(f"{ROW}q_proj", number, [ns / 1e3]) for number, ns in enumerate(q_proj)]
+    passes = [event(f"{ROW}model_other", number, [0.002], [layer]) for number, layer in enumerate(layers)]
+    session = SimpleNamespace(events=lambda: [*layers, *passes], key_averages=list)
+    monkeypatch.setattr(speed, "profile", lambda **_options: nullcontext(session))
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    ran: list[SweepPoint] = []
+    runner: Any = SimpleNamespace(runner=SimpleNamespace(forget_masks=list, run=ran.append))
+    documented = Timed()
+    speed.documented_point(runner, point, documented, repeat=5)
+    assert len(ran) == speed.WARMUP + 5
+    assert documented.rows_ns == {point: pytest.approx({"q_proj": 20.0})}
+    assert documented.passes == [5] and documented.device_ns == pytest.approx(170)
+
+
 def test_speed_figures_by_hand() -> None:
     documented = {"prefill": timed(5.0, 1010.0, 100, [1, 9]), "decode": timed(4.0, 1010.0, 100, [1, 9])}
     equal = {"prefill": timed(0.4, 1000.0, 100, [1, 9]), "decode": timed(0.2, 1000.0, 100, [1, 9])}
@@ -387,7 +424,5 @@ def test_speed_figures_by_hand() -> None:
 def test_unusable_requests_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--points 1" in usage_error(speed.main, ["--points", "1"], capsys)
     with pytest.raises(UsageError, match="5, kv_cache 0: out of memory"):
-        from llm_profile.measurement import PointFailure, StoppingRule
-
         full: Any = SimpleNamespace(sample=lambda *_args: [PointFailure(SweepPoint(5, 0), "out of memory")])
         speed.this_way(full, [SweepPoint(5, 0)], StoppingRule())

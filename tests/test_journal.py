@@ -90,7 +90,7 @@ def test_zeros_at_the_end_are_a_torn_line(tmp_path: Path) -> None:
         b'{"what":1}\n',
         b'{"point":{}}\n',
         b"[]\n",
-        b'{"header":{"row_schema":1}}\n',
+        b'{"header":{"row_schema":2}}\n',
         b'{"run":0,"point":1}\n',
     ],
 )
@@ -109,9 +109,10 @@ def test_journal_without_header_is_damaged(tmp_path: Path) -> None:
         read_journal(path)
 
 
-def test_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "j").write_text(json.dumps({"header": HEADER | {"row_schema": 99}}) + "\n")
-    with pytest.raises(UsageError, match="row_schema 99"):
+@pytest.mark.parametrize("schema", [1, 99])
+def test_journal_of_another_schema_is_refused(tmp_path: Path, schema: int) -> None:
+    (tmp_path / "j").write_text(json.dumps({"header": HEADER | {"row_schema": schema}}) + "\n")
+    with pytest.raises(UsageError, match=f"row_schema {schema}, this version of LLM-Profile writes {ROW_SCHEMA};"):
         read_journal(tmp_path / "j")
 
 

@@ -9,7 +9,7 @@ from llm_profile.sweep import SweepPoint
 
 @st.composite
 def samples(draw: st.DrawFn) -> PointSample:
-    passes = draw(st.integers(1, 12))
+    passes = draw(st.integers(1, 32))
     times = st.lists(st.integers(0, 2**40), min_size=passes, max_size=passes).map(tuple)
     rows = draw(
         st.dictionaries(st.text("abc_", min_size=1), st.builds(RowSample, times, st.integers(1, 80)), max_size=6)

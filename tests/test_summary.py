@@ -50,6 +50,11 @@ def test_shares_are_of_the_whole_pass_in_each_phase() -> None:
     assert [line for line in verbose if line not in said] == verbose[1:5]
 
 
+def test_shares_are_of_the_numbers_that_tables_carry() -> None:
+    made = table(prefill=record(attn=(10, 10, 10, 40, 90), lm_head=(20, 20, 20, 20, 20)))
+    assert summary.row_shares(made) == {"prefill": {"attn": 0.5, "lm_head": 0.5}}, "20 each; attn's median is 10"
+
+
 def test_a_row_of_one_phase_only_has_no_share_in_the_other() -> None:
     made = table(prefill=record(attn=(10,), lm_head=(10,)), decode=record(lm_head=(10,)))
     assert [line.split() for line in summary.rows_text(made)][1:] == [

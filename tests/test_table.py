@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, RowSample
 from llm_profile.paths import TablePaths
-from llm_profile.records import PointRecord, RowRecord
+from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.rows_file import COLUMNS
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
 
 META = {
-    "row_schema": 1,
+    "row_schema": ROW_SCHEMA,
     "hardware": "H200",
     "model": "m",
     "origin": "measured",
@@ -33,7 +33,7 @@ META = {
 
 def record(rows: dict[str, float], n: int = 10) -> PointRecord:
     def measured(ns: float) -> Measurement:
-        return Measurement(n, ns, ns, ns, ns, ns)
+        return Measurement(n, ns, ns, ns, ns, ns, ns)
 
     made = {name: RowRecord(measured(ns), 1, 2, ("kernel",)) for name, ns in rows.items()}
     return PointRecord(made, measured(sum(rows.values())), "fake", None, 0.0, (), 0)
@@ -110,7 +110,7 @@ def test_what_is_known_never_becomes_missing() -> None:
 
 
 times = st.integers(0, 10**9) | st.floats(0, 1e9)
-measurements = st.builds(Measurement, st.integers(1, 100), times, times, times, times, times)
+measurements = st.builds(Measurement, st.integers(1, 100), times, times, times, times, times, times)
 row_records = st.builds(
     RowRecord, measurements, st.integers(1, 80), st.integers(0, 99), st.lists(st.sampled_from("abc")).map(tuple)
 )
@@ -172,7 +172,9 @@ def test_rows_file_is_readable_by_pandas(tmp_path: Path) -> None:
     made = sample(point)
     whole = frame[frame.layer_name == "pass"].iloc[0]
     assert whole.launches == sum(row.launches for row in made.rows.values())
-    assert whole.median_ns == Measurement.of(made.pass_ns).median_ns
+    of_pass = Measurement.of(made.pass_ns)
+    assert (whole.median_ns, whole.trimmed_mean_ns) == (of_pass.median_ns, of_pass.trimmed_mean_ns)
+    assert whole.median_ns != whole.trimmed_mean_ns, "or the columns could be mistaken for each other"
     attn = frame[frame.layer_name == "attn"].iloc[0]
     assert (attn.n, attn.blocks, attn.launches, attn.timed_by, attn.source) == (11, 3, 3, "fake", "measured")
     assert list(attn.kernels) == ["gemm_2", "attn_kernel"]
@@ -212,8 +214,9 @@ def _no_conditions(path: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "conditions"}))
 
 
-def _other_schema(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"row_schema": 2}))
+def _of_medians(path: Path) -> None:
+    """Latencies were medians in tables of row schema 1."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"row_schema": 1}))
 
 
 def _wild_origin(path: Path) -> None:
@@ -228,7 +231,7 @@ def _wild_origin(path: Path) -> None:
         ("meta", _foreign, "meta.json is damaged"),
         ("meta", _no_conditions, "meta.json is damaged"),
         ("meta", _wild_origin, "meta.json is damaged"),
-        ("meta", _other_schema, "row_schema is 2 there and 1"),
+        ("meta", _of_medians, f"row_schema is 1 there and {ROW_SCHEMA} in"),
         ("rows", _remove, "rows.parquet is missing or damaged"),
         ("rows", _cut, "rows.parquet is missing or damaged"),
         ("rows", _foreign, "rows.parquet is missing or damaged"),

@@ -10,9 +10,13 @@ import pytest
 from rich.console import Console
 
 from llm_profile.errors import UsageError
-from llm_profile.estimate import Estimate
+from llm_profile.estimate import Estimate, Factors
+from llm_profile.measurement import Measurement, PointSample, RowSample
 from llm_profile.paths import TablePaths
+from llm_profile.records import PointRecord
 from llm_profile.report_text import milliseconds, print_report
+from llm_profile.scaled_table import scaled_table
+from llm_profile.scaling import Scaling
 from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import Sweep, SweepPoint
@@ -89,6 +93,22 @@ def test_one_factor_scales_every_row_of_a_new_table(tmp_path):
     scaling = json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]
     assert (scaling["mode"], scaling["factor"], scaling["batch"], scaling["source"]) == ("global", 1.5, 1, "fake.csv")
     assert LatencyTable.read(scaled).latency_ns("full.attn", SweepPoint(1, 7)) == 13_532  # 1.5 x 9,021, rounded half up
+
+
+def test_every_statistic_is_scaled_and_the_pass_by_what_its_rows_come_to():
+    """A block's attn takes 20 ns by its trimmed mean (10 by its median), twice that when scaled; q_proj takes 60."""
+    point = SweepPoint(1, 0)
+    rows = {"attn": RowSample((20, 20, 20, 80, 160), blocks=2), "q_proj": RowSample((60,) * 5)}
+    record = PointRecord.of(PointSample(point, rows, (80, 80, 80, 140, 220), "fake"), run=0)
+    twice = Factors(np.array([1]), step=np.array([1.0]), request=np.array([2.0]))
+    table = LatencyTable("Fake1", "org/fake", {}, {point: record})
+    scaled = scaled_table(table, Scaling("curve", 1, twice, twice, {}), {}).records[point]
+    assert scaled.rows["attn"].measurement == Measurement(
+        n=5, trimmed_mean_ns=40, min_ns=20, q1_ns=20, median_ns=20, q3_ns=80, max_ns=160
+    )
+    assert scaled.rows["q_proj"] == record.rows["q_proj"]
+    assert record.whole_pass.trimmed_mean_ns == 100
+    assert scaled.whole_pass.statistics_ns == pytest.approx([1.4 * ns for ns in record.whole_pass.statistics_ns])
 
 
 def test_a_new_column_keeps_the_measured_one(tmp_path):
