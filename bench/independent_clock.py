@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
-from llm_profile.backends.torch_profiler import GRAPHS, REST, TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import REST, SHORT_GRAPHS, TorchProfilerBackend, shares
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
@@ -62,8 +62,8 @@ def spread_points(count: int, longest_prompt: int, longest_cache: int) -> list[S
 def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int = PASSES) -> dict[SweepPoint, float]:
     """Median nanoseconds of a replayed pass at each point, by CUDA events.
 
-    As the profiler does it: from as many graphs, each after a settling replay, and rested, so that both run at the same
-    clock. Raises CaptureError for a model whose passes cannot be captured.
+    As the profiler does it: from several graphs, each after a settling replay, and rested, so that both run at the
+    same clock. Raises CaptureError for a model whose passes cannot be captured.
     """
     runs = GraphPasses(subject)
     times: dict[SweepPoint, float] = {}
@@ -72,7 +72,7 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
         for _ in range(2):
             runs.eager(point)
         between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        for replays in shares(passes, min(GRAPHS, passes)):
+        for replays in shares(passes, min(SHORT_GRAPHS, passes)):
             graph = runs.capture(point)
             torch.cuda.synchronize()
             started = time.monotonic()

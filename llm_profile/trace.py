@@ -112,38 +112,49 @@ def pass_range(index: int) -> Iterator[None]:
         yield
 
 
+class Events:
+    """What the profiler recorded in one session."""
+
+    def __init__(self) -> None:
+        self._recorded: Any = ()
+
+    def keep(self, recorded: Any) -> None:
+        """Take the events of a session that has ended."""
+        self._recorded = recorded
+
+    def read(self) -> Trace:
+        """Each event to its kind. A session has a thousand of them a point: nothing is asked of an event twice."""
+        trace, host = Trace(), DeviceType.CPU
+        for event in self._recorded.events():
+            name = event.name()
+            if event.device_type() != host:
+                if not name.startswith((ROW, PASS)) and not event.is_user_annotation():
+                    trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
+            elif name.startswith(ROW):
+                trace.rows.append(_range(name[len(ROW) :], event))
+            elif name.startswith(PASS):
+                trace.passes.append(_range(name[len(PASS) + 1 :], event))
+            elif LAUNCH.match(name):
+                trace.launches.append(Launch(event.correlation_id(), event.start_ns(), name))
+        return trace
+
+
 @contextmanager
-def record() -> Iterator[Trace]:
-    """One profiling session. The trace is filled when the context ends; the device is synchronised before.
+def record() -> Iterator[Events]:
+    """One profiling session. Its events can be read once the context has ended; the device is synchronised before.
 
     Uses the profiler below `torch.profiler.profile`, whose own post-processing in Python costs seconds a session.
     """
-    trace = Trace()
+    session = Events()
     config = ProfilerConfig(ProfilerState.KINETO, False, False, False, False, False, _ExperimentalConfig(), "")
     activities = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
     _prepare_profiler(config, activities)
     _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
     try:
-        yield trace
+        yield session
     finally:
         torch.cuda.synchronize()
-        _sort(_disable_profiler().events(), trace)
-
-
-def _sort(events: Iterable[Any], trace: Trace) -> None:
-    """Each event to its kind. A session has a thousand of them a point, so nothing is asked of an event twice."""
-    host = DeviceType.CPU
-    for event in events:
-        name = event.name()
-        if event.device_type() != host:
-            if not name.startswith((ROW, PASS)) and not event.is_user_annotation():
-                trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
-        elif name.startswith(ROW):
-            trace.rows.append(_range(name[len(ROW) :], event))
-        elif name.startswith(PASS):
-            trace.passes.append(_range(name[len(PASS) + 1 :], event))
-        elif LAUNCH.match(name):
-            trace.launches.append(Launch(event.correlation_id(), event.start_ns(), name))
+        session.keep(_disable_profiler())
 
 
 def _range(name: str, event: Any) -> Range:

@@ -1,5 +1,6 @@
 """The GPU backend's sessions without a GPU: a made-up device that writes the events a profiler would."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import count, pairwise
@@ -11,7 +12,15 @@ import torch
 
 from llm_profile import trace
 from llm_profile.backends import torch_profiler
-from llm_profile.backends.torch_profiler import GRAPHS, REST, SHORT_PASSES, TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import (
+    LONG_GRAPHS,
+    REST,
+    SESSION_POINTS,
+    SHORT_GRAPHS,
+    SHORT_PASSES,
+    TorchProfilerBackend,
+    shares,
+)
 from llm_profile.graphs import CaptureError
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import SweepPoint
@@ -68,9 +77,10 @@ class Device:
         return SimpleNamespace(replay=replay, reset=lambda: None)
 
     @contextmanager
-    def record(self) -> Iterator[trace.Trace]:
-        self.session, self.recording = trace.Trace(), True
-        yield self.session
+    def record(self) -> Iterator[Any]:
+        session = self.session = trace.Trace()
+        self.recording = True
+        yield SimpleNamespace(read=lambda: session)
         self.recording = False
 
     @contextmanager
@@ -80,12 +90,25 @@ class Device:
         self.session.passes.append(trace.Range(str(index), start, next(self.clock)))
 
 
+class SecondsApart:
+    """Device events that make every pass a long one."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, _end: "SecondsApart") -> float:
+        return 1000.0
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made_up = Device()
     monkeypatch.setattr(trace, "record", made_up.record)
     monkeypatch.setattr(trace, "pass_range", made_up.pass_range)
-    monkeypatch.setattr(torch_profiler, "SHORT_PASS_S", 0.0)
+    monkeypatch.setattr(torch.cuda, "Event", SecondsApart)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
@@ -129,7 +152,7 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
         )
         assert sample.rows["q_proj"].blocks == 2
         assert sample.rows["attn"].kernels == ("attn",)
-    assert len(device.captures) == GRAPHS * len(POINTS)
+    assert len(device.captures) == LONG_GRAPHS * len(POINTS)
 
 
 @pytest.mark.parametrize(
@@ -137,17 +160,20 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
     [(StoppingRule(), SHORT_PASSES), (StoppingRule(repeat=15), 15), (StoppingRule(repeat=12, precision=0), 12)],
 )
 def test_short_passes_get_more_of_them(
-    rule: StoppingRule, passes: int, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+    rule: StoppingRule, passes: int, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_profiler, "SHORT_PASS_S", 60.0)
+    monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
+    assert len(device.captures) == SHORT_GRAPHS * len(POINTS)
 
 
+@pytest.mark.parametrize(("short", "expected"), [(True, [5] * SHORT_GRAPHS), (False, [1] * 10)])
 def test_the_device_rests_after_each_burst_of_replays(
-    device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+    short: bool, expected: list[int], device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    bursts: list[tuple[float, float]] = []
+    bursts: list[tuple[int, float, float]] = []
+    burst_range = device.pass_range
 
     def sleep(seconds: float) -> None:
         nonlocal now
@@ -155,21 +181,46 @@ def test_the_device_rests_after_each_burst_of_replays(
 
     @contextmanager
     def replays(index: int) -> Iterator[None]:
-        start = now
-        before = len(device.session.kernels)
-        with made_up_range(index):
+        start, before = now, len(device.session.kernels)
+        with burst_range(index):
             yield
         if device.captures:
-            sleep(0.001 * (len(device.session.kernels) - before))
-            bursts.append((start, now))
+            passes = (len(device.session.kernels) - before) // len(ROWS)
+            sleep(passes)
+            bursts.append((passes, start, now))
 
-    made_up_range = device.pass_range
+    if short:
+        monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     monkeypatch.setattr(trace, "pass_range", replays)
     monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     list(backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1))
-    assert len(bursts) == GRAPHS
-    for (start, end), (next_start, _) in pairwise(bursts):
+    assert [passes for passes, _, _ in bursts] == expected
+    for (_, start, end), (_, next_start, _) in pairwise(bursts):
         assert next_start - end == pytest.approx(REST * (end - start))
+
+
+def test_events_are_read_while_the_next_session_runs(
+    device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reader but the last waits for the session after its own to begin."""
+    begun = [threading.Event() for _ in range(-(-len(POINTS) // SESSION_POINTS))]
+    number = count()
+
+    @contextmanager
+    def record() -> Iterator[Any]:
+        at = next(number)
+        begun[at].set()
+
+        def read() -> trace.Trace:
+            assert at + 1 == len(begun) or begun[at + 1].wait(timeout=30)
+            return events.read()  # type: ignore[no-any-return]
+
+        with device.record() as events:
+            yield SimpleNamespace(read=read)
+
+    monkeypatch.setattr(trace, "record", record)
+    assert len(samples(backend, StoppingRule())) == len(POINTS)
+    assert next(number) == len(begun) > 1
 
 
 def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend: TorchProfilerBackend) -> None:

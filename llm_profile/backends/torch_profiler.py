@@ -7,9 +7,12 @@ captured, the point is timed by labelled eager passes.
 """
 
 import gc
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,7 +33,13 @@ from llm_profile.telemetry import Telemetry, sharing_notice
 SESSION_POINTS = 32
 """Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
 
-GRAPHS = 4
+SHORT_PASS_NS = 1e6
+"""A pass below this is short: it is run back to back, more often, from more graphs."""
+
+SHORT_PASSES = 20
+"""First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
+
+SHORT_GRAPHS, LONG_GRAPHS = 4, 2
 """Captures of each point that share its replays.
 
 Short kernels differ by a few percent from one captured graph to the next, the same way in all replays of one: on an
@@ -38,19 +47,16 @@ H200, 16 graphs of one pass had standard deviations of 2 % (median kernel below 
 two rounds of replays.
 """
 
-SHORT_PASS_S = 1e-3
-"""A pass below this gets SHORT_PASSES at the least, and a settling replay a graph."""
+REST = 1.0
+"""Idle time after replays over the time that they took: after a burst of short passes, after each long one.
 
-SHORT_PASSES = 20
-"""First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
-
-REST = 0.75
-"""Idle time after a graph's replays over the time that they took, capturing the next graph included.
-
-Back to back, passes of long prompts draw more power than the card may, and its clock falls by a fifth: 1,460 to 1,700
-MHz on an H200 whose short bursts run at 1,965 to 1,980. Rows of points measured twice then differed by 2.3 % (median);
-with rests of half and of all the time of each burst by 0.45 and 0.40 %, and they agreed with rested runs of 100 passes.
+Back to back, passes of long prompts draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
+MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. Rows of points measured
+twice differed by 2.3 % (median) without rests, and by 0.4 % with a rest as long as each burst.
 """
+
+SWITCH_S = 5e-4
+"""How long the thread that reads events may keep the one that runs passes waiting."""
 
 OVERLAP_MARK = 0.01
 """Share of a pass in which kernels ran side by side from which on a point is marked."""
@@ -130,35 +136,38 @@ class TorchProfilerBackend:
     ) -> Iterator[PointSample | PointFailure]:
         """Measure points in sessions, in the given order; a point that needs more passes comes again at the end."""
         queue = deque(_Pending(point, rule.first_passes) for point in points)
-        while queue:
-            batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-            self._measure(batch, rule, warmup)
-            for pending in batch:
-                if pending.failed:
-                    yield PointFailure(pending.point, "out of memory")
-                    continue
-                pending.wanted = rule.passes_wanted(pending.pass_ns())
-                if pending.wanted:
-                    queue.append(pending)
-                else:
-                    yield self._sample(pending)
+        with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
+            reading: Future[list[_Pending]] | None = None
+            while queue or reading:
+                batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
+                read = reader.submit(self._read, self._measure(batch, rule, warmup), batch) if batch else None
+                for pending in reading.result() if reading else ():
+                    if pending.failed:
+                        yield PointFailure(pending.point, "out of memory")
+                        continue
+                    pending.wanted = rule.passes_wanted(pending.pass_ns())
+                    if pending.wanted:
+                        queue.append(pending)
+                    else:
+                        yield self._sample(pending)
+                reading = read
 
     def close(self) -> None:
         gc.unfreeze()
         self.telemetry.close()
         self.subject.close()
 
-    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> None:
-        """Run the wanted passes of each point in one profiling session and add them to it."""
+    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> trace.Events:
+        """Run the wanted passes of each point in one profiling session; each has its place in `batch` as its index."""
         self._warm(batch)
-        alive = [pending for pending in batch if not pending.failed]
         session = _Session(rule, warmup)
         with trace.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.recorder):
-            for index, pending in enumerate(alive):
-                pending.failed = not fits(partial(self._run, session, index, pending))
+            for index, pending in enumerate(batch):
+                if not pending.failed:
+                    pending.failed = not fits(partial(self._run, session, index, pending))
         for graph in session.graphs:
             graph.reset()
-        self._collect(events, alive)
+        return events
 
     def _warm(self, batch: list[_Pending]) -> None:
         """First use of each shape, outside the session: plans are built, libraries loaded, masks made."""
@@ -178,28 +187,34 @@ class TorchProfilerBackend:
                 with trace.pass_range(index):
                     self._passes.eager(pending.point)
             return
-        short = not session.warmup or self._settle(graph) < SHORT_PASS_S
+        short = not session.warmup or self._settle(graph) < SHORT_PASS_NS
         if short and not pending.passes:
             pending.wanted = min(max(pending.wanted, SHORT_PASSES), session.rule.repeat)
-        for number, replays in enumerate(shares(pending.wanted, min(GRAPHS, pending.wanted))):
+        graphs = min(SHORT_GRAPHS if short else LONG_GRAPHS, pending.wanted)
+        for number, replays in enumerate(shares(pending.wanted, graphs)):
             if number:
                 graph = self._capture(session, pending) or graph  # memory may not suffice for all
-                if short and session.warmup:
-                    self._settle(graph)
-            self._rest()
-            started = time.monotonic()
-            with torch.cuda.stream(self._passes.stream), trace.pass_range(index):
-                for _ in range(replays):
-                    graph.replay()
-            self._finish_burst(started)
+            for burst in [replays] if short else [1] * replays:
+                self._rest()
+                started = time.monotonic()
+                with torch.cuda.stream(self._passes.stream):
+                    if short and session.warmup:
+                        graph.replay()  # from rest, the first pass is a little different
+                    with trace.pass_range(index):
+                        for _ in range(burst):
+                            graph.replay()
+                self._finish_burst(started)
 
     def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
-        """One replay that does not count; returns the seconds it took."""
-        started = time.monotonic()
+        """One replay that does not count; returns its nanoseconds on the device."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began = time.monotonic()
         with torch.cuda.stream(self._passes.stream):
+            start.record()
             graph.replay()
-        torch.cuda.synchronize()
-        return time.monotonic() - started
+            end.record()
+        self._finish_burst(began)
+        return 1e6 * start.elapsed_time(end)
 
     def _finish_burst(self, started: float) -> None:
         """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
@@ -226,10 +241,12 @@ class TorchProfilerBackend:
             session.recorder.muted = False
         return None
 
-    def _collect(self, events: trace.Trace, alive: list[_Pending]) -> None:
-        labelled = trace.labelled_passes(events)
-        replays = trace.graph_replays(events)
-        for index, pending in enumerate(alive):
+    def _read(self, events: trace.Events, batch: list[_Pending]) -> list[_Pending]:
+        """Add the passes of a session to its points, while the next session runs."""
+        session = events.read()
+        labelled = trace.labelled_passes(session)
+        replays = trace.graph_replays(session)
+        for index, pending in enumerate(batch):
             if pending.failed:
                 continue
             eager = labelled.get(index, [])
@@ -244,6 +261,7 @@ class TorchProfilerBackend:
             else:  # the graph runs other kernels than the model's code does: only eager passes are right
                 pending.timed_by = "eager"
                 pending.passes = list(eager)
+        return batch
 
     def _sample(self, pending: _Pending) -> PointSample:
         times: dict[str, list[int]] = {}
@@ -270,6 +288,17 @@ class TorchProfilerBackend:
             overlap,
             ("kernels overlap",) if overlap > OVERLAP_MARK else (),
         )
+
+
+@contextmanager
+def switching_every(seconds: float) -> Iterator[None]:
+    """Let Python's threads take turns that short."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -58,10 +58,10 @@ def kept_traces() -> Iterator[list[trace.Trace]]:
     record = trace.record
 
     @contextmanager
-    def keep() -> Iterator[trace.Trace]:
-        with record() as session:
-            yield session
-        kept.append(session)
+    def keep() -> Iterator[trace.Events]:
+        with record() as events:
+            yield events
+        kept.append(events.read())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "record", keep)
@@ -152,8 +152,9 @@ def test_ranges_change_no_bit_of_the_logits_and_come_off(name: str) -> None:
     logits()  # the cache gets its buffers
     before = footprint(subject.model)
     plain = logits()
-    with trace.record() as session, LayerRanges(subject.model, subject.layout, trace.RangeRecorder()):
+    with trace.record() as events, LayerRanges(subject.model, subject.layout, trace.RangeRecorder()):
         ranged = logits()
+    session = events.read()
     again = logits()
     assert {r.name for r in session.rows} >= {"embedding", "q_proj", "attn", "lm_head"}
     assert footprint(subject.model) == before
