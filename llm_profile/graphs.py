@@ -25,55 +25,57 @@ def masks_as_in_eager() -> Iterator[None]:
         yield
 
 
-class GraphPasses:
-    """Runs and captures passes of a runner on one stream; the CUDA graphs share one memory pool."""
+class _Pool:
+    """Device memory that graphs share, with a graph of its own: a pool whose last is gone cannot be captured into."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self._keeper = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            self._keeper.capture_begin(pool=self.handle, capture_error_mode="thread_local")
+            torch.empty(1, device=stream.device).zero_()
+            self._keeper.capture_end()
+
+
+class GraphPasses:
+    """Runs and captures passes of a runner on one stream. pools: memory pools, by number, that graphs can lie in."""
+
+    def __init__(self, subject: Subject, pools: int = 1) -> None:
         self.runner = subject.runner
-        self.device = subject.device
         self.stream = torch.cuda.Stream(subject.device)
         self.copies = HostCopies()
-        self._new_pool()
-
-    def _new_pool(self) -> None:
-        """Start a memory pool with a graph of its own: a pool whose last graph is gone cannot be captured into."""
-        self._pool = torch.cuda.graph_pool_handle()
-        self._keeper = graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            torch.empty(1, device=self.device).zero_()
-            graph.capture_end()
+        self._pools = [_Pool(self.stream) for _ in range(pools)]
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
         """One pass as the model's code runs it."""
         with torch.cuda.stream(self.stream), self.copies.one_pass():
             self.runner.run(point, last_token_only)
 
-    def capture(self, point: SweepPoint, last_token_only: bool = False) -> torch.cuda.CUDAGraph:
+    def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> torch.cuda.CUDAGraph:
         """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream), masks_as_in_eager():
             # thread-local: the telemetry thread must not be able to spoil a capture
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pools[pool].handle, capture_error_mode="thread_local")
             try:
                 with self.copies.one_pass():
                     self.runner.run(point, last_token_only)
             except torch.OutOfMemoryError:
-                self._abandon(graph)
+                self._abandon(graph, pool)
                 raise
             except Exception as error:
                 # a forbidden call shows as whatever error the operator makes of it
-                self._abandon(graph)
+                self._abandon(graph, pool)
                 raise CaptureError(" ".join(str(error).split())[:200]) from error
             graph.capture_end()
         return graph
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+    def _abandon(self, graph: torch.cuda.CUDAGraph, pool: int) -> None:
         with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
             graph.capture_end()
         torch.cuda.synchronize()
         # torch takes the old pool to be captured into still, and its random numbers work again once a capture ends well
-        self._new_pool()
+        self._pools[pool] = _Pool(self.stream)
 
 
 def fits(run: Callable[[], object]) -> bool:

@@ -13,10 +13,9 @@ import torch
 from llm_profile import trace
 from llm_profile.backends import torch_profiler
 from llm_profile.backends.torch_profiler import (
-    LONG_GRAPHS,
+    GRAPHS,
     REST,
     SESSION_POINTS,
-    SHORT_GRAPHS,
     SHORT_PASSES,
     TorchProfilerBackend,
     shares,
@@ -64,7 +63,7 @@ class Device:
             if self.recording:
                 self.session.rows.append(trace.Range(row, start, next(self.clock)))
 
-    def capture(self, point: SweepPoint, last_token_only: bool = False) -> Any:
+    def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> Any:
         if self.refuses_capture:
             raise CaptureError("a host sync")
         self.captures.append(point)
@@ -117,7 +116,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(
         torch_profiler,
         "GraphPasses",
-        lambda _subject: SimpleNamespace(eager=made_up.eager, capture=made_up.capture, stream=None),
+        lambda _subject, _pools: SimpleNamespace(eager=made_up.eager, capture=made_up.capture, stream=None),
     )
     return made_up
 
@@ -152,7 +151,7 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
         )
         assert sample.rows["q_proj"].blocks == 2
         assert sample.rows["attn"].kernels == ("attn",)
-    assert len(device.captures) == LONG_GRAPHS * len(POINTS)
+    assert len(device.captures) == GRAPHS * len(POINTS)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +163,10 @@ def test_short_passes_get_more_of_them(
 ) -> None:
     monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
-    assert len(device.captures) == SHORT_GRAPHS * len(POINTS)
+    assert len(device.captures) == GRAPHS * len(POINTS)
 
 
-@pytest.mark.parametrize(("short", "expected"), [(True, [5] * SHORT_GRAPHS), (False, [1] * 10)])
+@pytest.mark.parametrize(("short", "expected"), [(True, [SHORT_PASSES]), (False, [1] * 10)])
 def test_the_device_rests_after_each_burst_of_replays(
     short: bool, expected: list[int], device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,22 +179,23 @@ def test_the_device_rests_after_each_burst_of_replays(
         now += seconds
 
     @contextmanager
-    def replays(index: int) -> Iterator[None]:
+    def busy_range(index: int) -> Iterator[None]:
+        """The device is busy for a second a pass."""
         start, before = now, len(device.session.kernels)
         with burst_range(index):
             yield
-        if device.captures:
-            passes = (len(device.session.kernels) - before) // len(ROWS)
-            sleep(passes)
-            bursts.append((passes, start, now))
+        passes = (len(device.session.kernels) - before) // len(ROWS)
+        sleep(passes)
+        bursts.append((passes, start, now))
 
     if short:
         monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
-    monkeypatch.setattr(trace, "pass_range", replays)
+    monkeypatch.setattr(trace, "pass_range", busy_range)
     monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     list(backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1))
-    assert [passes for passes, _, _ in bursts] == expected
-    for (_, start, end), (_, next_start, _) in pairwise(bursts):
+    labelled, *replays = bursts
+    assert labelled[0] == 1 and [passes for passes, _, _ in replays] == expected
+    for (_, start, end), (_, next_start, _) in pairwise(replays):
         assert next_start - end == pytest.approx(REST * (end - start))
 
 

@@ -39,12 +39,12 @@ SHORT_PASS_NS = 1e6
 SHORT_PASSES = 20
 """First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
 
-SHORT_GRAPHS, LONG_GRAPHS = 4, 2
-"""Captures of each point that share its replays.
+GRAPHS = 4
+"""Captures of each point that share its replays, each in device memory of its own.
 
-Short kernels differ by a few percent from one captured graph to the next, the same way in all replays of one: on an
-H200, 16 graphs of one pass had standard deviations of 2 % (median kernel below 5 us) to 9 %, correlated at 0.88 between
-two rounds of replays.
+How long a kernel takes depends on where its tensors lie. In an H200, 16 graphs of one pass differed by 2 % (standard
+deviation; median kernel below 5 us) to 9 %, the same way in each round of replays. Between two processes with their own
+order of lengths, so with other addresses, matrix products of 10 to 50 us differed by up to 18 % at the same clock.
 """
 
 REST = 1.0
@@ -64,40 +64,22 @@ OVERLAP_MARK = 0.01
 
 @dataclass
 class _Pending:
-    """A point under way: passes kept so far and how many more to run. failed: memory ran out."""
+    """A point under way: passes kept so far and how many more to run.
+
+    graphs: of the session to come, none where passes are timed eagerly. short: see SHORT_PASS_NS. failed: memory ran
+    out.
+    """
 
     point: SweepPoint
     wanted: int
     passes: list[trace.LabelledPass] = field(default_factory=list)
     timed_by: str = "graph-replay"
+    graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
+    short: bool = True
     failed: bool = False
 
     def pass_ns(self) -> list[int]:
         return [labelled.duration_ns for labelled in self.passes]
-
-
-class _MutedRecorder(trace.RangeRecorder):
-    """A recorder that can be told not to listen, while a pass is captured."""
-
-    muted = False
-
-    def enter(self, row: str) -> None:
-        if not self.muted:
-            super().enter(row)
-
-    def leave(self) -> None:
-        if not self.muted:
-            super().leave()
-
-
-@dataclass
-class _Session:
-    """What the points of one profiling session share. graphs: kept until the replays of all are done."""
-
-    rule: StoppingRule
-    warmup: int
-    recorder: _MutedRecorder = field(default_factory=_MutedRecorder)
-    graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 
 
 class TorchProfilerBackend:
@@ -115,7 +97,7 @@ class TorchProfilerBackend:
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
-        self._passes = GraphPasses(subject)
+        self._passes = GraphPasses(subject, GRAPHS)
         self._capture_error: str | None = None
         self._rest_until = 0.0
         gc.collect()
@@ -159,51 +141,70 @@ class TorchProfilerBackend:
 
     def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> trace.Events:
         """Run the wanted passes of each point in one profiling session; each has its place in `batch` as its index."""
-        self._warm(batch)
-        session = _Session(rule, warmup)
-        with trace.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.recorder):
+        self._prepare(batch, rule, warmup)
+        with trace.record() as events, LayerRanges(self.subject.model, self.subject.layout, trace.RangeRecorder()):
             for index, pending in enumerate(batch):
                 if not pending.failed:
-                    pending.failed = not fits(partial(self._run, session, index, pending))
-        for graph in session.graphs:
-            graph.reset()
+                    pending.failed = not fits(partial(self._run, index, pending, warmup))
+        for pending in batch:
+            for graph in pending.graphs:
+                graph.reset()
+            pending.graphs.clear()
         return events
 
-    def _warm(self, batch: list[_Pending]) -> None:
-        """First use of each shape, outside the session: plans are built, libraries loaded, masks made."""
+    def _prepare(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> None:
+        """What happens outside the session: first use of each shape (plans, libraries, masks), and captures.
+
+        Captured in a session, each graph would leave it 200 events, which cost more than capturing it.
+        """
         self.subject.runner.forget_masks()
         for pending in batch:
             pending.failed = not fits(partial(self._passes.eager, pending.point))
-        self._finish_burst(time.monotonic())
+            if pending.failed:
+                continue
+            self._capture(pending)
+            if not pending.graphs:
+                pending.timed_by = "eager"
+                continue
+            pending.short = not warmup or self._settle(pending.graphs[0]) < SHORT_PASS_NS
+            if pending.short and not pending.passes:
+                pending.wanted = min(max(pending.wanted, SHORT_PASSES), rule.repeat)
 
-    def _run(self, session: _Session, index: int, pending: _Pending) -> None:
-        """One labelled eager pass, then capture and replay by turns; where not one capture works, eager passes."""
-        with trace.pass_range(index):
-            self._passes.eager(pending.point)
-        graph = self._capture(session, pending)
-        if graph is None:
-            pending.timed_by = "eager"
-            for _ in range(pending.wanted - 1):
-                with trace.pass_range(index):
-                    self._passes.eager(pending.point)
+    def _capture(self, pending: _Pending) -> None:
+        """Give a point its graphs: fewer where memory does not suffice, none where it has to be timed eagerly."""
+        if self._capture_error or pending.timed_by != "graph-replay":
             return
-        short = not session.warmup or self._settle(graph) < SHORT_PASS_NS
-        if short and not pending.passes:
-            pending.wanted = min(max(pending.wanted, SHORT_PASSES), session.rule.repeat)
-        graphs = min(SHORT_GRAPHS if short else LONG_GRAPHS, pending.wanted)
-        for number, replays in enumerate(shares(pending.wanted, graphs)):
-            if number:
-                graph = self._capture(session, pending) or graph  # memory may not suffice for all
-            for burst in [replays] if short else [1] * replays:
-                self._rest()
-                started = time.monotonic()
-                with torch.cuda.stream(self._passes.stream):
-                    if short and session.warmup:
-                        graph.replay()  # from rest, the first pass is a little different
-                    with trace.pass_range(index):
-                        for _ in range(burst):
-                            graph.replay()
-                self._finish_burst(started)
+
+        def capture() -> None:
+            pending.graphs.append(self._passes.capture(pending.point, pool=len(pending.graphs)))
+
+        try:
+            while len(pending.graphs) < min(GRAPHS, pending.wanted) and fits(capture):
+                pass
+        except CaptureError as error:
+            self._capture_error = str(error)
+            self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
+
+    def _run(self, index: int, pending: _Pending, warmup: int) -> None:
+        """One labelled eager pass, then the replays; eager passes where there is no graph."""
+        for _ in range(1 if pending.graphs else pending.wanted):
+            with trace.pass_range(index):
+                self._passes.eager(pending.point)
+        self._finish_burst(time.monotonic())
+        if not pending.graphs:
+            return
+        dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
+        replays = [graph for graph, times in dealt for _ in range(times)]
+        for burst in [replays] if pending.short else [[graph] for graph in replays]:
+            self._rest()
+            started = time.monotonic()
+            with torch.cuda.stream(self._passes.stream):
+                if pending.short and warmup:
+                    burst[0].replay()  # from rest, the first pass is a little different
+                with trace.pass_range(index):
+                    for graph in burst:
+                        graph.replay()
+            self._finish_burst(started)
 
     def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
         """One replay that does not count; returns its nanoseconds on the device."""
@@ -224,22 +225,6 @@ class TorchProfilerBackend:
 
     def _rest(self) -> None:
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
-
-    def _capture(self, session: _Session, pending: _Pending) -> torch.cuda.CUDAGraph | None:
-        """A graph of the point; None where memory does not suffice or where passes have to be timed eagerly."""
-        if self._capture_error or pending.timed_by != "graph-replay":
-            return None
-        session.recorder.muted = True
-        try:
-            # a graph's memory comes on top of an eager pass's: where it does not fit, fewer graphs or none will do
-            if fits(lambda: session.graphs.append(self._passes.capture(pending.point))):
-                return session.graphs[-1]
-        except CaptureError as error:
-            self._capture_error = str(error)
-            self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
-        finally:
-            session.recorder.muted = False
-        return None
 
     def _read(self, events: trace.Events, batch: list[_Pending]) -> list[_Pending]:
         """Add the passes of a session to its points, while the next session runs."""
