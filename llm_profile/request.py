@@ -51,7 +51,7 @@ class Scaling:
 
     def as_json(self) -> Mapping[str, Any]:
         """For metadata: to tell whether a validation was made as asked."""
-        return asdict(self) | {"pairs": [list(p) for p in self.pairs], "output": self.output and str(self.output)}
+        return asdict(self) | {"pairs": [list(p) for p in self.pairs], "output": self.output and self.output.name}
 
 
 @dataclass(frozen=True)
