@@ -30,12 +30,13 @@ from llm_profile.backends import open_backend
 from llm_profile.backends.base import Backend
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
 from llm_profile.estimate import check_pairs
+from llm_profile.grid import GRIDS
 from llm_profile.hub import LOAD_FORMATS, ModelSource
 from llm_profile.measurement import StoppingRule
 from llm_profile.paths import TablePaths
 from llm_profile.profiler import measure
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
-from llm_profile.sweep import MODES, Plan, Sweep, SweepPoint, plan
+from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
 from llm_profile.table import LatencyTable
 from llm_profile.writer import TableWriter
 from validation import OneLineParser, add_scaling_arguments, known_exit_code, parse_scaling, validate_table
@@ -118,12 +119,13 @@ def measure_what_is_left(
     request: Request, source: ModelSource, backend: Backend, laid_out: Plan, writer: TableWriter
 ) -> None:
     """Run the measuring loop over the points that are not in the table yet, then write the table."""
-    table, left = writer.table, laid_out.left(writer.done())
-    summary.notice(summary.resuming_text(laid_out, len(left)))
+    table, grid = writer.table, GRIDS[request.sweep.grid]
+    left, most = grid.left(laid_out.left(()), table.records)
+    summary.notice(summary.resuming_text(left, most))
     rule = StoppingRule(request.repeat, request.precision)
     runs_before, told, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
-    with summary.progress(len(left), request.verbose) as tell:
-        measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell)
+    with summary.progress(left, request.verbose) as tell:
+        measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
     seconds = time.monotonic() - started
     for text in backend.notices[told:]:
         summary.notice(text)
@@ -200,6 +202,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--decode-max", type=int, default=2048, metavar="N", help="longest KV cache in tokens (default %(default)s)")
     add("--prefill-step", type=int, default=1, metavar="N", help="between prompt lengths (default %(default)s)")
     add("--decode-step", type=int, default=1, metavar="N", help="between cache lengths (default %(default)s)")
+    add(
+        "--grid",
+        choices=GRID_NAMES,
+        default="full",
+        help="full: measure every length; adaptive: 15 percent of them, interpolate the others (default full)",
+    )
     add("--plan", action="store_true", help="say what would be measured, how long it takes and what it needs, and stop")
 
     add = parser.add_argument_group("measuring").add_argument

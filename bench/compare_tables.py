@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.records import PointRecord
 from llm_profile.storage import write_json
 from llm_profile.table import LatencyTable, differences
 
@@ -34,11 +35,12 @@ ALL_ROWS = "all rows"
 class Agreement:
     """How far measurements of the same things are apart.
 
-    n: how many were measured twice. median, p99: of their relative differences. within: share of them that are at most
-    WITHIN or WITHIN_NS.
+    n: how many were measured twice. mean, median, p99: of their relative differences. within: share of them that are at
+    most WITHIN or WITHIN_NS.
     """
 
     n: int
+    mean: float
     median: float
     p99: float
     within: float
@@ -52,7 +54,13 @@ class Agreement:
         apart = np.abs(a - b)
         relative = 2 * apart / np.maximum(a + b, 1e-9)  # two zeros agree
         within = (relative <= WITHIN) | (apart <= WITHIN_NS)
-        return cls(len(pairs), float(np.median(relative)), float(np.quantile(relative, 0.99)), float(np.mean(within)))
+        return cls(
+            len(pairs),
+            float(np.mean(relative)),
+            float(np.median(relative)),
+            float(np.quantile(relative, 0.99)),
+            float(np.mean(within)),
+        )
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,14 @@ class Comparison:
     conditions: tuple[str, ...]
 
 
-def compare(a: LatencyTable, b: LatencyTable) -> Comparison:
-    """Hold two tables against each other. Raises UsageError if they have no point in common."""
-    points = [point for point in a.points() if point in b.records]
+def compare(a: LatencyTable, b: LatencyTable, filled: bool = False) -> Comparison:
+    """Hold two tables against each other, at the points that both have measured.
+
+    filled: at those that one has measured and the other has filled in. Raises UsageError if there is no such point.
+    """
+    points = [p for p in a.points() if p in b.records and _counts(a.records[p], b.records[p], filled)]
     if not points:
-        raise UsageError("the two tables have no point in common; measure some lengths in both")
+        raise UsageError("the two tables have no such point in common; measure some lengths in both")
     rows = [row for row in a.row_names() if row in set(b.row_names())]
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
@@ -87,11 +98,15 @@ def compare(a: LatencyTable, b: LatencyTable) -> Comparison:
     )
 
 
+def _counts(one: PointRecord, other: PointRecord, filled: bool) -> bool:
+    return one.is_measured != other.is_measured if filled else one.is_measured and other.is_measured
+
+
 def agreement_lines(named: Iterable[tuple[str, Agreement]]) -> list[str]:
     """A line per name."""
-    lines = [f"{'':24} {'n':>7} {'median %':>9} {'p99 %':>8} {'within %':>9}"]
+    lines = [f"{'':24} {'n':>7} {'mean %':>8} {'median %':>9} {'p99 %':>8} {'within %':>9}"]
     for name, found in named:
-        shares = f"{100 * found.median:9.2f} {100 * found.p99:8.2f} {100 * found.within:9.2f}"
+        shares = f"{100 * found.mean:8.2f} {100 * found.median:9.2f} {100 * found.p99:8.2f} {100 * found.within:9.2f}"
         lines.append(f"{name:24} {found.n:7} {shares}")
     return lines
 
@@ -111,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("csv", type=Path, nargs=2, help="two tables of LLM-Profile")
+    parser.add_argument("--filled", action="store_true", help="at the points that one of them only interpolated")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     return parser
 
@@ -119,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        comparison = compare(*(LatencyTable.read(path) for path in arguments.csv))
+        first, second = (LatencyTable.read(path) for path in arguments.csv)
+        comparison = compare(first, second, arguments.filled)
         print("\n".join(table_lines(comparison)))
         if arguments.json:
             write_json(arguments.json, asdict(comparison))

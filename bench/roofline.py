@@ -104,6 +104,7 @@ def bounds(table: LatencyTable, bandwidth: float, flops: float) -> list[Bound]:
         for row, shape in weights.items()
         if row in table.row_names()
         for point in table.points()
+        if table.records[point].is_measured
     ]
 
 

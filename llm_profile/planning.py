@@ -12,6 +12,7 @@ from typing import Any
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
 from llm_profile.footprint import ARCHITECTURES, memory_bytes
+from llm_profile.grid import GRIDS
 from llm_profile.hub import ModelSource, find_model
 from llm_profile.journal import read_journal
 from llm_profile.paths import TablePaths
@@ -135,16 +136,19 @@ def plan_lines(request: Request) -> list[str]:
     hardware = request.hardware or _visible_hardware(request.device)
     paths = table_paths(request, source, hardware or "hardware")
     known = check(request, source, paths) & set(laid_out.points)
-    left = laid_out.left(known)
+    runnable = laid_out.left(())
+    most = GRIDS[request.sweep.grid].most(len(runnable))
+    left = max(0, most - len(known))
     phases = [p.phase for p in laid_out.points]
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
     lines = [
         f"model: {source.name} (configuration from {source.origin}), {request.num_layers} decoder block(s)",
         f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
         f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {len(known)} of them known",
+        *([] if most == len(runnable) else [f"  {most} of them are measured at most, the others interpolated"]),
         *(f"  {text}" for text in _unusual_points(source, laid_out)),
         f"memory: {_memory(request, source, laid_out)}",
-        f"time: about {rate * len(left):.0f} s for the sweep" if rate else "time: unknown until the first batch",
+        f"time: about {rate * left:.0f} s for the sweep" if rate else "time: unknown until the first batch",
     ]
     if request.scaling is not None:
         pairs, runtime = len(request.scaling.pairs), request.scaling.runtime

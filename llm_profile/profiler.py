@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_profile.backends.base import Backend
+from llm_profile.grid import GRIDS, Grid, filled
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import Plan, SweepPoint
 from llm_profile.table import LatencyTable
@@ -27,7 +28,10 @@ HOPELESS_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a sweep stands, told after each result. done: of `total` points; those measured again count once."""
+    """Where a sweep stands, told after each result.
+
+    done: of `total` points, those of later rounds of an adaptive grid not among them; a point counts once.
+    """
 
     done: int
     total: int
@@ -42,8 +46,9 @@ def measure(
     warmup: int,
     seed: int,
     tell: Callable[[Progress], None] = lambda _progress: None,
+    grid: Grid = GRIDS["full"],
 ) -> None:
-    """Measure what a plan still wants and journal each point as it is known.
+    """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
     Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
     clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
@@ -51,23 +56,34 @@ def measure(
     """
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))
-    asked = again = in_measuring_order(laid_out.left(writer.done()), seed)
+    runnable = laid_out.left(())
+    known = writer.table.records
     done: set[SweepPoint] = set()
+    failed: dict[SweepPoint, str] = {}
     synced = time.monotonic()
-    for _attempt in range(1 + CLOCK_RETRIES):
-        for result in backend.sample(again, rule, warmup):
-            if not _slower_again(result, writer.table):
-                writer.add(result)
-            done.add(result.point)
-            tell(Progress(len(done), len(asked), result))
-            if time.monotonic() - synced > SYNC_INTERVAL_S:
-                writer.sync()
-                synced = time.monotonic()
-        clocks = clocks_mhz(writer.table)
-        slow = set(slow_points(clocks))
-        again = [point for point in asked if point in slow]
-        if not again or len(slow) > HOPELESS_SHARE * len(clocks):
-            break
+    while asked := in_measuring_order(grid.next_points(runnable, known, failed), seed):
+        again, total = asked, len(done) + len(asked)
+        for _attempt in range(1 + CLOCK_RETRIES):
+            for result in backend.sample(again, rule, warmup):
+                if not _slower_again(result, writer.table):
+                    writer.add(result)
+                if isinstance(result, PointFailure) and result.point not in known:
+                    failed[result.point] = result.reason
+                done.add(result.point)
+                tell(Progress(len(done), total, result))
+                if time.monotonic() - synced > SYNC_INTERVAL_S:
+                    writer.sync()
+                    synced = time.monotonic()
+            clocks = clocks_mhz(writer.table)
+            slow = set(slow_points(clocks))
+            again = [point for point in asked if point in slow]
+            if not again or len(slow) > HOPELESS_SHARE * len(clocks):
+                break
+    for point, filled_in in filled(runnable, known, failed, writer.run_index).items():
+        if isinstance(filled_in, str):
+            writer.add(PointFailure(point, filled_in))
+        else:
+            writer.fill(point, filled_in)
     writer.sync()
 
 

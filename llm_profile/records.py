@@ -13,6 +13,10 @@ PASS = "pass"
 """Stands for the whole pass where rows are stored. No layer has this name: it is a word of the Python language."""
 
 
+MEASURED, FILLED = "measured", "filled"
+"""Sources of a record: passes that ran, or the records of neighbours."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowRecord:
     """One row at one point. measurement: per pass and block, in ns. launches: per pass, over all `blocks` blocks."""
@@ -28,7 +32,7 @@ class PointRecord:
     """All that is kept of a point. rows: by name, in the order of the pass. whole_pass: device time of passes, in ns.
 
     timed_by, sm_clock_mhz, overlap, notes: as in PointSample. run: index of the run that measured it.
-    source: `measured`, or `filled` when it was computed from neighbours.
+    source: MEASURED or FILLED.
     """
 
     rows: dict[str, RowRecord]
@@ -38,7 +42,12 @@ class PointRecord:
     overlap: float
     notes: tuple[str, ...]
     run: int
-    source: str = "measured"
+    source: str = MEASURED
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether this is of passes that ran, and not filled in."""
+        return self.source == MEASURED
 
     @classmethod
     def of(cls, sample: PointSample, run: int) -> "PointRecord":

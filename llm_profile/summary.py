@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from llm_profile.grid import leave_one_out
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
 from llm_profile.profiler import Progress, clocks_mhz, slow_points
@@ -39,18 +40,17 @@ def conditions_text(conditions: Mapping[str, Any]) -> str:
     return "conditions: " + ", ".join(f"{name} {value}" for name, value in conditions.items() if value is not None)
 
 
-def resuming_text(laid_out: Plan, left: int) -> str | None:
-    """How much of a plan was measured before, if any of it was."""
-    runnable = len(laid_out.points) - len(laid_out.unrunnable)
+def resuming_text(left: int, most: int) -> str | None:
+    """How much of what a grid measures was measured before, if any of it was. left: of `most` points."""
     if not left:
         return "complete: every point that can be measured is in the table already"
-    return f"going on: {runnable - left} of {runnable} points are there already" if left < runnable else None
+    return f"going on: {most - left} of {most} points are there already" if left < most else None
 
 
 def measured_text(table: LatencyTable) -> str | None:
     """What the latest run measured and how fast, if anything."""
     run = table.meta["runs"][-1]
-    count = sum(record.run == run["index"] for record in table.records.values())
+    count = sum(record.is_measured and record.run == run["index"] for record in table.records.values())
     seconds = run["seconds"]
     return f"points measured: {count} in {seconds:.1f} s ({1000 * seconds / count:.1f} ms each)" if count else None
 
@@ -86,7 +86,7 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
         def draw(seen: Progress) -> None:
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f} points/s" if speed else ""
-            bar.update(task, completed=seen.done, rate=rate, at=str(seen.result.point))
+            bar.update(task, completed=seen.done, total=seen.total, rate=rate, at=str(seen.result.point))
             if isinstance(seen.result, PointFailure):
                 console.print(f"{seen.result.point}: {seen.result.reason}", markup=False, highlight=False)
 
@@ -109,7 +109,7 @@ def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
 
 def noise(table: LatencyTable) -> float | None:
     """Median over points of the interquartile range of the pass over its median; None for an empty table."""
-    passes = [record.whole_pass for record in table.records.values()]
+    passes = [record.whole_pass for record in table.records.values() if record.is_measured]
     spreads = [(p.q3_ns - p.q1_ns) / p.median_ns for p in passes if p.median_ns]
     return statistics.median(spreads) if spreads else None
 
@@ -120,6 +120,19 @@ def rows_text(table: LatencyTable) -> Iterator[str]:
     yield "rows: share of the time of " + " and ".join(shares)
     for name in table.row_names():
         yield f"  {name:24}" + "".join(f"{of_phase.get(name, 0.0):8.1%}" for of_phase in shares.values())
+
+
+def filled_text(table: LatencyTable) -> Iterator[str]:
+    """How many points were interpolated, and how well that works where it can be checked."""
+    filled = sum(not record.is_measured for record in table.records.values())
+    if not filled:
+        return
+    yield f"filled: {filled} of {len(table.records)} points are interpolated between measured ones"
+    if error := leave_one_out(table.points(), table.records):
+        yield (
+            f"  measured points interpolated from the others, twice as far apart: rows off by {error.mean:.1%} on "
+            f"average, {error.p99:.1%} at the 99th percentile"
+        )
 
 
 def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose: bool = False) -> Iterator[str]:
@@ -135,6 +148,7 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
         }
         shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())
         yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
+    yield from filled_text(table)
     timed = Counter(record.timed_by for record in table.records.values())
     if timed:
         yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())

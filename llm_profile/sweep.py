@@ -41,6 +41,7 @@ def every(step: int, first: int, last: int) -> list[int]:
 class Sweep:
     """The lengths a user asked for.
 
+    grid: `full`, every length is measured; `adaptive`, a part of them, and the others are interpolated.
     mode: `prefill`, `decode` or `both`. prefill: inputs 1..prefill_max by prefill_step, empty cache.
     decode: one token on a cache of 0..decode_max by decode_step; kv_cache 0 is the prefill pass of one token.
     """
@@ -50,10 +51,13 @@ class Sweep:
     decode_max: int = 2048
     prefill_step: int = 1
     decode_step: int = 1
+    grid: str = "full"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"--mode {self.mode}: not a mode; choose one of {', '.join(MODES)}")
+        if self.grid not in GRID_NAMES:
+            raise UsageError(f"--grid {self.grid}: not a grid; choose one of {', '.join(GRID_NAMES)}")
         for option in ("prefill_max", "decode_max", "prefill_step", "decode_step"):
             value = getattr(self, option)
             if value < 1:
@@ -70,6 +74,8 @@ class Sweep:
 
 
 MODES = ("prefill", "decode", "both")
+
+GRID_NAMES = ("full", "adaptive")
 
 
 @dataclass(frozen=True)

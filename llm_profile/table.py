@@ -113,7 +113,7 @@ class LatencyTable:
     def write(self, paths: TablePaths) -> None:
         """Write rows file, metadata and CSV, each whole. Raises UsageError where the file system refuses."""
         runs = [
-            run | {"points": sum(record.run == run["index"] for record in self.records.values())}
+            run | {"points": sum(r.is_measured and r.run == run["index"] for r in self.records.values())}
             for run in self.meta["runs"]
         ]
         missing = [

@@ -133,6 +133,16 @@ class TableWriter:
         if self.table.learn(point, known):
             self._open_journal().write_result(point, known)
 
+    def fill(self, point: SweepPoint, record: PointRecord) -> None:
+        """Take in what follows from measured points; it goes into no journal, since it can be had again."""
+        self.table.learn(point, record)
+
+    @property
+    def run_index(self) -> int:
+        """Which run of the table this one is."""
+        index: int = self._run["index"]
+        return index
+
     def _open_journal(self) -> Journal:
         """The journal, opened by the first result of a run."""
         if self._journal is None:
@@ -192,7 +202,7 @@ class TableWriter:
 
 def measured_points(table: LatencyTable) -> set[SweepPoint]:
     """The points that no run measures again."""
-    return {point for point, record in table.records.items() if record.source == "measured"}
+    return {point for point, record in table.records.items() if record.is_measured}
 
 
 def _renames(paths: Sequence[Path], template: str, label: str) -> list[tuple[Path, Path]]:

@@ -28,6 +28,7 @@ from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.paths import TablePaths
+from llm_profile.records import FILLED
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 from llm_profile.trace import ROW, RangeRecorder
@@ -111,7 +112,7 @@ def test_agreement_does_not_depend_on_which_is_first(pairs: list[tuple[float, fl
     found = Agreement.of(pairs)
     assert found == Agreement.of([(b, a) for a, b in pairs])
     assert 0 <= found.median <= found.p99 <= 2 and 0 <= found.within <= 1
-    assert Agreement.of([(a, a) for a, _ in pairs]) == Agreement(len(pairs), 0.0, 0.0, 1.0)
+    assert Agreement.of([(a, a) for a, _ in pairs]) == Agreement(len(pairs), 0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
@@ -125,6 +126,18 @@ def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
     for of_row in found.by_row.values():
         assert list(of_row) == [ALL_ROWS, *table.row_names()]
         assert all(agreement.p99 == 0 and agreement.within == 1 for agreement in of_row.values())
+
+
+def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: Path, tmp_path: Path) -> None:
+    def fill_two(table: LatencyTable) -> None:
+        for point in (SweepPoint(3, 0), SweepPoint(1, 5)):
+            table.records[point] = replace(table.records[point], source=FILLED)
+
+    whole, part = LatencyTable.read(fake_csv), LatencyTable.read(changed(fake_csv, tmp_path, fill_two))
+    assert compare(whole, part).points == len(whole.records) - 2
+    assert compare(whole, part, filled=True).points == compare(part, whole, filled=True).points == 2
+    with pytest.raises(UsageError, match="no such point"):
+        compare(whole, whole, filled=True)
 
 
 def test_a_slower_row_shows_in_its_own_line(fake_csv: Path, tmp_path: Path) -> None:
@@ -156,7 +169,7 @@ def test_tables_without_a_common_point_are_refused(
     fake_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = changed(fake_csv, tmp_path, lambda table: table.records.clear())
-    assert "no point in common" in usage_error(compare_tables.main, [fake_csv, empty], capsys)
+    assert "no such point in common" in usage_error(compare_tables.main, [fake_csv, empty], capsys)
     assert "no latency table there" in usage_error(compare_tables.main, [fake_csv, tmp_path / "none.csv"], capsys)
 
 
@@ -415,7 +428,13 @@ def test_speed_figures_by_hand() -> None:
     )
     assert found["agreement"]["with_documented"]["n"] == 8
     assert found["agreement"]["with_documented"]["median"] == pytest.approx(10 / 1005)
-    assert found["agreement"]["with_equal_passes"] == {"n": 8, "median": 0.0, "p99": 0.0, "within": 1.0}
+    assert found["agreement"]["with_equal_passes"] == {
+        "n": 8,
+        "mean": 0.0,
+        "median": 0.0,
+        "p99": 0.0,
+        "within": 1.0,
+    }
     lines = "\n".join(speed.table_lines(found))
     assert "a sweep of 150 points: documented 700 s, equal_passes 50 s, this 5 s" in lines
     assert "ratio 140.0, at equal passes 14.0" in lines

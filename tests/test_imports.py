@@ -20,7 +20,7 @@ LEVELS: tuple[set[str], ...] = (
     # what is below nothing else of the house comes first; a module may import from earlier levels and its own
     {"errors", "sweep", "measurement", "telemetry", "catalog", "footprint", "download"},
     {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate"},
-    {"journal", "rows_file", "table", "request", "layers", "cache", "model"},
+    {"journal", "rows_file", "table", "grid", "request", "layers", "cache", "model"},
     {"writer", "hooks", "passes", "checkpoint", "trace", "steps", "scaling"},
     {"subject", "judgement", "scaled_table", "scaling_options", "profiler"},
     {

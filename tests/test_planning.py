@@ -143,11 +143,19 @@ def test_a_folder_given_as_a_dot_goes_by_its_name(tmp_path: Path, monkeypatch: p
     assert f"table: H200/{tmp_path.name}.csv" in lines(Path("."), ".")
 
 
+def test_a_plan_says_how_little_of_an_adaptive_grid_is_measured(tmp_path: Path) -> None:
+    metadata(tmp_path / "H200" / "org", "one", [{"started": "2026-01-01", "seconds": 100.0, "points": 100}])
+    said = lines(tmp_path, LLAMA, sweep=Sweep(grid="adaptive"))
+    assert "  615 of them are measured at most, the others interpolated" in said
+    assert "time: about 615 s for the sweep" in said
+
+
 def test_records_hold_what_was_asked_and_no_token() -> None:
     record = planning.run_record(Request("x", Sweep("prefill", 3), hf_token="secret"), {"host": "here"})
     assert record["sweep"] == {"mode": "prefill", "prefill_max": 3, "decode_max": 2048} | {
         "prefill_step": 1,
         "decode_step": 1,
+        "grid": "full",
     }
     assert (record["warmup"], record["repeat"], record["precision"], record["host"]) == (10, 100, 0.01, "here")
     assert "secret" not in json.dumps(record)

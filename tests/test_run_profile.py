@@ -211,6 +211,57 @@ def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
 # ---- points that are missing
 
 
+WIDE = [*OPTIONS[:-4], "--prefill-max", "256", "--decode-max", "256"]
+
+
+def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TroubledBackend()
+    use(monkeypatch, backend)
+    first = run(*WIDE, "--grid", "adaptive")
+    assert first.code == 0, first.err
+    measured, every = len(backend.asked), 2 * 256
+    assert measured <= 0.15 * every + 1
+    assert f"filled: {every - measured} of {every} points" in first.out
+    assert "at the 99th percentile" in first.out
+    table = LatencyTable.read(tmp_path / CSV)
+    assert len(table.records) == every and table.meta["runs"][-1]["points"] == measured
+    assert sum(record.is_measured for record in table.records.values()) == measured
+    q_proj = SweepPoint(200, 0)
+    assert table.latency_ns("q_proj", q_proj) == pytest.approx(row_ns("q_proj", q_proj), rel=0.01)
+    assert len((tmp_path / CSV).read_text().splitlines()) == 1 + every * len(ROWS)
+
+    content = (tmp_path / CSV).read_bytes()
+    assert run(*WIDE, "--grid", "adaptive").err.count("complete: ") == 1
+    assert len(backend.asked) == measured and (tmp_path / CSV).read_bytes() == content
+
+    assert "--append" in run(*WIDE).err, "the full grid is another request"
+    assert run(*WIDE, "--append").code == 0
+    assert len(backend.asked) == every, "what was measured is not measured again"
+    assert all(record.is_measured for record in LatencyTable.read(tmp_path / CSV).records.values())
+
+
+def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = TroubledBackend(crash_at=129)
+    use(monkeypatch, broken)
+    with pytest.raises(RuntimeError, match="an error of the device"):
+        run(*WIDE, "--grid", "adaptive")
+    backend = TroubledBackend()
+    use(monkeypatch, backend)
+    assert run(*WIDE, "--grid", "adaptive").code == 0
+    assert not {*broken.asked[:-1]} & {*backend.asked}
+    assert len(LatencyTable.read(tmp_path / CSV).records) == 512
+
+
+def test_memory_that_ends_on_an_adaptive_grid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, TroubledBackend(out_of_memory_at=201))
+    told = run(*WIDE, "--grid", "adaptive")
+    assert told.code == 3
+    table = LatencyTable.read(tmp_path / CSV)
+    assert {point.total_len <= 200 for point in table.records} == {True} and len(table.records) == 200 + 199
+    assert len(table.missing) == 512 - 399
+    assert "out of memory at a shorter length" in told.out
+
+
 def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, TroubledBackend(out_of_memory_at=6))
     done = run(*OPTIONS)
