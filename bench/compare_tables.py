@@ -36,7 +36,7 @@ class Agreement:
     """How far measurements of the same things are apart.
 
     n: how many were measured twice. mean, median, p99: of their relative differences. within: share of them that are at
-    most WITHIN or WITHIN_NS.
+    most `within` (WITHIN unless told otherwise) or WITHIN_NS.
     """
 
     n: int
@@ -46,20 +46,20 @@ class Agreement:
     within: float
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Agreement":
+    def of(cls, pairs: Sequence[tuple[float, float]], within: float = WITHIN) -> "Agreement":
         """pairs: the two latencies of each thing, in nanoseconds. Raises ValueError for none at all."""
         if not pairs:
             raise ValueError("nothing was measured twice")
         a, b = np.asarray(pairs, dtype=np.float64).T
         apart = np.abs(a - b)
         relative = 2 * apart / np.maximum(a + b, 1e-9)  # two zeros agree
-        within = (relative <= WITHIN) | (apart <= WITHIN_NS)
+        close = (relative <= within) | (apart <= WITHIN_NS)
         return cls(
             len(pairs),
             float(np.mean(relative)),
             float(np.median(relative)),
             float(np.quantile(relative, 0.99)),
-            float(np.mean(within)),
+            float(np.mean(close)),
         )
 
 

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import run_profile
-from bench import compare_tables, independent_clock, roofline, speed
+from bench import adaptive, compare_tables, independent_clock, roofline, speed
 from bench.compare_tables import ALL_ROWS, Agreement, compare
 from bench.independent_clock import TwoClocks, spread_points
 from bench.loading import longest_of, sweep_sizes
@@ -28,7 +28,7 @@ from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.paths import TablePaths
-from llm_profile.records import FILLED
+from llm_profile.records import FILLED, PointRecord
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 from llm_profile.trace import ROW, RangeRecorder
@@ -87,7 +87,7 @@ def test_the_package_knows_nothing_of_bench() -> None:
             assert not any(name.split(".")[0] == "bench" for name in names), source
 
 
-@pytest.mark.parametrize("command", [compare_tables, independent_clock, roofline, speed])
+@pytest.mark.parametrize("command", [adaptive, compare_tables, independent_clock, roofline, speed])
 def test_every_command_has_help(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(["--help"])
@@ -128,10 +128,35 @@ def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
         assert all(agreement.p99 == 0 and agreement.within == 1 for agreement in of_row.values())
 
 
+def test_an_adaptive_grid_is_tried_out_on_a_full_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "--model tiny-llama --device fake --hardware Fake --prefill-max 128 --decode-max 128 --skip-scaling"
+    assert run_profile.main([*command.split(), "--output-dir", str(tmp_path)]) == 0
+    csv = tmp_path / "Fake" / "tiny-llama.csv"
+    capsys.readouterr()
+    assert adaptive.main([str(csv), "--json", str(tmp_path / "found.json")]) == 0
+    head, _, prefill, decode, *floors = capsys.readouterr().out.splitlines()
+    measured = int(head.split()[0])
+    assert head.split()[1:4] == ["of", "256", "points"] and 4 < measured <= 64
+    (name, n, mean, *_), (_, of_decode, *_) = prefill.split(), decode.split()
+    assert name == "prefill" and int(n) + int(of_decode) == 19 * (256 - measured)
+    assert float(mean) < 1, "the fake device is a line, and its noise 0.4 % a pass"
+    assert len(floors) == 2
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told["measured"] == measured and told["filled"]["prefill"]["n"] == int(n)
+    assert set(told["beside"]) == {"prefill", "decode"}
+
+    partly = changed(csv, tmp_path, lambda table: table.records.update(filled_in(table, SweepPoint(3, 0))))
+    assert "filled points" in usage_error(adaptive.main, [partly], capsys)
+
+
+def filled_in(table: LatencyTable, point: SweepPoint) -> dict[SweepPoint, PointRecord]:
+    return {point: replace(table.records[point], source=FILLED)}
+
+
 def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: Path, tmp_path: Path) -> None:
     def fill_two(table: LatencyTable) -> None:
         for point in (SweepPoint(3, 0), SweepPoint(1, 5)):
-            table.records[point] = replace(table.records[point], source=FILLED)
+            table.records |= filled_in(table, point)
 
     whole, part = LatencyTable.read(fake_csv), LatencyTable.read(changed(fake_csv, tmp_path, fill_two))
     assert compare(whole, part).points == len(whole.records) - 2

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""What an adaptive grid would have made of a full sweep: which points it measures, and how far off the filled ones are.
+
+The table stands for the device, so a filled point is held against the very sweep that its neighbours are from. How far
+each point is off the line between the two lengths beside it is shown too, which is mostly noise that no grid can avoid.
+
+    python3 bench/adaptive.py H200/meta-llama/Llama-3.1-8B.csv
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
+
+from bench.compare_tables import WITHIN_NS, Agreement, agreement_lines
+from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.grid import GRIDS, filled, leave_one_out
+from llm_profile.records import PointRecord
+from llm_profile.storage import write_json
+from llm_profile.sweep import SweepPoint
+from llm_profile.table import LatencyTable
+
+WITHIN = 0.04
+"""A filled row that is off by at most this, or by at most 100 ns, is within bounds."""
+
+
+def explored(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
+    """The points that an adaptive grid measures, of a table in which every point is measured. Raises UsageError."""
+    points = table.points()
+    if not all(record.is_measured for record in table.records.values()):
+        raise UsageError("the table has filled points; give one that was measured with --grid full")
+    known: dict[SweepPoint, PointRecord] = {}
+    while asked := GRIDS["adaptive"].next_points(points, known, ()):
+        known |= {point: table.records[point] for point in asked}
+    return known
+
+
+def row_pairs(table: LatencyTable, made: dict[SweepPoint, PointRecord], phase: str) -> Iterator[tuple[float, float]]:
+    """Measured and filled latency of each row of each filled point of a phase, in nanoseconds."""
+    for point, record in made.items():
+        if point.phase == phase:
+            for row, measured in table.records[point].rows.items():
+                yield measured.measurement.trimmed_mean_ns, record.rows[row].measurement.trimmed_mean_ns
+
+
+def tried_out(table: LatencyTable) -> dict[str, Any]:
+    """How many points are measured, and per phase the Agreement of filled rows with measured ones and the FillError."""
+    known, points = explored(table), table.points()
+    made = {p: r for p, r in filled(points, known, {}, 0).items() if isinstance(r, PointRecord)}
+    phases = list(dict.fromkeys(point.phase for point in made))
+    return {
+        "points": len(points),
+        "measured": len(known),
+        "filled": {phase: Agreement.of(list(row_pairs(table, made, phase)), WITHIN) for phase in phases},
+        "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in phases},
+    }
+
+
+def table_lines(found: dict[str, Any]) -> list[str]:
+    """What is printed."""
+    lines = [
+        f"{found['measured']} of {found['points']} points measured; within: at most {WITHIN:.0%} or {WITHIN_NS:g} ns"
+    ]
+    lines += agreement_lines(found["filled"].items())
+    for phase, floor in found["beside"].items():
+        lines.append(f"{phase}, each length from the two beside it: mean {floor.mean:.2%}, p99 {floor.p99:.2%}")
+    return lines
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("csv", type=Path, help="a table in which every length is measured")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        found = tried_out(LatencyTable.read(arguments.csv))
+        print("\n".join(table_lines(found)))
+        if arguments.json:
+            by_phase = {name: {phase: asdict(of) for phase, of in found[name].items()} for name in ("filled", "beside")}
+            write_json(arguments.json, found | by_phase)
+    except UsageError as error:
+        print(f"adaptive.py: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return EXIT_COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
