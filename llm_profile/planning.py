@@ -77,6 +77,8 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     known = measured_points(table) if table is not None else set()
     if request.scaling is not None:
         _check_depth("--scaling-num-layers", request.scaling.num_layers, blocks)
+        for other in request.scaling.other_depths or ():
+            _check_depth("--scaling-other-depths", other, blocks)
         _check_writable(scaling_paths(paths.csv, request.scaling.output)[1].csv)
         check_validation(request, plan(request.sweep, learned_positions(source.config)), known)
     return known

@@ -29,12 +29,14 @@ ROUTINGS = ("balanced", "random", "model")
 class Scaling:
     """How the estimate is held against the real model: the options of validation.py.
 
-    pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. tolerance: largest
-    held-out error, as a ratio. output: path of the scaled table, None for `<model>-scaled.csv`.
+    pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. other_depths: timed
+    beside it, None for half of a depth that is not the model's own. tolerance: largest held-out error, as a ratio.
+    output: path of the scaled table, None for `<model>-scaled.csv`.
     """
 
     pairs: tuple[Pair, ...]
     num_layers: int | None = None
+    other_depths: tuple[int, ...] | None = None
     repeat: int = 3
     runtime: str = "eager"
     mode: str = "curve"
@@ -43,7 +45,12 @@ class Scaling:
     add_new_column: bool = False
 
     def __post_init__(self) -> None:
-        for option, value in (("--scaling-num-layers", self.num_layers), ("--scaling-repeat", self.repeat)):
+        depths = [("--scaling-other-depths", depth) for depth in self.other_depths or ()]
+        for option, value in (
+            ("--scaling-num-layers", self.num_layers),
+            ("--scaling-repeat", self.repeat),
+            *depths,
+        ):
             if value is not None and value < 1:
                 raise UsageError(f"{option} {value}: must be a whole number of at least 1")
         if not 0 <= self.tolerance < math.inf:
@@ -51,7 +58,12 @@ class Scaling:
 
     def as_json(self) -> Mapping[str, Any]:
         """For metadata: to tell whether a validation was made as asked."""
-        return asdict(self) | {"pairs": [list(p) for p in self.pairs], "output": self.output and self.output.name}
+        fields = {
+            "pairs": [list(pair) for pair in self.pairs],
+            "other_depths": self.other_depths and list(self.other_depths),
+            "output": self.output and self.output.name,
+        }
+        return asdict(self) | fields
 
 
 @dataclass(frozen=True)

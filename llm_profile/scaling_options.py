@@ -31,6 +31,14 @@ def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scaling-runtime", choices=RUNTIMES, default="eager", help="how the real model runs (default %(default)s)")
     add("--scaling-mode", choices=tuple(MODES), default=DEFAULT_MODE, help="the scaling to apply (default %(default)s)")
     add("--scaling-num-layers", type=int, metavar="N", help="blocks of the real model (default: all of them)")
+    add(
+        "--scaling-other-depths",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="depths to time as well: below the model's own depth they are extrapolated from (default: half of it), at "
+        "its own depth two of them show how well that works",
+    )
     for what, defaults in (("input", (128, 1024, 128)), ("output", (None, None, None))):
         for bound, default in zip(("min", "max", "step"), defaults, strict=True):
             shown = default or f"as --scaling-input-{bound}"
@@ -77,6 +85,7 @@ def parse_scaling(arguments: argparse.Namespace) -> Scaling:
     return Scaling(
         pairs=tuple(scaling_pairs(arguments)),
         num_layers=arguments.scaling_num_layers,
+        other_depths=tuple(arguments.scaling_other_depths) if arguments.scaling_other_depths else None,
         repeat=arguments.scaling_repeat,
         runtime=arguments.scaling_runtime,
         mode=arguments.scaling_mode,

@@ -34,6 +34,7 @@ LEVELS: tuple[set[str], ...] = (
         "backends.torch_profiler",
     },
     {"backends", "report_text", "reality"},
+    {"validate"},
 )
 """Modules of llm_profile. A new one gets its place here."""
 

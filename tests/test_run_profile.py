@@ -396,6 +396,16 @@ def test_an_error_above_the_tolerance_is_exit_code_4(run: Run, opened: list[int]
     assert run(*JUDGED, *LAX, "--overwrite").code == 0
 
 
+def test_other_depths_are_timed_as_well(run: Run, tmp_path: Path, opened: list[int]) -> None:
+    assert run(*JUDGED, *LAX, "--scaling-other-depths", "1", "2").code == 0
+    assert opened == [1, 2, 4]
+    told = json.loads((tmp_path / "CPU" / "tiny-llama.validation.json").read_text())
+    assert told["depth_extrapolation"]["total"]["n"] > 0
+    assert told["provenance"]["request"]["other_depths"] == [1, 2]
+    assert run(*JUDGED, *LAX, "--scaling-other-depths", "1", "2").code == 0
+    assert opened == [1, 2, 4], "done before with the same options"
+
+
 def test_a_validation_is_not_repeated_without_need(run: Run, tmp_path: Path, opened: list[int]) -> None:
     strict = [*JUDGED, "--scaling-tolerance", "0"]
     assert run(*strict).code == 4
@@ -503,6 +513,14 @@ MISTAKES = {
     "more blocks to validate": (
         [*CPU, *PAIRS, "--scaling-num-layers", "5"],
         "--scaling-num-layers 5: the model has 4 blocks; use 1 to 4",
+    ),
+    "other depths": (
+        [*CPU, *PAIRS, "--scaling-other-depths", "2", "5"],
+        "--scaling-other-depths 5: the model has 4 blocks; use 1 to 4",
+    ),
+    "other depth of zero": (
+        [*CPU, *PAIRS, "--scaling-other-depths", "0"],
+        "--scaling-other-depths 0: must be a whole number of at least 1",
     ),
     "device": ([*OPTIONS, "--device", "cudda"], "--device cudda"),
     "device number": ([*OPTIONS, "--device", "cuda:x"], "--device cuda:x"),

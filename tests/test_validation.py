@@ -326,6 +326,16 @@ def test_extrapolation_in_depth_is_judged_where_the_full_model_fits():
     }
 
 
+def test_other_depths_are_opened_once_each_and_never_beyond_the_model():
+    opener = Opener()
+    run_validation(TABLE, opener, PAIRS, depth=4, other_depths=(4, 1, 1))
+    assert [reality.depth for reality in opener.opened] == [1, 4]
+    opener = Opener()
+    with pytest.raises(UsageError, match="--scaling-other-depths 7: the model has 6 layers"):
+        run_validation(TABLE, opener, PAIRS, other_depths=(2, 7))
+    assert opener.opened == []
+
+
 def test_pairs_beyond_the_table_are_refused_before_a_model_is_opened():
     opener = Opener()
     for pairs, depth, named in (
