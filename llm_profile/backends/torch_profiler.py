@@ -48,7 +48,7 @@ order of lengths, so with other addresses, matrix products of 10 to 50 us differ
 """
 
 REST = 1.0
-"""Idle time after replays over the time that they took: after a burst of short passes, after each long one.
+"""Idle time after each long pass over the time that it took. Short ones leave time enough while points are prepared.
 
 Back to back, passes of long prompts draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
 MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. Rows of points measured
@@ -119,19 +119,15 @@ class TorchProfilerBackend:
         """Measure points in sessions, in the given order; a point that needs more passes comes again at the end."""
         queue = deque(_Pending(point, rule.first_passes) for point in points)
         with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
-            reading: Future[list[_Pending]] | None = None
+            reading: Future[list[PointSample | PointFailure | _Pending]] | None = None
             while queue or reading:
                 batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-                read = reader.submit(self._read, self._measure(batch, rule, warmup), batch) if batch else None
-                for pending in reading.result() if reading else ():
-                    if pending.failed:
-                        yield PointFailure(pending.point, "out of memory")
-                        continue
-                    pending.wanted = rule.passes_wanted(pending.pass_ns())
-                    if pending.wanted:
-                        queue.append(pending)
+                read = reader.submit(self._read, self._measure(batch, rule, warmup), batch, rule) if batch else None
+                for result in reading.result() if reading else ():
+                    if isinstance(result, _Pending):
+                        queue.append(result)
                     else:
-                        yield self._sample(pending)
+                        yield result
                 reading = read
 
     def close(self) -> None:
@@ -195,16 +191,25 @@ class TorchProfilerBackend:
             return
         dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
         replays = [graph for graph, times in dealt for _ in range(times)]
-        for burst in [replays] if pending.short else [[graph] for graph in replays]:
+        if pending.short:
+            self._rest()
+            self._replay(index, replays, settle=warmup > 0)
+            return
+        for graph in replays:
             self._rest()
             started = time.monotonic()
-            with torch.cuda.stream(self._passes.stream):
-                if pending.short and warmup:
-                    burst[0].replay()  # from rest, the first pass is a little different
-                with trace.pass_range(index):
-                    for graph in burst:
-                        graph.replay()
+            self._replay(index, [graph])
             self._finish_burst(started)
+
+    def _replay(self, index: int, graphs: Sequence[torch.cuda.CUDAGraph], settle: bool = False) -> None:
+        """Replay graphs back to back. settle: one replay more, which does not count, goes first."""
+        with torch.cuda.stream(self._passes.stream):
+            if settle:
+                graphs[0].replay()  # from rest, the first pass is a little different
+            with trace.pass_range(index):
+                for graph in graphs:
+                    graph.replay()
+        torch.cuda.synchronize()
 
     def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
         """One replay that does not count; returns its nanoseconds on the device."""
@@ -226,9 +231,21 @@ class TorchProfilerBackend:
     def _rest(self) -> None:
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
 
-    def _read(self, events: trace.Events, batch: list[_Pending]) -> list[_Pending]:
-        """Add the passes of a session to its points, while the next session runs."""
-        session = events.read()
+    def _read(
+        self, events: trace.Events, batch: list[_Pending], rule: StoppingRule
+    ) -> list[PointSample | PointFailure | _Pending]:
+        """What a session gave, while the next one runs; a point that needs more passes is still pending."""
+        self._add_passes(events.read(), batch)
+        results: list[PointSample | PointFailure | _Pending] = []
+        for pending in batch:
+            pending.wanted = 0 if pending.failed else rule.passes_wanted(pending.pass_ns())
+            if pending.failed:
+                results.append(PointFailure(pending.point, "out of memory"))
+            else:
+                results.append(pending if pending.wanted else self._sample(pending))
+        return results
+
+    def _add_passes(self, session: trace.Trace, batch: list[_Pending]) -> None:
         labelled = trace.labelled_passes(session)
         replays = trace.graph_replays(session)
         for index, pending in enumerate(batch):
@@ -246,7 +263,6 @@ class TorchProfilerBackend:
             else:  # the graph runs other kernels than the model's code does: only eager passes are right
                 pending.timed_by = "eager"
                 pending.passes = list(eager)
-        return batch
 
     def _sample(self, pending: _Pending) -> PointSample:
         times: dict[str, list[int]] = {}
