@@ -109,8 +109,12 @@ def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
         return None
 
 
-def memory_bytes(config: Mapping[str, Any], num_layers: int, dtype_bytes: int, max_len: int) -> int | None:
+def memory_bytes(
+    config: Mapping[str, Any], num_layers: int, dtype_bytes: int, max_len: int, copies: int = 1
+) -> int | None:
     """Device memory for passes of up to `max_len` tokens at batch 1: weights, KV cache, activations. None: unknown.
+
+    copies: places in memory where the activations of a pass lie (one for each of its graphs, and one for eager passes).
 
     Activations are an estimate: the logits of all tokens twice (the head's output and a copy), and per token the
     residual stream, queries, keys, values and the widest part of the MLP. Attention scores are taken as never stored.
@@ -119,7 +123,7 @@ def memory_bytes(config: Mapping[str, Any], num_layers: int, dtype_bytes: int, m
         dimensions = _Dimensions(config)
         values = _parameters(dimensions, num_layers)
         values += 2 * num_layers * dimensions.keys * max_len
-        values += max_len * _activations_per_token(dimensions)
+        values += copies * max_len * _activations_per_token(dimensions)
     except _Unknown:
         return None
     return dtype_bytes * values

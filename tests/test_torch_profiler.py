@@ -12,8 +12,8 @@ import torch
 
 from llm_profile import trace
 from llm_profile.backends import torch_profiler
+from llm_profile.backends.base import GRAPHS
 from llm_profile.backends.torch_profiler import (
-    GRAPHS,
     REST,
     SESSION_POINTS,
     SHORT_PASSES,
@@ -262,6 +262,27 @@ def test_a_point_that_does_not_fit_is_a_failure_and_the_others_go_on(
     assert failed == {p for p in POINTS if p.total_len >= 60}
     assert {r.reason for r in results if isinstance(r, PointFailure)} == {"out of memory"}
     assert len(results) == len(POINTS)
+
+
+def test_memory_for_fewer_graphs_is_asked_for_once(
+    device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    capture = device.capture
+
+    def two_fit(point: SweepPoint, pool: int = 0) -> Any:
+        asked.append(pool)
+        if pool == 2:
+            raise torch.OutOfMemoryError("made up")
+        return capture(point, pool=pool)
+
+    backend._passes.capture = two_fit  # type: ignore[method-assign,assignment]
+    found = samples(backend, StoppingRule())
+    assert {(sample.timed_by, len(sample.pass_ns)) for sample in found.values()} == {("graph-replay", 10)}
+    assert asked.count(2) == 1 and len(device.captures) == 2 * len(POINTS)
+    assert [text for text in backend.notices if "memory" in text] == [
+        "memory suffices for 2 of 4 captures of a pass: rows vary a little more"
+    ]
 
 
 def test_kernels_that_run_side_by_side_are_marked(device: Device, backend: TorchProfilerBackend) -> None:

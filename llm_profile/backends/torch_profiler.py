@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llm_profile import trace
-from llm_profile.backends.base import BlockKind
+from llm_profile.backends.base import GRAPHS, BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
@@ -38,14 +38,6 @@ SHORT_PASS_NS = 1e6
 
 SHORT_PASSES = 20
 """First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
-
-GRAPHS = 4
-"""Captures of each point that share its replays, each in device memory of its own.
-
-How long a kernel takes depends on where its tensors lie. In an H200, 16 graphs of one pass differed by 2 % (standard
-deviation; median kernel below 5 us) to 9 %, the same way in each round of replays. Between two processes with their own
-order of lengths, so with other addresses, matrix products of 10 to 50 us differed by up to 18 % at the same clock.
-"""
 
 REST = 1.0
 """Idle time after each long pass over the time that it took. Short ones leave time enough while points are prepared.
@@ -99,6 +91,7 @@ class TorchProfilerBackend:
         self.notices += sharing_notice(self.telemetry)
         self._passes = GraphPasses(subject, GRAPHS)
         self._capture_error: str | None = None
+        self._most_graphs = GRAPHS
         self._rest_until = 0.0
         gc.collect()
         gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
@@ -175,11 +168,19 @@ class TorchProfilerBackend:
             pending.graphs.append(self._passes.capture(pending.point, pool=len(pending.graphs)))
 
         try:
-            while len(pending.graphs) < min(GRAPHS, pending.wanted) and fits(capture):
-                pass
+            while len(pending.graphs) < min(self._most_graphs, pending.wanted):
+                if not fits(capture):
+                    self._take_fewer_graphs(len(pending.graphs))
+                    break
         except CaptureError as error:
             self._capture_error = str(error)
             self.notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
+
+    def _take_fewer_graphs(self, fitted: int) -> None:
+        """Running out of memory costs more than a point: once is enough."""
+        if 0 < fitted < self._most_graphs:
+            self._most_graphs = fitted
+            self.notices.append(f"memory suffices for {fitted} of {GRAPHS} captures of a pass: rows vary a little more")
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """One labelled eager pass, then the replays; eager passes where there is no graph."""
