@@ -26,6 +26,7 @@ LEVELS: tuple[set[str], ...] = (
     {
         "loading",
         "graphs",
+        "l2",
         "report",
         "planning",
         "summary",

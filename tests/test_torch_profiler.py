@@ -113,6 +113,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
     monkeypatch.setattr(torch_profiler, "LayerRanges", lambda *_args: nullcontext())
     monkeypatch.setattr(torch_profiler, "pci_bus_id", lambda _device: None)
+    monkeypatch.setattr(torch_profiler, "l2_flush", lambda _subject: None)
     monkeypatch.setattr(
         torch_profiler,
         "GraphPasses",
@@ -283,6 +284,25 @@ def test_memory_for_fewer_graphs_is_asked_for_once(
     assert [text for text in backend.notices if "memory" in text] == [
         "memory suffices for 2 of 4 captures of a pass: rows vary a little more"
     ]
+
+
+@pytest.mark.parametrize("refuses_capture", [False, True])
+def test_the_cache_is_emptied_before_each_pass_and_counts_to_none(
+    refuses_capture: bool, device: Device, backend: TorchProfilerBackend
+) -> None:
+    device.refuses_capture = refuses_capture
+    flushed: list[int] = []
+
+    def flush() -> None:
+        flushed.append(len(device.session.passes))
+        device.kernel(device.launch("cudaMemsetAsync"), "Memset (Device)", SweepPoint(1, 0))
+
+    backend._flush = flush
+    (found,) = backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1)
+    assert isinstance(found, PointSample)
+    assert found.pass_ns == (4 * 100 * 8,) * 10 and set(found.rows) == set(ROWS)
+    assert len(flushed) == (10 if refuses_capture else 11), "the labelled pass, and each that counts"
+    assert backend.facts()["l2_flushed"]
 
 
 def test_kernels_that_run_side_by_side_are_marked(device: Device, backend: TorchProfilerBackend) -> None:

@@ -24,6 +24,7 @@ from llm_profile.backends.base import GRAPHS, BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
+from llm_profile.l2 import l2_flush
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
@@ -92,6 +93,12 @@ class TorchProfilerBackend:
         self._passes = GraphPasses(subject, GRAPHS)
         self._capture_error: str | None = None
         self._most_graphs = GRAPHS
+        self._flush = l2_flush(subject)
+        if self._flush:
+            self.notices.append(
+                "one block's weights would stay in the GPU's L2 cache, the full model's would not: it is emptied "
+                "before each pass"
+            )
         self._rest_until = 0.0
         gc.collect()
         gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
@@ -104,6 +111,7 @@ class TorchProfilerBackend:
             **device_facts(self.subject.device),
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._capture_error,
+            "l2_flushed": self._flush is not None,
         }
 
     def sample(
@@ -185,6 +193,7 @@ class TorchProfilerBackend:
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """One labelled eager pass, then the replays; eager passes where there is no graph."""
         for _ in range(1 if pending.graphs else pending.wanted):
+            self._empty_l2()
             with trace.pass_range(index):
                 self._passes.eager(pending.point)
         self._finish_burst(time.monotonic())
@@ -209,8 +218,14 @@ class TorchProfilerBackend:
                 graphs[0].replay()  # from rest, the first pass is a little different
             with trace.pass_range(index):
                 for graph in graphs:
+                    self._empty_l2()  # launched by itself, so it counts to no replay
                     graph.replay()
         torch.cuda.synchronize()
+
+    def _empty_l2(self) -> None:
+        if self._flush:
+            with torch.cuda.stream(self._passes.stream):
+                self._flush()
 
     def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
         """One replay that does not count; returns its nanoseconds on the device."""
