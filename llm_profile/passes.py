@@ -8,11 +8,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_profile.cache import InPlaceCache
+from llm_profile.cache import InPlaceCache, PastOfAPrompt
 from llm_profile.errors import UsageError
-from llm_profile.layers import MASK_FUNCTION, expert_modules, modelling_functions, patched
+from llm_profile.layers import expert_modules
 from llm_profile.model import takes
+from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
 from llm_profile.sweep import SweepPoint
+
+CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""What models call their cache, as an argument and in their output."""
 
 
 class PassRunner:
@@ -37,10 +41,8 @@ class PassRunner:
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids")
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
-        try:
-            self.cache = InPlaceCache(config, max_total)
-        except NotImplementedError as error:
-            raise UsageError(f"--model: its cache has layers of type {error}, which are not supported yet") from error
+        self._cache_argument = cache_argument(model)
+        self.cache = self._make_cache(config, max_total)
         self._masks: dict[tuple[Any, ...], Any] = {}
         self._calls: dict[str, int] = {}
         self._point: SweepPoint | None = None
@@ -68,13 +70,12 @@ class PassRunner:
         """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served."""
         self._point = point
         self._calls.clear()
-        self.cache.rewind(point.kv_len)
-        first, last = point.kv_len, point.total_len
         arguments: dict[str, Any] = {
             "input_ids": self.input_ids[:, : point.input_len],
-            "past_key_values": self.cache,
+            self._cache_argument: self.past(point.kv_len),
             "use_cache": True,
         }
+        first, last = point.kv_len, point.total_len
         if self._takes_positions:
             arguments["position_ids"] = self.position_ids[:, first:last]
         if last_token_only and self._takes_logits_to_keep:
@@ -83,6 +84,23 @@ class PassRunner:
             return self.model(**arguments)
         finally:
             self._point = None
+
+    def _make_cache(self, config: Any, capacity: int) -> InPlaceCache | PastOfAPrompt:
+        try:
+            return InPlaceCache(config, capacity)
+        except (NotImplementedError, AttributeError):  # none for these layers, or no configuration of layers at all
+            return PastOfAPrompt(self._cache_of_prompt)
+
+    def past(self, kv_len: int) -> Any:
+        """The cache for a pass behind `kv_len` tokens."""
+        if isinstance(self.cache, PastOfAPrompt):
+            return self.cache.at(kv_len)
+        self.cache.rewind(kv_len)
+        return self.cache
+
+    def _cache_of_prompt(self, tokens: int) -> Any:
+        ids = self.input_ids[:, :1].expand(-1, tokens)
+        return self.model(input_ids=ids, use_cache=True)[self._cache_argument]
 
     def _kept(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
@@ -114,6 +132,14 @@ class PassRunner:
             module.__dict__["_llm_profile_assignment"] = table
             self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
         return table[:tokens]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What this model calls its cache. Raises UsageError for one that has none: it cannot decode."""
+    for name in CACHE_ARGUMENTS:
+        if takes(model, name):
+            return name
+    raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
 
 
 def expert_assignment(routing: str, tokens: int, top_k: int, num_experts: int) -> torch.Tensor:
