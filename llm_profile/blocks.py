@@ -16,8 +16,17 @@ from llm_profile.backends.base import BlockKind
 LAYER_TYPE_KEYS = ("layer_types", "layers_block_type", "block_types", "attention_layers", "mlp_layer_types")
 """Config keys that name each block's type where structure cannot tell (sliding against full attention)."""
 
-INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "kv_shared_layer_index")
-"""Attributes of modules that say which entry of a cache they use."""
+INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "kv_shared_layer_index", "layer_dic")
+"""Attributes of modules that say which entry of a cache they use, or (a dictionary) have something for a block."""
+
+DEPTH_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "num_decoder_layers")
+"""Config keys that say how many blocks there are."""
+
+INDEX_LISTS = ("cross_attention_layers",)
+"""Lists of indices of blocks that a model's code looks into while it runs."""
+
+TIED_KEYS = ("_tied_weights_keys", "all_tied_weights_keys")
+"""Attributes of models that say which parameters are one."""
 
 MOST_VALUES = 4
 """A configuration list with an entry a block tells kinds apart only if it has few values: a type, not a number each."""
@@ -97,38 +106,74 @@ def blocks_of_each_kind(model: nn.Module, num_layers: int) -> Kept:
 
 
 def keep_blocks(model: nn.Module, kept: Kept) -> None:
-    """Drop every other block, and renumber those that stay: a cache has one entry for each, in order."""
-    depths = {}
-    numbers: set[int] = set()
+    """Drop every other block, and renumber those that stay: a cache has one entry for each, in order.
+
+    The configuration is still that of the full model: weights are initialised by it. `keep_entries` comes last.
+    """
     for stack, indices in kept.items():
         for module_list in stack.lists(model):
             members = list(module_list)
-            depths[len(members)] = indices
             module_list._modules.clear()
             module_list.extend(members[i] for i in indices)
-        for block in stack.blocks(model):
-            numbers |= {vars(m)["layer_idx"] for m in _modules(block) if isinstance(vars(m).get("layer_idx"), int)}
-    new = {old: number for number, old in enumerate(sorted(numbers))}
-    for module in {m for stack in kept for block in stack.blocks(model) for m in _modules(block)}:
+    modules = {m for stack in kept for block in stack.blocks(model) for part in block for m in part.modules()}
+    numbers = sorted({n for m in modules if isinstance(n := vars(m).get("layer_idx"), int) and n >= 0})
+    most = max(kept.values(), key=len)  # blocks that need no cache may have no number, yet count
+    new = {old: number for number, old in enumerate(most if set(numbers) <= set(most) else numbers)}
+    for module in modules:
         for attribute in INDEX_ATTRIBUTES:
             old = vars(module).get(attribute)
             if isinstance(old, int) and old in new:
                 setattr(module, attribute, new[old])
+            elif isinstance(old, dict):
+                setattr(module, attribute, {new[key]: value for key, value in old.items() if key in new})
+    names = {path.rpartition(".")[2] for stack in kept for path in stack.paths}
+    for module in model.modules():
+        for attribute in TIED_KEYS:
+            tied = vars(module).get(attribute)
+            if tied:  # blocks that share weights: those that stay are found under other numbers
+                setattr(module, attribute, {k: v for k, v in tied.items() if not any(f"{n}." in k for n in names)})
+
+
+def kept_of_depth(full_model: nn.Module, kept: Kept) -> dict[int, tuple[int, ...]]:
+    """Number of blocks of a stack -> the indices that are kept, of the stack with most kinds where several have it."""
+    depths: dict[int, tuple[int, ...]] = {}
+    for stack, indices in kept.items():
+        depth = len(stack.blocks(full_model))
+        depths[depth] = max(depths.get(depth, ()), indices, key=len)
+    return depths
+
+
+def keep_entries(model: nn.Module, kept: Mapping[int, tuple[int, ...]]) -> None:
+    """Cut what the model's configurations say of each block to the kept ones. kept: of each depth, as above."""
+    for holder in [*_configs(model), *model.modules()]:
+        for key in INDEX_LISTS:
+            numbers = vars(holder).get(key)
+            for indices in kept.values() if numbers else ():
+                setattr(holder, key, [indices.index(i) for i in numbers if i in indices])
     for config in _configs(model):
-        _cut(config, depths, len(numbers))
+        depth = next((v for key in DEPTH_KEYS if isinstance(v := vars(config).get(key), int) and v in kept), None)
+        if depth is not None:
+            _cut(config, depth, kept[depth])
 
 
-def _cut(config: Any, depths: Mapping[int, tuple[int, ...]], entries: int) -> None:
-    """Cut a configuration's lists with an entry a block to the kept ones, and its counts of blocks."""
-    shared = getattr(config, "num_kv_shared_layers", None)
-    depth = getattr(config, "num_hidden_layers", None)
+def _cut(config: Any, depth: int, indices: tuple[int, ...]) -> None:
+    """Cut a configuration's lists with an entry a block to the kept ones.
+
+    The number of blocks stays: what a model keeps for all of its blocks in one tensor has a place for each.
+    """
+    derived: dict[str, Any] = {}
+    for key in LAYER_TYPE_KEYS:
+        if isinstance(getattr(type(config), key, None), property):
+            derived[key] = getattr(config, key)
     for key, value in list(vars(config).items()):
-        if isinstance(value, list | tuple) and len(value) == depth and len(value) in depths:
-            setattr(config, key, type(value)(value[i] for i in depths[len(value)]))
-    if isinstance(depth, int) and depth in depths:
-        if shared:
-            config.num_kv_shared_layers = sum(i >= depth - shared for i in depths[depth])
-        config.num_hidden_layers = len(depths[depth])
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, key, type(value)(value[i] for i in indices))
+    shared = vars(config).get("num_kv_shared_layers")
+    if shared:
+        config.num_kv_shared_layers = sum(i >= depth - shared for i in indices)
+    lists = {k: [v[i] for i in indices] for k, v in derived.items() if isinstance(v, list | tuple) and len(v) == depth}
+    if lists:  # worked out anew at each look from a period, which the kept blocks need not have
+        config.__class__ = type(type(config).__name__, (type(config),), lists)
 
 
 def _configs(model: nn.Module) -> list[Any]:
@@ -137,10 +182,6 @@ def _configs(model: nn.Module) -> list[Any]:
     held: list[Any] = [config for config in found if hasattr(config, "to_dict")]
     held += [config.get_text_config(decoder=True) for config in held]
     return list({id(config): config for config in held}.values())
-
-
-def _modules(block: tuple[nn.Module, ...]) -> list[nn.Module]:
-    return [module for part in block for module in part.modules()]
 
 
 def _signature(block: tuple[nn.Module, ...]) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ class BufferLayer(DynamicLayer):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.length if self.is_initialized else 0  # a block that no pass ran (it looks at images) has no past
 
     def rewind(self, kv_len: int) -> None:
         """Make it as if `kv_len` tokens were in the cache. Touches no tensor."""
@@ -116,7 +116,7 @@ class StateLayer(LinearAttentionLayer):
     """States of a fixed size: of convolutions [batch, channels, kernel], of recurrences in the model's own shape.
 
     A pass reads a random past and writes beside it; a further pass without a rewind goes on from what was written.
-    Kernels that update a state where it stands (those of extra packages) change the past; their time stays the same.
+    Functions that update a state where it stands (of a convolution, mostly) change the past, which `restore` undoes.
     """
 
     def __init__(self, number_of_states: int = 1) -> None:
@@ -124,6 +124,7 @@ class StateLayer(LinearAttentionLayer):
         self.has_previous_state: dict[int, bool] = dict.fromkeys(range(number_of_states), False)
         self._past: dict[tuple[str, int], torch.Tensor] = {}
         self._written: dict[tuple[str, int], torch.Tensor] = {}
+        self._original: dict[tuple[str, int], torch.Tensor] = {}
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
@@ -133,6 +134,7 @@ class StateLayer(LinearAttentionLayer):
             if state is not None and (name, number) not in self._past:
                 self._past[name, number] = state.normal_()
                 self._written[name, number] = torch.empty_like(state)
+                self._original[name, number] = state.clone()
 
     def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **kwargs: Any) -> torch.Tensor:
         """Append [batch, channels, n]. Returns past and new together, padded in front where there is no past."""
@@ -161,6 +163,11 @@ class StateLayer(LinearAttentionLayer):
         for (name, number), past in self._past.items():
             getattr(self, name)[number] = past
         self.has_previous_state = dict.fromkeys(self.has_previous_state, kv_len > 0)
+
+    def restore(self) -> None:
+        """Undo what passes wrote into the past. Touches tensors, so it belongs outside timed passes."""
+        for key, past in self._past.items():
+            past.copy_(self._original[key])
 
 
 class StateAndBufferLayer(StateLayer, BufferLayer, LinearAttentionAndFullAttentionLayer):
@@ -228,6 +235,12 @@ class InPlaceCache(Cache):
         for layer in self.layers:
             layer.rewind(kv_len)
 
+    def restore(self) -> None:
+        """Undo what passes wrote into past states. Touches the device, so it belongs outside timed passes."""
+        for layer in self.layers:
+            if isinstance(layer, StateLayer):
+                layer.restore()
+
 
 class PastOfAPrompt:
     """The past of a model whose cache is of its own making: what its own prefill of as many tokens leaves.
@@ -251,3 +264,6 @@ class PastOfAPrompt:
         if kv_len != self._kv_len:
             self._past, self._kv_len = self._prefill(kv_len), kv_len
         return copy.deepcopy(self._past)
+
+    def restore(self) -> None:
+        """Nothing to do: every pass gets a copy of its own."""

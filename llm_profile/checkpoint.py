@@ -20,7 +20,7 @@ from torch import nn
 from transformers.utils import logging
 
 from llm_profile import download
-from llm_profile.blocks import Kept
+from llm_profile.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError
 from llm_profile.hub import PICKLE_FILES, ModelSource
 from llm_profile.model import built_with_few_blocks, meta_model
@@ -145,6 +145,7 @@ def load_weights(
         loaded: nn.Module = model.to(device)
     except torch.OutOfMemoryError as error:
         raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+    keep_entries(loaded, kept_of_depth(shell, view.kept))
     return loaded.eval().requires_grad_(False)
 
 

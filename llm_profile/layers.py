@@ -48,7 +48,7 @@ MODEL_OTHER = "model_other"
 CONTAINER_ALIASES: dict[str, str] = {"block_sparse_moe": "mlp", "feed_forward": "mlp", "ffn": "mlp", "moe": "mlp"}
 """Attribute of a container in a block -> the stem of its `_other` row."""
 
-ATTENTION_NAME = re.compile(r"att|^self$|\.self$")
+ATTENTION_NAME = re.compile(r"(^|_)(attn|attention|self)$")
 """Where a module that computes attention itself sits in its block."""
 
 LINEAR_NAME = re.compile(r"linear|delta|lightning")
@@ -135,7 +135,8 @@ def _block_rows(block: nn.Module, seen: Probe) -> list[tuple[nn.Module, str]]:
 def _attends(path: str, module: nn.Module, seen: Probe) -> bool:
     """Whether a module computes attention without the attention interface: its own kernels, under such a name."""
     computes = module in seen.own_kernels and type(module).__module__.startswith("transformers")
-    return computes and bool(ATTENTION_NAME.search(path)) and not LINEAR_NAME.search(path)
+    attribute = path.rpartition(".")[2]
+    return computes and bool(ATTENTION_NAME.search(attribute)) and not LINEAR_NAME.search(attribute)
 
 
 def _container_row(parts: list[str], module: nn.Module, mixers: set[nn.Module], seen: Probe) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks
+from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -24,6 +24,16 @@ DTYPES: dict[str, torch.dtype] = {
 
 WEIGHT_STD = 0.02
 """Spread of random weights: the initializer_range that most configurations carry."""
+
+
+UNSUPPORTED: dict[str, str] = {
+    "blt": "bytes go through several stacks of blocks, in patches that depend on the text",
+    "gemma4_assistant": "it drafts for another model, on that model's keys and values",
+    "gemma4_unified_assistant": "it drafts for another model, on that model's keys and values",
+    "openai-gpt": "it keeps no cache, so it has no decode to measure",
+    "xlm": "it keeps no cache, so it has no decode to measure",
+}
+"""Model types that cannot be profiled, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,10 @@ def make_config(fields: Mapping[str, Any]) -> Any:
             f"--model: transformers {transformers.__version__} does not know model type {model_type!r}; "
             "a newer transformers may (code of model repositories is never run)"
         )
+    if model_type in UNSUPPORTED:
+        raise UsageError(f"--model: {model_type} is not supported: {UNSUPPORTED[model_type]}")
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(fields))
+        return CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(fields)))
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
         raise UsageError(f"--model: its config.json is refused by transformers: {_one_line(error)}") from error
@@ -98,6 +110,7 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
     """
     dtype = resolve_dtype(config, options.dtype)
     model: Any = meta_model(config, dtype=dtype, **implementation_arguments(options))
+    depths = kept_of_depth(model, kept)
     keep_blocks(model, kept)
     try:
         model.to_empty(device=options.device)
@@ -108,6 +121,7 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
         ) from error
     model.tie_weights()
     model.initialize_weights()  # buffers: rotary frequencies and the like
+    keep_entries(model, depths)
     torch.manual_seed(options.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

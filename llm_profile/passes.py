@@ -1,7 +1,8 @@
 """One forward pass at a sweep point, run again and again from the same state."""
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,8 +16,23 @@ from llm_profile.model import takes
 from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
 from llm_profile.sweep import SweepPoint
 
-CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+CACHE_ARGUMENTS = ("past_key_values", "cache_params", "past_buckets_states", "state", "mems")
 """What models call their cache, as an argument and in their output."""
+
+COMMON_CACHES = ("past_key_values", "cache_params")
+"""Those that take a cache of transformers' common class; the others are tensors of the model's own making."""
+
+OWN_POSITIONS = frozenset({"reformer"})
+"""Model types whose code takes an argument of position numbers and cannot use it."""
+
+WHOLE_SEQUENCE = frozenset({"cpmant"})
+"""Model types that take the ids of the past again at each step, beside their cache."""
+
+NEEDS_MASK = frozenset({"git"})
+"""Model types that cannot do without an attention mask: ones, for tokens that are all there."""
+
+OWN_CACHE = re.compile(r"Cache$")
+"""Classes of this name in a modelling file: its model takes a cache of that class and no other."""
 
 
 class PassRunner:
@@ -39,10 +55,12 @@ class PassRunner:
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
         self.max_tokens = batch * max_input
-        self._takes_positions = takes(model, "position_ids")
+        self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
+        self._model_type = config.model_type
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
         self._cache_argument = cache_argument(model)
         self.cache = self._make_cache(config, max_total)
+        self._primed = False
         self._masks: dict[tuple[Any, ...], Any] = {}
         self._calls: dict[str, int] = {}
         self._point: SweepPoint | None = None
@@ -68,11 +86,13 @@ class PassRunner:
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
         """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served."""
+        past = self.past(point.kv_len)  # may run the model
         self._point = point
         self._calls.clear()
         arguments: dict[str, Any] = {
             "input_ids": self.input_ids[:, : point.input_len],
-            self._cache_argument: self.past(point.kv_len),
+            **self._extra_inputs(point),
+            self._cache_argument: past,
             "use_cache": True,
         }
         first, last = point.kv_len, point.total_len
@@ -86,17 +106,27 @@ class PassRunner:
             self._point = None
 
     def _make_cache(self, config: Any, capacity: int) -> InPlaceCache | PastOfAPrompt:
-        try:
-            return InPlaceCache(config, capacity)
-        except (NotImplementedError, AttributeError):  # none for these layers, or no configuration of layers at all
-            return PastOfAPrompt(self._cache_of_prompt)
+        if self._cache_argument in COMMON_CACHES and not modelling_functions(self.model, OWN_CACHE, own=True):
+            with suppress(NotImplementedError):  # it has nothing for these layers
+                return InPlaceCache(config, capacity)
+        return PastOfAPrompt(self._cache_of_prompt)
 
     def past(self, kv_len: int) -> Any:
         """The cache for a pass behind `kv_len` tokens."""
         if isinstance(self.cache, PastOfAPrompt):
             return self.cache.at(kv_len)
+        if kv_len and not self._primed:  # a pass without a past shows the cache its shapes
+            self._primed = True
+            self.run(SweepPoint(1, 0))
         self.cache.rewind(kv_len)
         return self.cache
+
+    def _extra_inputs(self, point: SweepPoint) -> dict[str, Any]:
+        if self._model_type in WHOLE_SEQUENCE:
+            return {"input_ids": self.input_ids[:, :1].expand(-1, point.total_len)}
+        if self._model_type in NEEDS_MASK:
+            return {"attention_mask": torch.ones_like(self.input_ids[:, : point.input_len])}
+        return {}
 
     def _cache_of_prompt(self, tokens: int) -> Any:
         ids = self.input_ids[:, :1].expand(-1, tokens)

@@ -26,13 +26,16 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def modelling_functions(model: nn.Module, pattern: re.Pattern[str]) -> list[tuple[Any, str, Callable[..., Any]]]:
-    """(module object, name, function) of matching functions in every file that the model's classes come from."""
+def modelling_functions(
+    model: nn.Module, pattern: re.Pattern[str], own: bool = False
+) -> list[tuple[Any, str, Callable[..., Any]]]:
+    """(module object, name, function) of functions and classes whose name matches, in every file that the model's
+    classes come from. own: only those that are defined there."""
     files = {type(m).__module__ for m in model.modules() if type(m).__module__.startswith("transformers")}
     found = []
     for file in sorted(files):
         namespace = sys.modules[file]
         for name, value in sorted(vars(namespace).items()):
-            if pattern.match(name) and callable(value):
+            if pattern.search(name) and callable(value) and (not own or value.__module__ == file):
                 found.append((namespace, name, value))
     return found

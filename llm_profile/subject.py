@@ -28,6 +28,10 @@ SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
 }
 
 
+PROBE_TOKENS = 256
+"""Prompt of the pass that shows what the layers are: some, that compress their cache, run only each so many tokens."""
+
+
 @dataclass(frozen=True)
 class SubjectOptions:
     """What is measured and how it is computed.
@@ -79,7 +83,7 @@ class Subject:
             self._undo = undo.pop_all()
 
     def _walk(self, full_model: nn.Module, kept: Kept) -> Layout:
-        prompt = min(2, self.options.max_input)
+        prompt = min(PROBE_TOKENS, self.options.max_input)
         probes = [SweepPoint(prompt, 0)] + [SweepPoint(1, 1)] * (self.options.max_total > 1)
 
         def forward() -> None:
