@@ -222,12 +222,18 @@ def _layer_types(config: Any, depth: int) -> Any:
     return next((list(value) for value in named if isinstance(value, list | tuple) and len(value) == depth), None)
 
 
+def _of_experts(parameter: tuple[int, str, tuple[int, ...]]) -> bool:
+    """Whether a parameter (list, path, shape) has a matrix per expert; a convolution over time has one row each."""
+    shape = parameter[2]
+    return len(shape) == 3 and shape[1] > 1
+
+
 def _kind_names(signatures: Sequence[tuple[Any, ...]]) -> list[str]:
     """A short name per distinct signature: its layer type where that tells them apart, with dense or moe where not."""
     if len(signatures) == 1:
         return ["block"]
     types = [str(s[0]) if s[0] else "block" for s in signatures]
-    sparse = ["moe" if any(len(shape) == 3 for *_, shape in s[2]) else "dense" for s in signatures]
+    sparse = ["moe" if any(map(_of_experts, s[2])) else "dense" for s in signatures]
     for names in (types, sparse, [f"{t}_{s}" for t, s in zip(types, sparse, strict=True)]):
         if len(set(names)) == len(names):
             return names

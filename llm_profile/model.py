@@ -5,13 +5,14 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError
@@ -30,6 +31,7 @@ UNSUPPORTED: dict[str, str] = {
     "blt": "bytes go through several stacks of blocks, in patches that depend on the text",
     "gemma4_assistant": "it drafts for another model, on that model's keys and values",
     "gemma4_unified_assistant": "it drafts for another model, on that model's keys and values",
+    "recurrent_gemma": "its recurrent state lives in its modules, so that no pass can start from where another did",
     "openai-gpt": "it keeps no cache, so it has no decode to measure",
     "xlm": "it keeps no cache, so it has no decode to measure",
 }
@@ -62,10 +64,22 @@ def make_config(fields: Mapping[str, Any]) -> Any:
     if model_type in UNSUPPORTED:
         raise UsageError(f"--model: {model_type} is not supported: {UNSUPPORTED[model_type]}")
     try:
-        return CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(fields)))
+        config = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(fields)))
+        return _of_decoder(config)
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
         raise UsageError(f"--model: its config.json is refused by transformers: {_one_line(error)}") from error
+
+
+def _of_decoder(config: Any) -> Any:
+    """The part of a composite configuration that its causal LM is built of, where transformers hands it the whole."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    expected: Any = getattr(model_class, "config_class", None)
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    part = next((part for part in parts if expected and type(part) is expected), None)
+    if part is None or isinstance(config, expected) or part is getattr(config, "text_config", None):
+        return config
+    return part
 
 
 def depth(config: Any) -> int:
@@ -139,11 +153,18 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             # a copy: the blocks that a model keeps are written into its configuration
-            model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **arguments)
+            model: nn.Module = _build(copy.deepcopy(config), **arguments)
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
         raise UsageError(f"--model: it cannot be built: {_one_line(error)}") from error
     return model
+
+
+def _build(config: Any, **arguments: Any) -> nn.Module:
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return cast(nn.Module, AutoModelForCausalLM.from_config(config, **arguments))
+    whole = CONFIG_MAPPING[config.model_type.removesuffix("_decoder")]  # its causal LM is built of its decoder's part
+    return cast(nn.Module, MODEL_FOR_CAUSAL_LM_MAPPING[whole]._from_config(config, **arguments))
 
 
 @contextmanager

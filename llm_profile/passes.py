@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +26,10 @@ OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""
 
 WHOLE_SEQUENCE = frozenset({"cpmant"})
-"""Model types that take the ids of the past again at each step, beside their cache."""
+"""Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
+
+PARALLEL_CODES = frozenset({"musicgen_decoder", "musicgen_melody_decoder"})
+"""Model types that take a sequence of ids for each codebook."""
 
 NEEDS_MASK = frozenset({"git"})
 """Model types that cannot do without an attention mask: ones, for tokens that are all there."""
@@ -56,8 +59,8 @@ class PassRunner:
         self.routing = routing
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
-        self._model_type = config.model_type
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
+        self._model_type = config.model_type
         self._cache_argument = cache_argument(model)
         self.cache = self._make_cache(config, max_total)
         self._primed = False
@@ -106,7 +109,8 @@ class PassRunner:
             self._point = None
 
     def _make_cache(self, config: Any, capacity: int) -> InPlaceCache | PastOfAPrompt:
-        if self._cache_argument in COMMON_CACHES and not modelling_functions(self.model, OWN_CACHE, own=True):
+        own = modelling_functions(self.model, OWN_CACHE, own=True) or self._model_type in WHOLE_SEQUENCE
+        if self._cache_argument in COMMON_CACHES and not own:
             with suppress(NotImplementedError):  # it has nothing for these layers
                 return InPlaceCache(config, capacity)
         return PastOfAPrompt(self._cache_of_prompt)
@@ -124,6 +128,9 @@ class PassRunner:
     def _extra_inputs(self, point: SweepPoint) -> dict[str, Any]:
         if self._model_type in WHOLE_SEQUENCE:
             return {"input_ids": self.input_ids[:, :1].expand(-1, point.total_len)}
+        if self._model_type in PARALLEL_CODES:
+            books = cast(Any, self.model.config).num_codebooks
+            return {"input_ids": self.input_ids[:, : point.input_len].repeat(books, 1)}
         if self._model_type in NEEDS_MASK:
             return {"attention_mask": torch.ones_like(self.input_ids[:, : point.input_len])}
         return {}
