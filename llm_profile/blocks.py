@@ -130,8 +130,16 @@ def keep_blocks(model: nn.Module, kept: Kept) -> None:
     for module in model.modules():
         for attribute in TIED_KEYS:
             tied = vars(module).get(attribute)
-            if tied:  # blocks that share weights: those that stay are found under other numbers
-                setattr(module, attribute, {k: v for k, v in tied.items() if not any(f"{n}." in k for n in names)})
+            outside = {k: v for k, v in (tied or {}).items() if not any(f"{name}." in k for name in names)}
+            if tied and len(outside) < len(tied):  # blocks share weights: those that stay do so under other numbers
+                setattr(module, attribute, outside | _shared_parameters(module))
+
+
+def _shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Each further name of a parameter -> the first."""
+    first: dict[nn.Parameter, str] = {}
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: first[p] for name, p in names if first.setdefault(p, name) != name}
 
 
 def kept_of_depth(full_model: nn.Module, kept: Kept) -> dict[int, tuple[int, ...]]:

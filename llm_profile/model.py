@@ -133,6 +133,8 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
             f"{options.num_layers} blocks do not fit on {options.device}; use fewer (--num-layers, "
             "--scaling-num-layers)"
         ) from error
+    for buffer in model.buffers():
+        buffer.zero_()  # those of a checkpoint that nothing initialises
     model.tie_weights()
     model.initialize_weights()  # buffers: rotary frequencies and the like
     keep_entries(model, depths)
