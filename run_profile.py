@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", required=True, help="a Hub id, a local folder, or a name of the built-in table (tiny-llama)")
-    add("--num-layers", type=int, default=1, metavar="N", help="decoder blocks to profile (default %(default)s)")
+    add("--num-layers", type=int, default=1, metavar="N", help="decoder blocks of each kind (default %(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="auto: the configuration's own (default)")
     add(
         "--attn-implementation",

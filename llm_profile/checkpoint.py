@@ -1,6 +1,6 @@
 """Real weights: fetches and reads only what a model of few blocks needs.
 
-The tensors of the first blocks, and those outside all blocks (embedding, final norm, head), are handed to transformers,
+The tensors of the kept blocks, and those outside all blocks (embedding, final norm, head), are handed to transformers,
 which does the rest (fused experts, tied weights, renamings). Files are mapped into memory, so a tensor that nobody
 asks for is never read.
 """
@@ -8,7 +8,7 @@ asks for is never read.
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from llm_profile import download
+from llm_profile.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError
 from llm_profile.hub import PICKLE_FILES, ModelSource
+from llm_profile.model import built_with_few_blocks, meta_model
 
 NAMES_SHOWN = 4
 """Most tensors that an error names."""
@@ -30,67 +31,63 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """The part of a checkpoint that the first `num_layers` blocks need.
+    """The part of a checkpoint that the kept blocks need.
 
-    files: the only ones that will be read. block_prefixes: paths of the model's lists of blocks. pickled: files are
-    read by torch.load.
+    files: the only ones that will be read. pickled: they are read by torch.load.
     """
 
     name: str
     files: tuple[Path, ...]
-    num_layers: int
-    block_prefixes: tuple[str, ...]
+    kept: Kept
     pickled: bool = False
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The needed tensors by their names in the checkpoint, not yet read. Raises UsageError for a damaged file."""
+        """The needed tensors, not yet read, by their names in a checkpoint of the kept blocks alone.
+
+        Raises UsageError for a damaged file.
+        """
         read = _pickled_tensors if self.pickled else _safetensors
+        indices = kept_indices(self.kept)
         return {
-            key: tensor
+            name: tensor
             for file in self.files
             for key, tensor in read(self.name, file)
-            if is_kept(key, self.num_layers, self.block_prefixes)
+            if (name := kept_name(key, indices)) is not None
         }
 
 
-def block_prefixes(model: nn.Module, depth: int) -> list[str]:
-    """Paths of the outermost module lists with an entry for each of the model's `depth` blocks (`model.layers`).
-
-    Where there are none, nothing of a checkpoint can be told to be a block, and all of it is read.
-    """
-    paths: list[str] = []
-    for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in paths)
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not inside:
-            paths.append(path)
-    return paths
+def kept_indices(kept: Kept) -> dict[str, tuple[int, ...]]:
+    """Path of each list of blocks (`model.layers`) -> the original indices that are kept."""
+    return {path: indices for stack, indices in kept.items() for path in stack.paths}
 
 
-def is_kept(key: str, num_layers: int, block_prefixes: Sequence[str]) -> bool:
-    """Whether a tensor of a checkpoint is outside all blocks or in one of the first `num_layers`.
+def kept_name(key: str, kept: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What a tensor of a checkpoint is called where there are the kept blocks only; None if it belongs to another.
 
     The checkpoint may name the list of blocks with more in front than the model does (`language_model.model.layers`),
-    or with less (`decoder.layers` for `model.decoder.layers`). Numbered parts of any other list are kept.
+    with less (`decoder.layers` for `model.decoder.layers`), or in another order (`model.language_model.layers`).
+    Numbered parts of any other list are kept.
     """
     parts = key.split(".")
-    prefixes = [prefix.split(".") for prefix in block_prefixes]
     for at, part in enumerate(parts):
-        if part.isdigit() and any(_same_end(parts[:at], prefix) for prefix in prefixes):
-            return int(part) < num_layers
-    return True
+        if part.isdigit():
+            for path, indices in kept.items():
+                if _same_list(parts[:at], path.split(".")):
+                    if int(part) not in indices:
+                        return None
+                    return ".".join([*parts[:at], str(indices.index(int(part))), *parts[at + 1 :]])
+    return key
 
 
-def _same_end(one: list[str], other: list[str]) -> bool:
+def _same_list(one: list[str], other: list[str]) -> bool:
     length = min(len(one), len(other))
-    return length > 0 and one[-length:] == other[-length:]
+    return length > 0 and (one[-length:] == other[-length:] or sorted(one) == sorted(other))
 
 
-def checkpoint_view(
-    source: ModelSource, *, num_layers: int, block_prefixes: Sequence[str], token: str | None = None
-) -> CheckpointView:
-    """Choose the shards that hold the first `num_layers` blocks and all that is outside blocks, and fetch only those.
+def checkpoint_view(source: ModelSource, *, kept: Kept, token: str | None = None) -> CheckpointView:
+    """Choose the shards that hold the kept blocks and all that is outside blocks, and fetch only those.
 
-    block_prefixes: paths of the full model's lists of blocks. A checkpoint of one file is fetched whole.
+    A checkpoint of one file is fetched whole.
     Raises UsageError for a broken index or a shard that is not there; HubError for one that cannot be fetched.
     """
     if source.weights_file is None:
@@ -106,24 +103,24 @@ def checkpoint_view(
     filenames = [source.weights_file]
     if source.weights_file.endswith(".index.json"):
         shard_of = _read_index(source.name, local(source.weights_file))
-        filenames = sorted({shard for key, shard in shard_of.items() if is_kept(key, num_layers, block_prefixes)})
+        indices = kept_indices(kept)
+        filenames = sorted({shard for key, shard in shard_of.items() if kept_name(key, indices) is not None})
     files = tuple(local(filename) for filename in filenames)
-    return CheckpointView(source.name, files, num_layers, tuple(block_prefixes), source.weights_file in PICKLE_FILES)
+    return CheckpointView(source.name, files, kept, source.weights_file in PICKLE_FILES)
 
 
 def load_weights(
     view: CheckpointView, config: Any, dtype: torch.dtype, device: str, **implementations: Any
 ) -> nn.Module:
-    """A model of `config`, which has the view's number of blocks, with its real weights.
+    """The view's blocks of a model of `config`, which is at full depth, with their real weights.
 
     implementations: arguments of `from_pretrained` (`attn_implementation`, `experts_implementation`). Tensors go from
     the mapped files to the device; host memory holds those that change on the way (another dtype, fused experts).
     Raises UsageError, naming them, for tensors that the checkpoint lacks or has in another shape.
     """
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, **implementations)
+    shell: Any = meta_model(config, **implementations)
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), built_with_few_blocks(type(shell), view.kept):
             model, info = type(shell).from_pretrained(
                 None,
                 config=shell.config,
@@ -147,7 +144,8 @@ def load_weights(
     try:
         loaded: nn.Module = model.to(device)
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"--num-layers {view.num_layers}: the weights do not fit on {device}; use fewer") from error
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+    keep_entries(loaded, kept_of_depth(shell, view.kept))
     return loaded.eval().requires_grad_(False)
 
 

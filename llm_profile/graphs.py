@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from llm_profile.layers import patched
 from llm_profile.passes import HostCopies
+from llm_profile.patches import patched
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from llm_profile.layers import MODEL_OTHER, ROPE_FUNCTION, Layout, modelling_functions, patched
+from llm_profile.layers import MODEL_OTHER, Layout
+from llm_profile.patches import ROPE_FUNCTION, modelling_functions, patched
 
 
 class Recorder(Protocol):

@@ -6,11 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from llm_profile.checkpoint import block_prefixes, checkpoint_view, load_weights
+from llm_profile.blocks import Kept
+from llm_profile.checkpoint import checkpoint_view, load_weights
 from llm_profile.download import HubError
 from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource, find_model
-from llm_profile.model import ModelOptions, depth, implementation_arguments, make_config, meta_model, resolve_dtype
+from llm_profile.model import (
+    ModelOptions,
+    choose_blocks,
+    implementation_arguments,
+    make_config,
+    meta_model,
+    resolve_dtype,
+)
 from llm_profile.request import Request
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.table import LatencyTable
@@ -54,6 +62,7 @@ def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | 
         conditions["attn_implementation"],
         conditions["experts_implementation"] or "auto",
         conditions["seed"],
+        each_kind=False,
     )
     longest = max(p.total_len for p in table.records)
     options = subject_options(
@@ -69,7 +78,7 @@ def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | 
 
 
 def settle_weights(source: ModelSource, num_layers: int, token: str | None, insist: bool) -> ModelSource:
-    """Fetch what `num_layers` blocks need.
+    """Fetch what `num_layers` blocks of each kind need.
 
     insist: real weights or none (`--load-format hf`). If not, random ones take their place where the hub fails, and
     `notice` says why. Raises UsageError for a broken checkpoint, HubError for one that cannot be fetched.
@@ -77,7 +86,8 @@ def settle_weights(source: ModelSource, num_layers: int, token: str | None, insi
     if source.weights_file is None or source.path is not None:
         return source
     try:
-        _view(source, num_layers, token)
+        kept = choose_blocks(meta_model(make_config(source.config)), ModelOptions(num_layers, "meta"))
+        checkpoint_view(source, kept=kept, token=token)
     except HubError as error:
         if insist:
             raise
@@ -102,8 +112,8 @@ def subject_options(
     if source.weights_file is None:
         return SubjectOptions(source.config, model, weights=DUMMY, **options)
 
-    def load(config: Any, model: ModelOptions) -> nn.Module:
-        view = _view(source, model.num_layers, token)
+    def load(config: Any, model: ModelOptions, kept: Kept) -> nn.Module:
+        view = checkpoint_view(source, kept=kept, token=token)
         dtype = resolve_dtype(config, model.dtype)
         return load_weights(view, config, dtype, model.device, **implementation_arguments(model))
 
@@ -123,9 +133,3 @@ def as_profiled(meta: Mapping[str, Any], token: str | None) -> ModelSource:
     if meta["conditions"]["weights"] == DUMMY:
         return ModelSource(kept["name"], meta["config"], "table")
     return find_model(kept["name"], load_format="hf", revision=kept["revision"], token=token)
-
-
-def _view(source: ModelSource, num_layers: int, token: str | None) -> Any:
-    full = make_config(source.config)
-    prefixes = block_prefixes(meta_model(full), depth(full))
-    return checkpoint_view(source, num_layers=num_layers, block_prefixes=prefixes, token=token)

@@ -1,16 +1,20 @@
-"""The model with few blocks: its configuration cut to depth, its weights real or random."""
+"""The model with few blocks: built at full depth without weights, cut, then given real or random ones."""
 
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -23,10 +27,22 @@ WEIGHT_STD = 0.02
 """Spread of random weights: the initializer_range that most configurations carry."""
 
 
+UNSUPPORTED: dict[str, str] = {
+    "blt": "bytes go through several stacks of blocks, in patches that depend on the text",
+    "gemma4_assistant": "it drafts for another model, on that model's keys and values",
+    "gemma4_unified_assistant": "it drafts for another model, on that model's keys and values",
+    "recurrent_gemma": "its recurrent state lives in its modules, so that no pass can start from where another did",
+    "openai-gpt": "it keeps no cache, so it has no decode to measure",
+    "xlm": "it keeps no cache, so it has no decode to measure",
+}
+"""Model types that cannot be profiled, with the reason."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is built. num_layers: decoder blocks kept. dtype, attn_implementation, experts_implementation:
-    `auto` takes what the configuration and transformers choose. seed: of random weights and inputs."""
+    """How a model is built. num_layers: decoder blocks kept, of each kind; if not each_kind, the first so many of
+    whatever kind. dtype, attn_implementation, experts_implementation: `auto` takes what the configuration and
+    transformers choose. seed: of random weights and inputs."""
 
     num_layers: int
     device: str
@@ -34,6 +50,7 @@ class ModelOptions:
     attn_implementation: str = "auto"
     experts_implementation: str = "auto"
     seed: int = 0
+    each_kind: bool = True
 
 
 def make_config(fields: Mapping[str, Any]) -> Any:
@@ -44,11 +61,25 @@ def make_config(fields: Mapping[str, Any]) -> Any:
             f"--model: transformers {transformers.__version__} does not know model type {model_type!r}; "
             "a newer transformers may (code of model repositories is never run)"
         )
+    if model_type in UNSUPPORTED:
+        raise UsageError(f"--model: {model_type} is not supported: {UNSUPPORTED[model_type]}")
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(fields))
+        config = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(fields)))
+        return _of_decoder(config)
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
         raise UsageError(f"--model: its config.json is refused by transformers: {_one_line(error)}") from error
+
+
+def _of_decoder(config: Any) -> Any:
+    """The part of a composite configuration that its causal LM is built of, where transformers hands it the whole."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    expected: Any = getattr(model_class, "config_class", None)
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    part = next((part for part in parts if expected and type(part) is expected), None)
+    if part is None or isinstance(config, expected) or part is getattr(config, "text_config", None):
+        return config
+    return part
 
 
 def depth(config: Any) -> int:
@@ -59,21 +90,14 @@ def depth(config: Any) -> int:
     return layers
 
 
-def cut(config: Any, num_layers: int) -> Any:
-    """A copy of `config` with its first `num_layers` blocks; lists with an entry a block are cut along.
-
-    Raises UsageError if the model has fewer blocks.
-    """
+def choose_blocks(full_model: nn.Module, options: ModelOptions) -> Kept:
+    """The blocks of a full model (on the meta device) that `options` keeps. Raises UsageError if it has fewer."""
+    config: Any = full_model.config
     full = depth(config)
-    if num_layers > full:
-        raise UsageError(f"--num-layers {num_layers}: the model has {full} blocks; use 1 to {full}")
-    config = type(config).from_dict(config.to_dict())
-    text_config = config.get_text_config(decoder=True)
-    for key, value in list(vars(text_config).items()):
-        if isinstance(value, list) and len(value) == full:
-            setattr(text_config, key, value[:num_layers])
-    text_config.num_hidden_layers = num_layers
-    return config
+    if options.num_layers > full:
+        raise UsageError(f"--num-layers {options.num_layers}: the model has {full} blocks; use 1 to {full}")
+    choose = blocks_of_each_kind if options.each_kind else first_blocks
+    return choose(full_model, options.num_layers)
 
 
 def resolve_dtype(config: Any, dtype: str) -> torch.dtype:
@@ -93,35 +117,76 @@ def implementation_arguments(options: ModelOptions) -> dict[str, str]:
     return {name: value for name, value in chosen.items() if value != "auto"}
 
 
-def dummy_model(config: Any, options: ModelOptions) -> nn.Module:
-    """A model of `config` with random weights, made on the device: host memory holds none of them.
+def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
+    """The kept blocks of a model of `config` with random weights, made on the device: host memory holds none of them.
 
     Raises UsageError for implementations that the model does not have and for weights that do not fit.
     """
-    torch.manual_seed(options.seed)
+    dtype = resolve_dtype(config, options.dtype)
+    model: Any = meta_model(config, dtype=dtype, **implementation_arguments(options))
+    depths = kept_of_depth(model, kept)
+    keep_blocks(model, kept)
     try:
-        with torch.device(options.device):
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=resolve_dtype(config, options.dtype), **implementation_arguments(options)
-            )
+        model.to_empty(device=options.device)
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            f"{depth(config)} blocks do not fit on {options.device}; use fewer (--num-layers, --scaling-num-layers)"
+            f"{options.num_layers} blocks do not fit on {options.device}; use fewer (--num-layers, "
+            "--scaling-num-layers)"
         ) from error
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"--model: it cannot be built: {_one_line(error)}") from error
+    for buffer in model.buffers():
+        buffer.zero_()  # those of a checkpoint that nothing initialises
+    model.tie_weights()
+    model.initialize_weights()  # buffers: rotary frequencies and the like
+    keep_entries(model, depths)
+    torch.manual_seed(options.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = parameter.ndim == 1 and not name.endswith("bias")
             parameter.normal_(1.0 if scale else 0.0, WEIGHT_STD)
-    return model.eval().requires_grad_(False)
+    random: nn.Module = model.eval().requires_grad_(False)
+    return random
 
 
-def meta_model(config: Any) -> nn.Module:
-    """The architecture without weights, on the meta device: structure and shapes at full depth, at no cost."""
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+def meta_model(config: Any, **arguments: Any) -> nn.Module:
+    """The architecture without weights, on the meta device: structure and shapes at full depth, at no cost.
+
+    arguments: of `from_config`. Raises UsageError for a configuration or implementation that cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            # a copy: the blocks that a model keeps are written into its configuration
+            model: nn.Module = _build(copy.deepcopy(config), **arguments)
+    except Exception as error:
+        # constructors raise errors of many types for values that a configuration should not have
+        raise UsageError(f"--model: it cannot be built: {_one_line(error)}") from error
     return model
+
+
+def _build(config: Any, **arguments: Any) -> nn.Module:
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return cast(nn.Module, AutoModelForCausalLM.from_config(config, **arguments))
+    whole = CONFIG_MAPPING[config.model_type.removesuffix("_decoder")]  # its causal LM is built of its decoder's part
+    return cast(nn.Module, MODEL_FOR_CAUSAL_LM_MAPPING[whole]._from_config(config, **arguments))
+
+
+@contextmanager
+def built_with_few_blocks(model_class: type[nn.Module], kept: Kept) -> Iterator[None]:
+    """While open, a new model of this class drops all but the kept blocks as the last step of its construction."""
+    construct: Any = model_class.__init__
+
+    def construct_and_cut(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        keep_blocks(self, kept)
+
+    own = "__init__" in vars(model_class)
+    model_class.__init__ = construct_and_cut  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            model_class.__init__ = construct  # type: ignore[method-assign]
+        else:
+            del model_class.__init__
 
 
 def takes(model: nn.Module, argument: str) -> bool:

@@ -1,18 +1,41 @@
 """One forward pass at a sweep point, run again and again from the same state."""
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_profile.cache import InPlaceCache
+from llm_profile.cache import InPlaceCache, PastOfAPrompt
 from llm_profile.errors import UsageError
-from llm_profile.layers import MASK_FUNCTION, expert_modules, modelling_functions, patched
+from llm_profile.layers import expert_modules
 from llm_profile.model import takes
+from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
 from llm_profile.sweep import SweepPoint
+
+CACHE_ARGUMENTS = ("past_key_values", "cache_params", "past_buckets_states", "state", "mems")
+"""What models call their cache, as an argument and in their output."""
+
+COMMON_CACHES = ("past_key_values", "cache_params")
+"""Those that take a cache of transformers' common class; the others are tensors of the model's own making."""
+
+OWN_POSITIONS = frozenset({"reformer"})
+"""Model types whose code takes an argument of position numbers and cannot use it."""
+
+WHOLE_SEQUENCE = frozenset({"cpmant"})
+"""Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
+
+PARALLEL_CODES = frozenset({"musicgen_decoder", "musicgen_melody_decoder"})
+"""Model types that take a sequence of ids for each codebook."""
+
+NEEDS_MASK = frozenset({"git"})
+"""Model types that cannot do without an attention mask: ones, for tokens that are all there."""
+
+OWN_CACHE = re.compile(r"Cache$")
+"""Classes of this name in a modelling file: its model takes a cache of that class and no other."""
 
 
 class PassRunner:
@@ -35,12 +58,12 @@ class PassRunner:
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
         self.max_tokens = batch * max_input
-        self._takes_positions = takes(model, "position_ids")
+        self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
-        try:
-            self.cache = InPlaceCache(config, max_total)
-        except NotImplementedError as error:
-            raise UsageError(f"--model: its cache has layers of type {error}, which are not supported yet") from error
+        self._model_type = config.model_type
+        self._cache_argument = cache_argument(model)
+        self.cache = self._make_cache(config, max_total)
+        self._primed = False
         self._masks: dict[tuple[Any, ...], Any] = {}
         self._calls: dict[str, int] = {}
         self._point: SweepPoint | None = None
@@ -66,15 +89,16 @@ class PassRunner:
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
         """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served."""
+        past = self.past(point.kv_len)  # may run the model
         self._point = point
         self._calls.clear()
-        self.cache.rewind(point.kv_len)
-        first, last = point.kv_len, point.total_len
         arguments: dict[str, Any] = {
             "input_ids": self.input_ids[:, : point.input_len],
-            "past_key_values": self.cache,
+            **self._extra_inputs(point),
+            self._cache_argument: past,
             "use_cache": True,
         }
+        first, last = point.kv_len, point.total_len
         if self._takes_positions:
             arguments["position_ids"] = self.position_ids[:, first:last]
         if last_token_only and self._takes_logits_to_keep:
@@ -83,6 +107,37 @@ class PassRunner:
             return self.model(**arguments)
         finally:
             self._point = None
+
+    def _make_cache(self, config: Any, capacity: int) -> InPlaceCache | PastOfAPrompt:
+        own = modelling_functions(self.model, OWN_CACHE, own=True) or self._model_type in WHOLE_SEQUENCE
+        if self._cache_argument in COMMON_CACHES and not own:
+            with suppress(NotImplementedError):  # it has nothing for these layers
+                return InPlaceCache(config, capacity)
+        return PastOfAPrompt(self._cache_of_prompt)
+
+    def past(self, kv_len: int) -> Any:
+        """The cache for a pass behind `kv_len` tokens."""
+        if isinstance(self.cache, PastOfAPrompt):
+            return self.cache.at(kv_len)
+        if kv_len and not self._primed:  # a pass without a past shows the cache its shapes
+            self._primed = True
+            self.run(SweepPoint(1, 0))
+        self.cache.rewind(kv_len)
+        return self.cache
+
+    def _extra_inputs(self, point: SweepPoint) -> dict[str, Any]:
+        if self._model_type in WHOLE_SEQUENCE:
+            return {"input_ids": self.input_ids[:, :1].expand(-1, point.total_len)}
+        if self._model_type in PARALLEL_CODES:
+            books = cast(Any, self.model.config).num_codebooks
+            return {"input_ids": self.input_ids[:, : point.input_len].repeat(books, 1)}
+        if self._model_type in NEEDS_MASK:
+            return {"attention_mask": torch.ones_like(self.input_ids[:, : point.input_len])}
+        return {}
+
+    def _cache_of_prompt(self, tokens: int) -> Any:
+        ids = self.input_ids[:, :1].expand(-1, tokens)
+        return self.model(input_ids=ids, use_cache=True)[self._cache_argument]
 
     def _kept(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
@@ -114,6 +169,14 @@ class PassRunner:
             module.__dict__["_llm_profile_assignment"] = table
             self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
         return table[:tokens]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What this model calls its cache. Raises UsageError for one that has none: it cannot decode."""
+    for name in CACHE_ARGUMENTS:
+        if takes(model, name):
+            return name
+    raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
 
 
 def expert_assignment(routing: str, tokens: int, top_k: int, num_experts: int) -> torch.Tensor:

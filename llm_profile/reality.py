@@ -106,7 +106,7 @@ class EagerReality:
 
     def _generate(self, runner: PassRunner, input_len: int, tokens: int) -> list[int]:
         model = self._subject.model
-        runner.cache.rewind(0)
+        past = runner.past(0)
         stamps = _Stamps(self._synchronize)
         settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
         self._synchronize()
@@ -114,7 +114,7 @@ class EagerReality:
         model.generate(  # type: ignore[operator]
             runner.input_ids[:, :input_len],
             generation_config=settings,
-            past_key_values=runner.cache,
+            past_key_values=past,
             stopping_criteria=StoppingCriteriaList([stamps]),
         )
         if len(stamps.times_ns) != tokens:

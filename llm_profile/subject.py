@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llm_profile.blocks import Kept
 from llm_profile.errors import UsageError
 from llm_profile.layers import Layout, expert_modules, walk
-from llm_profile.model import ModelOptions, cut, dummy_model, make_config, meta_model, resolve_dtype
+from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, meta_model, resolve_dtype
 from llm_profile.passes import PassRunner
 from llm_profile.sweep import SweepPoint
 
@@ -27,12 +28,16 @@ SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
 }
 
 
+PROBE_TOKENS = 256
+"""Prompt of the pass that shows what the layers are: some, that compress their cache, run only each so many tokens."""
+
+
 @dataclass(frozen=True)
 class SubjectOptions:
     """What is measured and how it is computed.
 
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
-    load: loads real weights for a cut configuration, None for dummy ones.
+    load: loads the real weights of the kept blocks, None for dummy ones.
     max_input, max_total: the largest pass that will be run.
     """
 
@@ -41,7 +46,7 @@ class SubjectOptions:
     max_input: int
     max_total: int
     weights: str = "dummy"
-    load: Callable[[Any, ModelOptions], nn.Module] | None = None
+    load: Callable[[Any, ModelOptions, Kept], nn.Module] | None = None
     sdpa_backend: str = "auto"
     routing: str = "balanced"
 
@@ -63,23 +68,30 @@ class Subject:
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
         full_config = make_config(options.config)
-        config = cut(full_config, options.model.num_layers)
-        self.model = options.load(config, options.model) if options.load else dummy_model(config, options.model)
+        full_model = meta_model(full_config)
+        kept = choose_blocks(full_model, options.model)
+        self.model = (options.load or dummy_model)(full_config, options.model, kept)
         self.device = next(self.model.parameters()).device
-        self.dtype = resolve_dtype(config, options.model.dtype)
+        self.dtype = resolve_dtype(full_config, options.model.dtype)
         with ExitStack() as undo:
             undo.enter_context(attention_backend(options.sdpa_backend, self.device))
             self.routing = options.routing if options.load is None else "model"
             self.runner = undo.enter_context(
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
-            self.layout: Layout = self._walk(full_config)
+            self.layout: Layout = self._walk(full_model, kept)
             self._undo = undo.pop_all()
 
-    def _walk(self, full_config: Any) -> Layout:
-        probe = SweepPoint(min(2, self.options.max_input), 0)
+    def _walk(self, full_model: nn.Module, kept: Kept) -> Layout:
+        prompt = min(PROBE_TOKENS, self.options.max_input)
+        probes = [SweepPoint(prompt, 0)] + [SweepPoint(1, 1)] * (self.options.max_total > 1)
+
+        def forward() -> None:
+            for probe in probes:
+                self.runner.run(probe)
+
         try:
-            return walk(self.model, meta_model(full_config), lambda: self.runner.run(probe))
+            return walk(self.model, full_model, kept, forward)
         except RuntimeError as error:
             if "No available kernel" in str(error):
                 raise UsageError(

@@ -25,8 +25,6 @@ from torch.autograd import (
     _prepare_profiler,
 )
 
-from llm_profile.layers import MODEL_OTHER
-
 PASS = "llm_profile.pass"
 """Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
 
@@ -205,15 +203,17 @@ class Timeline:
 def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
     """The eager passes of each point in a session, every kernel with its row.
 
-    A kernel belongs to the innermost row range open on the host when it was launched, `model_other` if none was.
+    A kernel belongs to the innermost row range open on the host when it was launched. What was launched outside the
+    model's own range (a copy of the past that a pass starts from) is no part of the pass.
     """
     rows = Timeline(trace.rows)
     result: dict[int, list[LabelledPass]] = {}
     for index, kernels in trace.by_pass:
         if any(launch.name.endswith("GraphLaunch") for _, launch in kernels):
             continue
-        owners = tuple(rows.owner(launch.start_ns) or MODEL_OTHER for _, launch in kernels)
-        result.setdefault(index, []).append(LabelledPass(owners, tuple(kernel for kernel, _ in kernels)))
+        owned = [(owner, kernel) for kernel, launch in kernels if (owner := rows.owner(launch.start_ns)) is not None]
+        owners, of_pass = zip(*owned, strict=True) if owned else ((), ())
+        result.setdefault(index, []).append(LabelledPass(owners, of_pass))
     return result
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm_profile.checkpoint import CheckpointView, block_prefixes, checkpoint_view, is_kept, load_weights
+from llm_profile.blocks import Kept, Stack, first_blocks
+from llm_profile.checkpoint import CheckpointView, checkpoint_view, kept_indices, kept_name, load_weights
 from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource, find_model
 
@@ -68,7 +69,11 @@ def index_of(folder: Path) -> dict[str, str]:
 
 def view_of(folder: Path, model: nn.Module, num_layers: int) -> CheckpointView:
     source = find_model(str(folder), load_format="hf")
-    return checkpoint_view(source, num_layers=num_layers, block_prefixes=block_prefixes(model, DEPTH))
+    return checkpoint_view(source, kept=first_blocks(model, num_layers))
+
+
+def only(*indices: int) -> Kept:
+    return {Stack(("model.layers",)): indices}
 
 
 @pytest.mark.parametrize("num_layers", [1, 3, DEPTH])
@@ -76,8 +81,9 @@ def test_first_blocks_are_those_of_the_full_model(
     full_model: Any, model_type: str, folder: Path, num_layers: int
 ) -> None:
     view = view_of(folder, full_model, num_layers)
-    model = load_weights(view, make_config(model_type, num_layers), torch.float32, "cpu")
-    expected = {key: value for key, value in full_model.state_dict().items() if is_kept(key, num_layers, ["layers"])}
+    model = load_weights(view, make_config(model_type), torch.float32, "cpu")
+    indices = kept_indices(first_blocks(full_model, num_layers))
+    expected = {key: value for key, value in full_model.state_dict().items() if kept_name(key, indices) is not None}
     loaded = model.state_dict()
     assert loaded.keys() == expected.keys()
     for key, value in loaded.items():
@@ -97,7 +103,7 @@ def test_other_shards_are_not_read(full_model: Any, model_type: str, folder: Pat
     for shard in others:
         (folder / shard).unlink()
     view = view_of(folder, full_model, 1)
-    load_weights(view, make_config(model_type, 1), torch.float32, "cpu")
+    load_weights(view, make_config(model_type), torch.float32, "cpu")
     with pytest.raises(UsageError, match=r"model-.*\.safetensors is missing"):
         view_of(folder, full_model, DEPTH)
 
@@ -109,7 +115,7 @@ def test_mixtures_are_stored_expert_by_expert(folder: Path, model_type: str) -> 
 
 def test_another_dtype_and_implementation(full_model: Any, model_type: str, folder: Path) -> None:
     view = view_of(folder, full_model, 1)
-    model: Any = load_weights(view, make_config(model_type, 1), torch.bfloat16, "cpu", attn_implementation="eager")
+    model: Any = load_weights(view, make_config(model_type), torch.bfloat16, "cpu", attn_implementation="eager")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.config._attn_implementation == "eager"
 
@@ -118,8 +124,8 @@ def test_single_file(full_model: Any, model_type: str, tmp_path: Path) -> None:
     full_model.save_pretrained(tmp_path / "whole")
     view = view_of(tmp_path / "whole", full_model, 2)
     assert [file.name for file in view.files] == ["model.safetensors"]
-    model = load_weights(view, make_config(model_type, 2), torch.float32, "cpu")
-    last = block_prefixes(full_model, DEPTH)[0] + ".1."
+    model = load_weights(view, make_config(model_type), torch.float32, "cpu")
+    last = next(iter(kept_indices(view.kept))) + ".1."
     assert any(key.startswith(last) for key in model.state_dict())
     for key, value in model.state_dict().items():
         assert torch.equal(value, full_model.state_dict()[key]), key
@@ -133,7 +139,7 @@ def test_unneeded_tensors_are_not_brought_into_memory(tmp_path: Path) -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    view = CheckpointView("m", (tmp_path / "model.safetensors",), 4, ("model.layers",))
+    view = CheckpointView("m", (tmp_path / "model.safetensors",), only(0, 1, 2, 3))
     before = resident_bytes()
     tensors = view.tensors()
     assert resident_bytes() - before < 8 * 1024**2
@@ -170,8 +176,8 @@ def llama_file(llama: Any, tmp_path: Path) -> Path:
 
 def load_llama(folder: Path, llama: Any, **options: Any) -> nn.Module:
     source = find_model(str(folder), load_format="hf", **options)
-    view = checkpoint_view(source, num_layers=1, block_prefixes=block_prefixes(llama, DEPTH))
-    return load_weights(view, make_config("llama", 1), torch.float32, "cpu")
+    view = checkpoint_view(source, kept=first_blocks(llama, 1))
+    return load_weights(view, make_config("llama"), torch.float32, "cpu")
 
 
 def test_missing_tensors_are_named(llama: Any, llama_file: Path) -> None:
@@ -192,7 +198,7 @@ def test_missing_expert_is_refused(tmp_path: Path) -> None:
     drop(tmp_path / "mixtral", "model.layers.0.block_sparse_moe.experts.1.w2.weight")
     view = view_of(tmp_path / "mixtral", mixtral, 1)
     with pytest.raises(UsageError, match=r"experts\.down_proj"):
-        load_weights(view, make_config("mixtral", 1), torch.float32, "cpu")
+        load_weights(view, make_config("mixtral"), torch.float32, "cpu")
 
 
 def test_wrong_shape_is_named(llama: Any, llama_file: Path) -> None:
@@ -265,31 +271,42 @@ def test_no_code_of_a_repository_runs(llama: Any, llama_file: Path, tmp_path: Pa
     config_file.write_text(json.dumps(config))
     (llama_file / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
     source = find_model(str(llama_file), load_format="hf")
-    view = checkpoint_view(source, num_layers=1, block_prefixes=["model.layers"])
-    cut = CONFIG_MAPPING["llama"].from_dict({**source.config, "num_hidden_layers": 1})
-    model: Any = load_weights(view, cut, torch.float32, "cpu")
+    view = checkpoint_view(source, kept=only(0))
+    full = CONFIG_MAPPING["llama"].from_dict(source.config)
+    model: Any = load_weights(view, full, torch.float32, "cpu")
     assert type(model).__module__ == "transformers.models.llama.modeling_llama"
     assert model.config._attn_implementation == "sdpa"
     assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(
-    ("key", "kept"),
+    ("key", "name"),
     [
-        ("model.embed_tokens.weight", True),
-        ("model.layers.1.mlp.up_proj.weight", True),
-        ("model.layers.2.mlp.up_proj.weight", False),
-        ("model.layers.12.mlp.up_proj.weight", False),
-        ("layers.2.mlp.up_proj.weight", False),
-        ("language_model.model.layers.2.mlp.up_proj.weight", False),
-        ("model.layers.1.block_sparse_moe.experts.7.w1.weight", True),
-        ("vision_tower.encoder.layers.5.weight", True),
-        ("lm_heads.5.weight", True),
-        ("lm_head.weight", True),
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.layers.3.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.2.mlp.up_proj.weight", None),
+        ("model.layers.13.mlp.up_proj.weight", None),
+        ("layers.3.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"),
+        ("language_model.model.layers.2.mlp.up_proj.weight", None),
+        ("language_model.model.layers.3.mlp.weight", "language_model.model.layers.1.mlp.weight"),
+        ("model.layers.3.mlp.experts.7.w1.weight", "model.layers.1.mlp.experts.7.w1.weight"),
+        ("vision_tower.encoder.layers.5.weight", "vision_tower.encoder.layers.5.weight"),
+        ("lm_heads.5.weight", "lm_heads.5.weight"),
     ],
 )
-def test_is_kept(key: str, kept: bool) -> None:
-    assert is_kept(key, 2, ["model.layers"]) is kept
+def test_names_of_kept_tensors(key: str, name: str | None) -> None:
+    assert kept_name(key, kept_indices(only(0, 3))) == name
+
+
+def test_blocks_from_the_middle_keep_their_weights(llama: Any, llama_file: Path) -> None:
+    source = find_model(str(llama_file), load_format="hf")
+    view = checkpoint_view(source, kept=only(1, 3))
+    model: Any = load_weights(view, make_config("llama"), torch.float32, "cpu")
+    assert [block.self_attn.layer_idx for block in model.model.layers] == [0, 1]
+    for new, old in enumerate((1, 3)):
+        loaded, original = model.model.layers[new].state_dict(), llama.model.layers[old].state_dict()
+        assert all(torch.equal(value, original[key]) for key, value in loaded.items())
 
 
 def test_keys_without_the_base_model_in_front(tmp_path: Path) -> None:
@@ -304,21 +321,14 @@ def test_keys_without_the_base_model_in_front(tmp_path: Path) -> None:
     rewrite(tmp_path / "opt", rename)
     view = view_of(tmp_path / "opt", opt, 1)
     assert {key.split(".")[2] for key in view.tensors() if key.startswith("decoder.layers.")} == {"0"}
-    model = load_weights(view, make_config("opt", 1), torch.float32, "cpu")
+    model = load_weights(view, make_config("opt"), torch.float32, "cpu")
     for key, value in model.state_dict().items():
         assert torch.equal(value, opt.state_dict()[key]), key
 
 
-def test_block_prefixes_are_the_outermost_lists() -> None:
-    model = nn.Module()
-    model.layers = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(1, 1)] * 2)}) for _ in range(2))
-    model.others = nn.ModuleList([nn.Linear(1, 1)] * 3)
-    assert block_prefixes(model, 2) == ["layers"]
-
-
 def test_a_source_without_weights_is_a_programming_error() -> None:
     with pytest.raises(ValueError):
-        checkpoint_view(ModelSource("tiny-llama", {}, "table"), num_layers=1, block_prefixes=[])
+        checkpoint_view(ModelSource("tiny-llama", {}, "table"), kept={})
 
 
 def test_transformers_is_as_loud_as_before(llama: Any, llama_file: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 from llm_profile import catalog, download
+from llm_profile.blocks import Stack
 from llm_profile.checkpoint import checkpoint_view
 from llm_profile.download import FileNotInRepository, HubError, HubUnreachable, ModelNotFound
 from llm_profile.errors import UsageError
@@ -193,7 +194,7 @@ def test_table_name_without_owner_means_its_model_on_the_hub(hub: Hub) -> None:
 
 def test_only_needed_shards_are_fetched(hub: Hub) -> None:
     source = find_model(REPO, load_format="hf")
-    view = checkpoint_view(source, num_layers=1, block_prefixes=["model.layers"])
+    view = checkpoint_view(source, kept={Stack(("model.layers",)): tuple(range(1))})
     assert [file.name for file in view.files] == ["one.safetensors", "three.safetensors"]
     assert hub.fetched() == ["config.json", "model.safetensors.index.json", "one.safetensors", "three.safetensors"]
     assert all(file.read_bytes() == FILES[file.name] for file in view.files)
@@ -302,13 +303,13 @@ def test_auto_without_any_config_is_an_error(hub: Hub) -> None:
 
 def test_cache_serves_when_the_hub_is_gone(hub: Hub) -> None:
     source = find_model(REPO, load_format="hf")
-    checkpoint_view(source, num_layers=1, block_prefixes=["model.layers"])
+    checkpoint_view(source, kept={Stack(("model.layers",)): tuple(range(1))})
     hub.trouble = lambda answer: answer.refuse(502) is None
     source = find_model(REPO, load_format="auto")
     assert (source.origin, source.weights, source.revision) == ("cache", "hf", COMMIT)
-    assert checkpoint_view(source, num_layers=1, block_prefixes=["model.layers"]).files
+    assert checkpoint_view(source, kept={Stack(("model.layers",)): tuple(range(1))}).files
     with pytest.raises(HubError, match="502"):
-        checkpoint_view(source, num_layers=2, block_prefixes=["model.layers"])
+        checkpoint_view(source, kept={Stack(("model.layers",)): tuple(range(2))})
 
 
 def test_offline_mode_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +329,7 @@ def test_offline_mode_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
 def test_offline_mode_finds_a_cached_single_file(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories[REPO] = {"config.json": FILES["config.json"], "model.safetensors": b"weights"}
     source = find_model(REPO, load_format="hf")
-    checkpoint_view(source, num_layers=1, block_prefixes=["model.layers"])
+    checkpoint_view(source, kept={Stack(("model.layers",)): tuple(range(1))})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find_model(REPO, load_format="hf").weights_file == "model.safetensors"
 

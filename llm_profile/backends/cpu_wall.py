@@ -81,6 +81,7 @@ class CpuWallBackend:
                         runner.run(point)
                     while wanted := rule.passes_wanted([sum(p.values()) for p in passes]):
                         for _ in range(wanted):
+                            runner.cache.restore()
                             recorder.start()
                             runner.run(point)
                             passes.append(recorder.rows)

@@ -154,8 +154,11 @@ class TorchProfilerBackend:
 
         Captured in a session, each graph would leave it 200 events, which cost more than capturing it.
         """
-        self.subject.runner.forget_masks()
+        runner = self.subject.runner
+        runner.forget_masks()
         for pending in batch:
+            with torch.cuda.stream(self._passes.stream):
+                runner.cache.restore()  # states that passes change where they stand would grow from pass to pass
             pending.failed = not fits(partial(self._passes.eager, pending.point))
             if pending.failed:
                 continue

@@ -14,9 +14,10 @@ from transformers.modeling_utils import AttentionInterface
 
 from llm_profile import trace
 from llm_profile.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.blocks import first_blocks
 from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.model import cut, dummy_model, make_config
+from llm_profile.model import dummy_model, make_config, meta_model
 from llm_profile.sweep import SweepPoint
 from tests.gpu.models import LLAMA_8B, config_of, gpu_subject, options_of
 from tests.test_hooks import footprint
@@ -191,7 +192,8 @@ def inside_state(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_closing_leaves_model_transformers_and_torch_as_they_were(name: str) -> None:
-    untouched = dummy_model(cut(make_config(config_of(name)), 1), options_of(name))
+    config = make_config(config_of(name))
+    untouched = dummy_model(config, options_of(name), first_blocks(meta_model(config), 1))
     untouched(torch.ones(1, 4, dtype=torch.long, device="cuda"))
     files = sorted({type(m).__module__ for m in untouched.modules()} | {"transformers.masking_utils"})
     before = outside_state(files)

@@ -1,0 +1,262 @@
+"""Every causal-LM type that transformers knows, tiny and random, through the whole command on the CPU.
+
+docs/architectures.md is written by this file: `python -m tests.test_architectures`. Tests fail when it is stale.
+"""
+
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+import run_profile
+from llm_profile.hooks import LayerRanges
+from llm_profile.layers import MODEL_OTHER
+from llm_profile.model import UNSUPPORTED, ModelOptions, make_config, meta_model
+from llm_profile.probe import is_kernel
+from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.sweep import SweepPoint
+from tests.shrunken import TYPES, WRITTEN, tiny_config
+
+POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]
+LONGEST = 9
+SWEEP = ["--prefill-max", "9", "--prefill-step", "4", "--decode-max", "9", "--decode-step", "4"]
+QUICK = ["--device", "cpu", "--load-format", "dummy", "--repeat", "2", "--precision", "0", "--warmup", "1"]
+
+CANNOT_BE_BUILT: dict[str, str] = {
+    "gemma3n": "needs timm, pillow and torchvision; gemma3n_text needs nothing",
+}
+"""Types that transformers does not make a tiny model of here."""
+
+EXCEPTIONS: dict[str, str] = {**UNSUPPORTED, **CANNOT_BE_BUILT}
+"""Type -> why it is not profiled. Everything else is."""
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
+LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 5][2:]
+"""The table of supported types, as committed."""
+
+RELEASE = "5.17"
+"""The release of transformers that the table is of. Of another, the types in the table are tried, not their lines."""
+
+OF_RELEASE = transformers.__version__.startswith(f"{RELEASE}.")
+
+SUPPORTED = tuple(
+    name for name in TYPES if name not in EXCEPTIONS and (OF_RELEASE or any(f"| {name} |" in line for line in LINES))
+)
+
+
+class RowsOfOperators(TorchDispatchMode):
+    """A recorder of ranges that notes in which row each operator ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: set[str] = set()
+        self.kernels: set[tuple[str, str]] = set()
+        self.outside: set[str] = set()
+
+    def enter(self, row: str) -> None:
+        self.rows.add(row)
+        self.open.append(row)
+
+    def leave(self) -> None:
+        self.open.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.open:
+            self.outside.add(func.name())
+        elif is_kernel(func):
+            self.kernels.add((self.open[-1], func.name()))
+        return func(*args, **(kwargs or {}))
+
+
+def write_model(model_type: str, folder: Path) -> dict[str, Any]:
+    """A folder with a tiny config.json. Returns its fields."""
+    folder.mkdir(parents=True)
+    if model_type in WRITTEN:
+        text = json.dumps(WRITTEN[model_type])
+    else:
+        config = tiny_config(model_type)
+        config.dtype = "float32"
+        text = config.to_json_string(use_diff=False)
+    (folder / "config.json").write_text(text)
+    return dict(json.loads((folder / "config.json").read_text()))
+
+
+def open_subject(fields: dict[str, Any], num_layers: int = 1) -> Subject:
+    options = SubjectOptions(fields, ModelOptions(num_layers, "cpu", "float32"), LONGEST, LONGEST + 1)
+    return Subject(options)
+
+
+def counted_kinds(fields: dict[str, Any]) -> Counter[Any]:
+    """Another count of kinds: blocks at full depth by what they print, hold and are called in the configuration."""
+    model: Any = meta_model(make_config(fields))
+    text_config = model.config.get_text_config(decoder=True)
+    lists = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and not OTHER_TOWERS.search(p)]
+    stacks = [(p, m) for p, m in lists if isinstance(m[0], GradientCheckpointingLayer)]
+    stacks = stacks or [(p, m) for p, m in lists if len(m) == text_config.num_hidden_layers]
+    keys: list[Any] = []
+    for path, stack in stacks:
+        types = getattr(text_config, "layer_types", None) or []
+        named = types if len(types) == len(stack) else [None] * len(stack)
+        for block, name in zip(stack, named, strict=True):
+            keys.append((path, str(block), tuple((k, tuple(v.shape)) for k, v in block.state_dict().items()), name))
+    return Counter(keys)
+
+
+OTHER_TOWERS = re.compile("vision|visual|image|audio|depth_decoder")
+
+
+def is_finer(fine: list[int], coarse: list[int]) -> bool:
+    """Whether counts `coarse` can be had by adding up counts of `fine`."""
+    if not fine:
+        return not any(coarse)
+    first, *rest = fine
+    return any(
+        is_finer(rest, [*coarse[:i], left - first, *coarse[i + 1 :]]) for i, left in enumerate(coarse) if left >= first
+    )
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_type(model_type: str, tmp_path: Path) -> None:
+    fields = write_model(model_type, tmp_path / model_type)
+    arguments = ["--model", str(tmp_path / model_type), *SWEEP, *QUICK, "--skip-scaling", "--output-dir", str(tmp_path)]
+    assert run_profile.main(arguments) == 0
+    (meta_file,) = tmp_path.rglob("*.meta.json")
+    meta = json.loads(meta_file.read_text())
+    counts = [kind["count"] for kind in meta["kinds"]]
+    assert is_finer(counts, list(counted_kinds(fields).values())), counts
+    assert all(kind["profiled"] for kind in meta["kinds"])
+    check_passes(model_type, fields)
+
+
+def check_passes(model_type: str, fields: dict[str, Any]) -> None:
+    """Hooks change no output; every operator runs in a row, and those that are a layer's work in a named one."""
+    subject = open_subject(fields)
+    try:
+        for point in POINTS:  # caches get their buffers
+            subject.runner.run(point)
+        for point in POINTS:
+            plain = logits_of(subject, point)
+            recorder = RowsOfOperators()
+            with LayerRanges(subject.model, subject.layout, recorder), recorder:
+                hooked = logits_of(subject, point)
+            assert torch.equal(plain, hooked) and torch.isfinite(plain).all()
+            assert not recorder.open
+            unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other")}
+            assert not unnamed - TABLES, unnamed
+        assert not OF_RELEASE or described(model_type, subject) in LINES, "run python -m tests.test_architectures"
+    finally:
+        subject.close()
+
+
+TABLES = {(MODEL_OTHER, "aten::bmm")}
+"""The rotary table is a product of positions and frequencies, launched by a module without parameters."""
+
+
+def logits_of(subject: Subject, point: SweepPoint) -> torch.Tensor:
+    torch.manual_seed(0)
+    subject.runner.cache.restore()
+    logits: torch.Tensor = subject.runner.run(point)[0]
+    return logits.clone()
+
+
+OWN_PAST = "its own, from a prompt"
+CACHES = {
+    "BufferLayer": "full",
+    "SlidingBufferLayer": "sliding",
+    "IndexedBufferLayer": "indexed",
+    "StateLayer": "states",
+    "StateAndBufferLayer": "states and full",
+    "StateAndSlidingBufferLayer": "states and sliding",
+}
+
+
+def described(model_type: str, subject: Subject) -> str:
+    """A line of the table of supported types: the kinds of blocks of the tiny model, its cache, its rows in blocks."""
+    recorder = RowsOfOperators()
+    with LayerRanges(subject.model, subject.layout, recorder):
+        for point in POINTS:
+            subject.runner.run(point)
+    in_blocks = subject.layout.block_rows()
+    rows = {row.rpartition(".")[2] for row in recorder.rows if row in in_blocks and not row.endswith("_other")}
+    kinds = ", ".join(kind.name for kind in subject.layout.kinds)
+    layers = getattr(subject.runner.cache, "layers", None)
+    used = [CACHES[type(layer).__name__] for layer in layers or [] if is_used(layer)]
+    cache = ", ".join(dict.fromkeys(used)) if layers else OWN_PAST
+    return f"| {model_type} | {kinds} | {cache} | {', '.join(sorted(rows))} |"
+
+
+def is_used(layer: Any) -> bool:
+    """Whether a pass wrote to this layer of a cache: keys, or states."""
+    states = getattr(layer, "_past", None)
+    return bool(states) or bool(getattr(layer, "is_initialized", False))
+
+
+def document(lines: list[str]) -> str:
+    """docs/architectures.md. lines: of the table."""
+    refused = [f"| {name} | {reason} |" for name, reason in sorted(EXCEPTIONS.items())]
+    return "\n".join(
+        [
+            "# Supported types of models",
+            "",
+            f"Of the {len(TYPES)} types of causal LMs in transformers {RELEASE}, {len(lines)} are profiled.",
+            "Each is built tiny, with random weights, and taken through the whole command on a CPU by",
+            "`tests/test_architectures.py`, which writes this file. Kinds of blocks and caches are those of the",
+            "tiny configuration; rows are those of its blocks, without `_other` rows.",
+            "",
+            "| type | kinds of blocks | cache | rows of blocks |",
+            "|---|---|---|---|",
+            *lines,
+            "",
+            "## Not profiled",
+            "",
+            "| type | reason |",
+            "|---|---|",
+            *refused,
+            "",
+        ]
+    )
+
+
+@pytest.mark.skipif(not OF_RELEASE, reason=f"the table is of transformers {RELEASE}")
+def test_the_table_has_nothing_else() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document(LINES)
+    assert [line.split("|")[1].strip() for line in LINES] == list(SUPPORTED)
+
+
+def test_nearly_all_types_are_supported() -> None:
+    assert len(LINES) >= 170 and len(SUPPORTED) >= 170
+
+
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(model_type: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert (
+        run_profile.main(["--model", str(tmp_path), *SWEEP, *QUICK, "--skip-scaling", "--output-dir", str(tmp_path)])
+        == 2
+    )
+    assert f"{model_type} is not supported: {UNSUPPORTED[model_type]}" in capsys.readouterr().err
+
+
+def main() -> None:
+    """Write docs/architectures.md."""
+    lines = []
+    for model_type in SUPPORTED:
+        with tempfile.TemporaryDirectory() as scratch:
+            subject = open_subject(write_model(model_type, Path(scratch) / model_type))
+            lines.append(described(model_type, subject))
+            subject.close()
+    DOCUMENT.write_text(document(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
