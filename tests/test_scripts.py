@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import subprocess
@@ -360,17 +361,28 @@ def test_the_test_command_makes_every_check(sandbox: Sandbox, gpu: bool) -> None
     assert checks == everywhere + [["pytest", "-m", "gpu", "tests/gpu"]] * gpu
 
 
-def test_ci_uses_an_environment_of_its_own_and_removes_it(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_ci_tries_the_oldest_and_the_newest_transformers_and_removes_their_environments(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     (tmp_path / "temporary").mkdir()
     sandbox.state(ready=[], in_venv=True)
     done = sandbox.run(".ci/run", TMPDIR=str(tmp_path / "temporary"))
     assert done.returncode == 0, done.stderr
-    venv, torch, requirements, *checks = sandbox.calls()
-    assert venv.arguments[:2] == ["-m", "venv"]
-    assert torch.arguments == ["-m", "pip", "install", "torch==2.13.0"]
-    assert requirements.arguments[-2:] == ["-r", "tests/requirements.txt"]
-    assert {call.me for call in (torch, requirements, *checks)} == {f"{venv.arguments[-1]}/bin/python3"}
-    assert checks[-1].arguments[1] == "pytest"
+    calls = sandbox.calls()
+    starts = [at for at, call in enumerate(calls) if call.arguments[:2] == ["-m", "venv"]]
+    assert len(starts) == 2 and starts[0] == 0
+    oldest = re.search(r"^transformers>=([\d.]+),", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert oldest
+    for (start, end), asked in zip(
+        [(0, starts[1]), (starts[1], len(calls))], (f"=={oldest[1]}.0", f">={oldest[1]},<6"), strict=True
+    ):
+        venv, torch, transformers, requirements, *checks = calls[start:end]
+        assert torch.arguments == ["-m", "pip", "install", "torch==2.13.0"]
+        assert transformers.arguments == ["-m", "pip", "install", f"transformers{asked}"]
+        assert requirements.arguments[-2:] == ["-r", "tests/requirements.txt"]
+        used = {call.me for call in (torch, transformers, requirements, *checks)}
+        assert used == {f"{venv.arguments[-1]}/bin/python3"}
+        assert checks[-1].arguments[1] == "pytest"
     assert not list((tmp_path / "temporary").iterdir())
 
 
