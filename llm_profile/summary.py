@@ -12,9 +12,16 @@ from llm_profile.grid import leave_one_out
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
 from llm_profile.profiler import Progress, clocks_mhz, slow_points
+from llm_profile.records import PointRecord
 from llm_profile.storage import without_tokens
 from llm_profile.sweep import Plan, SweepPoint
 from llm_profile.table import LatencyTable
+
+UNNAMED_LIMIT = 0.1
+"""Share of a pass in `_other` rows from which on it is said: something large may lack a row of its own."""
+
+KERNEL_NAME_LENGTH = 60
+"""Characters of a kernel's name that are shown: templates run to thousands."""
 
 VERBOSE_EVERY = 100
 """Points between two lines of progress that --verbose prints where there is no terminal to draw on."""
@@ -122,6 +129,33 @@ def rows_text(table: LatencyTable) -> Iterator[str]:
         yield f"  {name:24}" + "".join(f"{of_phase.get(name, 0.0):8.1%}" for of_phase in shares.values())
 
 
+def unnamed_text(table: LatencyTable) -> Iterator[str]:
+    """Which passes spend much of their GPU time in `_other` rows, and in which kernels."""
+    if table.meta.get("clock") != "gpu-kernel":  # on a CPU, Python between layers is in these rows
+        return
+    shares = {point: sum(_unnamed_ns(record).values()) / _rows_ns(record) for point, record in table.records.items()}
+    over = {point: share for point, share in shares.items() if share > UNNAMED_LIMIT}
+    if not over:
+        return
+    worst = max(over, key=over.__getitem__)
+    rows = _unnamed_ns(table.records[worst])
+    largest = max(rows, key=rows.__getitem__)
+    kernels = "; ".join(name[:KERNEL_NAME_LENGTH] for name in table.records[worst].rows[largest].kernels[:3])
+    yield (
+        f"doubtful: in {len(over)} of {len(shares)} points over {UNNAMED_LIMIT:.0%} of the GPU time is in unnamed rows "
+        f"({over[worst]:.1%} at {worst}, most of it {largest}: {kernels})"
+    )
+
+
+def _unnamed_ns(record: PointRecord) -> dict[str, float]:
+    rows = record.rows.items()
+    return {name: row.measurement.trimmed_mean_ns * row.blocks for name, row in rows if name.endswith("_other")}
+
+
+def _rows_ns(record: PointRecord) -> float:
+    return sum(row.measurement.trimmed_mean_ns * row.blocks for row in record.rows.values()) or 1.0
+
+
 def filled_text(table: LatencyTable) -> Iterator[str]:
     """How many points were interpolated, and how well that works where it can be checked."""
     filled = sum(not record.is_measured for record in table.records.values())
@@ -148,6 +182,7 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
         }
         shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())
         yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
+    yield from unnamed_text(table)
     yield from filled_text(table)
     timed = Counter(record.timed_by for record in table.records.values())
     if timed:

@@ -24,6 +24,7 @@ from llm_profile.model import UNSUPPORTED, ModelOptions, make_config, meta_model
 from llm_profile.probe import is_kernel
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
+from llm_profile.table import LatencyTable
 from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]
@@ -53,6 +54,9 @@ SUPPORTED = tuple(
 )
 
 
+OUTSIDE = "outside the model"
+
+
 class RowsOfOperators(TorchDispatchMode):
     """A recorder of ranges that notes in which row each operator ran."""
 
@@ -61,7 +65,6 @@ class RowsOfOperators(TorchDispatchMode):
         self.open: list[str] = []
         self.rows: set[str] = set()
         self.kernels: set[tuple[str, str]] = set()
-        self.outside: set[str] = set()
 
     def enter(self, row: str) -> None:
         self.rows.add(row)
@@ -71,10 +74,8 @@ class RowsOfOperators(TorchDispatchMode):
         self.open.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.open:
-            self.outside.add(func.name())
-        elif is_kernel(func):
-            self.kernels.add((self.open[-1], func.name()))
+        if is_kernel(func):
+            self.kernels.add((self.open[-1] if self.open else OUTSIDE, func.name()))
         return func(*args, **(kwargs or {}))
 
 
@@ -135,7 +136,17 @@ def test_type(model_type: str, tmp_path: Path) -> None:
     counts = [kind["count"] for kind in meta["kinds"]]
     assert is_finer(counts, list(counted_kinds(fields).values())), counts
     assert all(kind["profiled"] for kind in meta["kinds"])
+    check_identity(LatencyTable.read(meta_file.with_name(f"{model_type}.csv")))
     check_passes(model_type, fields)
+
+
+def check_identity(table: LatencyTable) -> None:
+    """Rows add up to the pass: of two passes the trimmed mean is the mean, and means add up as passes do."""
+    assert table.records and not table.missing
+    for record in table.records.values():
+        assert record.whole_pass.n == 2
+        rows_ns = sum(row.measurement.trimmed_mean_ns * row.blocks for row in record.rows.values())
+        assert rows_ns == pytest.approx(record.whole_pass.trimmed_mean_ns, rel=1e-9)
 
 
 def check_passes(model_type: str, fields: dict[str, Any]) -> None:
@@ -151,7 +162,7 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
                 hooked = logits_of(subject, point)
             assert torch.equal(plain, hooked) and torch.isfinite(plain).all()
             assert not recorder.open
-            unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other")}
+            unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other") or row == OUTSIDE}
             assert not unnamed - TABLES, unnamed
         assert not OF_RELEASE or described(model_type, subject) in LINES, "run python -m tests.test_architectures"
     finally:

@@ -1,5 +1,6 @@
 """What a run says at its end, from tables whose numbers are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_shares_are_of_the_whole_pass_in_each_phase() -> None:
     assert verbose[1] == "rows: share of the time of prefill and decode"
     assert verbose[2].split() == ["attn", "60.0%", "25.0%"]
     assert [line for line in verbose if line not in said] == verbose[1:5]
+
+
+def test_much_gpu_time_without_a_name_is_told_with_its_kernels() -> None:
+    made = table(
+        prefill=record(attn=(80, 80), block_other=(5, 5), model_other=(20, 20)),
+        decode=record(attn=(95,), block_other=(5,)),
+    )
+    of_prefill = made.records[PREFILL]
+    named = {name: replace(row, kernels=(f"{name} " + "x" * 99,)) for name, row in of_prefill.rows.items()}
+    made.records[PREFILL] = replace(of_prefill, rows=named)
+    assert not list(summary.unnamed_text(made)), "wall time, or nobody knows"
+    made.meta["clock"] = "gpu-kernel"
+    assert list(summary.unnamed_text(made)) == [
+        "doubtful: in 1 of 2 points over 10% of the GPU time is in unnamed rows "
+        f"(23.8% at input 4, kv_cache 0, most of it model_other: model_other {'x' * 48})"
+    ]
+    made.records.pop(PREFILL)
+    assert not list(summary.unnamed_text(made)), "5 %"
 
 
 def test_shares_are_of_the_numbers_that_tables_carry() -> None:
