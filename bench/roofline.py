@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.planning import DTYPE_BYTES
 from llm_profile.storage import write_json
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
@@ -31,7 +32,6 @@ GEMM_ROWS = (
 )
 """Rows that multiply every token with all of one weight; `<kind>.q_proj` where blocks are of several kinds."""
 
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 SHOWN = 20
 """Violations that are printed; the JSON has all of them."""

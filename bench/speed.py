@@ -30,6 +30,7 @@ from bench.compare_tables import Agreement, agreement_lines
 from bench.loading import add_model_arguments, longest_of, open_profiler, sweep_sizes
 from llm_profile.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.estimate import is_unnamed_row
 from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
@@ -124,14 +125,9 @@ def documented_point(subject: Subject, point: SweepPoint, timed: Timed, repeat: 
     timed.passes.append(repeat)
 
 
-def is_named(row: str) -> bool:
-    """Whether a row is a layer, not the rest of a container."""
-    return not row.endswith("_other")
-
-
 def named_rows_ns(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The number of each named row, from its times in single passes."""
-    return {row: Measurement.of(of_row).trimmed_mean_ns for row, of_row in times.items() if is_named(row)}
+    return {row: Measurement.of(of_row).trimmed_mean_ns for row, of_row in times.items() if not is_unnamed_row(row)}
 
 
 def documented_way(subject: Subject, points: Sequence[SweepPoint]) -> Timed:

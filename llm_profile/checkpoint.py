@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from llm_profile import download
 from llm_profile.blocks import Kept, keep_entries, kept_of_depth
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 from llm_profile.hub import PICKLE_FILES, ModelSource
 from llm_profile.model import built_with_few_blocks, meta_model
 
@@ -131,8 +131,7 @@ def load_weights(
                 **implementations,
             )
     except (ImportError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"--model {view.name}: transformers cannot load its checkpoint: {reason}") from error
+        raise UsageError(f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}") from error
     mismatched = [name for name, *_ in info["mismatched_keys"]]
     for problem, names in (("lacks", info["missing_keys"]), ("has in another shape than its config", mismatched)):
         if names:

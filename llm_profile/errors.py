@@ -7,6 +7,11 @@ EXIT_OVER_TOLERANCE = 4
 EXIT_INTERRUPTED = 130
 
 
+def one_line(error: Exception, most: int = 300) -> str:
+    """An error's text without line breaks, cut to `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 class UsageError(Exception):
     """A mistake that the user can mend: one line with what was wrong, what is allowed and which option to change.
 

@@ -41,6 +41,11 @@ def is_request_row(row: str) -> bool:
     return row.rpartition(".")[2] in REQUEST_ROWS
 
 
+def is_unnamed_row(row: str) -> bool:
+    """Whether `row` is what a container launches besides its layers."""
+    return row.endswith("_other")
+
+
 @dataclass(frozen=True)
 class PairLatency:
     """One request. tpot_ns: mean of the decode steps after the first token; None where there are none (output 1)."""

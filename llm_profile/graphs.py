@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from llm_profile.errors import one_line
 from llm_profile.passes import HostCopies
 from llm_profile.patches import patched
 from llm_profile.subject import Subject
@@ -66,7 +67,7 @@ class GraphPasses:
             except Exception as error:
                 # a forbidden call shows as whatever error the operator makes of it
                 self._abandon(graph, pool)
-                raise CaptureError(" ".join(str(error).split())[:200]) from error
+                raise CaptureError(one_line(error, 200)) from error
             graph.capture_end()
         return graph
 

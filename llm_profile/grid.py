@@ -71,8 +71,9 @@ def next_points(points: Sequence[SweepPoint], known: Known, failed: Collection[S
     if len(points) <= ROUND:
         return every_point(points, known, failed)
     most = most_measured(len(points))
-    lanes = [_before(failed, lane) for lane in _lanes(points)]
-    edges = _edges(_lanes(points), most // 2)
+    whole = _lanes(points)
+    lanes = [_before(failed, lane) for lane in whole]
+    edges = _edges(whole, most // 2)
     if first := [p for lane in lanes for p in lane if p in edges and not _is_measured(p, known)]:
         return first
     if ends := [middle for lane in lanes if (middle := _towards_failure(lane, known)) is not None]:
@@ -96,8 +97,7 @@ class Grid:
     def left(self, points: Sequence[SweepPoint], known: Known) -> tuple[int, int]:
         """How many points there are still to measure, and of how many; both at most."""
         most = self.most(len(points))
-        measured = sum(_is_measured(point, known) for point in points)
-        return (max(1, most - measured) if self.next_points(points, known, ()) else 0), most
+        return (max(1, most - len(_measured(points, known))) if self.next_points(points, known, ()) else 0), most
 
 
 GRIDS = {"full": Grid(every_point, lambda points: points), "adaptive": Grid(next_points, most_measured)}
@@ -110,7 +110,7 @@ def filled(
     """What is still unknown of `points`: records interpolated from measured neighbours, or why there are none."""
     made: dict[SweepPoint, PointRecord | str] = {}
     for lane in _lanes(points):
-        measured = [point for point in lane if _is_measured(point, known)]
+        measured = _measured(lane, known)
         for point in lane:
             at = bisect_left(measured, point)
             if point in failed or _is_measured(point, known):
@@ -130,7 +130,7 @@ def leave_one_out(points: Sequence[SweepPoint], known: Known) -> FillError | Non
     """
     errors = []
     for lane in _lanes(points):
-        measured = [point for point in lane if _is_measured(point, known)]
+        measured = _measured(lane, known)
         if len(measured) > 2:
             _, times_ns, off_ns = _misses(measured, known)
             errors.append((off_ns / np.maximum(times_ns, 1.0)).ravel())
@@ -142,6 +142,10 @@ def leave_one_out(points: Sequence[SweepPoint], known: Known) -> FillError | Non
 
 def _is_measured(point: SweepPoint, known: Known) -> bool:
     return point in known and known[point].is_measured
+
+
+def _measured(points: Sequence[SweepPoint], known: Known) -> list[SweepPoint]:
+    return [point for point in points if _is_measured(point, known)]
 
 
 def _lanes(points: Sequence[SweepPoint]) -> list[list[SweepPoint]]:
@@ -179,7 +183,7 @@ def _edges(lanes: Sequence[Sequence[SweepPoint]], most: int) -> set[SweepPoint]:
 
 def _gaps(lane: Sequence[SweepPoint], known: Known) -> Iterator[tuple[float, SweepPoint]]:
     """The middle of each gap between measured points that may hide something, and how much is to be gained there."""
-    measured = [point for point in lane if _is_measured(point, known)]
+    measured = _measured(lane, known)
     if len(measured) < 2:
         return
     rows, times_ns, off_ns = _misses(measured, known)

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -68,7 +68,7 @@ def make_config(fields: Mapping[str, Any]) -> Any:
         return _of_decoder(config)
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
-        raise UsageError(f"--model: its config.json is refused by transformers: {_one_line(error)}") from error
+        raise UsageError(f"--model: its config.json is refused by transformers: {one_line(error)}") from error
 
 
 def _of_decoder(config: Any) -> Any:
@@ -158,7 +158,7 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
             model: nn.Module = _build(copy.deepcopy(config), **arguments)
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
-        raise UsageError(f"--model: it cannot be built: {_one_line(error)}") from error
+        raise UsageError(f"--model: it cannot be built: {one_line(error)}") from error
     return model
 
 
@@ -192,7 +192,3 @@ def built_with_few_blocks(model_class: type[nn.Module], kept: Kept) -> Iterator[
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward has an argument of this name."""
     return argument in inspect.signature(model.forward).parameters
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

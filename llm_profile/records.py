@@ -26,6 +26,11 @@ class RowRecord:
     launches: int
     kernels: tuple[str, ...]
 
+    @property
+    def in_pass_ns(self) -> float:
+        """The row's part of a pass: its time over all profiled blocks."""
+        return self.measurement.trimmed_mean_ns * self.blocks
+
 
 @dataclass(frozen=True, slots=True)
 class PointRecord:

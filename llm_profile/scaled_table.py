@@ -82,9 +82,7 @@ def _scaled_record(point: SweepPoint, record: PointRecord, scaling: float | Scal
         name: replace(row, measurement=_times(row.measurement, factor))
         for (name, row), factor in zip(record.rows.items(), factors, strict=True)
     }
-    before, after = (
-        sum(row.measurement.trimmed_mean_ns * row.blocks for row in of.values()) for of in (record.rows, rows)
-    )
+    before, after = (sum(row.in_pass_ns for row in of.values()) for of in (record.rows, rows))
     return replace(record, rows=rows, whole_pass=_times(record.whole_pass, after / before if before else 1.0))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from llm_profile.estimate import is_unnamed_row
 from llm_profile.grid import leave_one_out
 from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
@@ -57,7 +58,7 @@ def resuming_text(left: int, most: int) -> str | None:
 def measured_text(table: LatencyTable) -> str | None:
     """What the latest run measured and how fast, if anything."""
     run = table.meta["runs"][-1]
-    count = sum(record.is_measured and record.run == run["index"] for record in table.records.values())
+    count = table.measured_by(run["index"])
     seconds = run["seconds"]
     return f"points measured: {count} in {seconds:.1f} s ({1000 * seconds / count:.1f} ms each)" if count else None
 
@@ -106,7 +107,7 @@ def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
     for point, record in table.records.items():
         of_phase = spent.setdefault(point.phase, defaultdict(float))
         for name, row in record.rows.items():
-            of_phase[name] += row.measurement.trimmed_mean_ns * row.blocks
+            of_phase[name] += row.in_pass_ns
     return {
         phase: {name: value / total for name, value in of_phase.items()}
         for phase, of_phase in spent.items()
@@ -148,12 +149,11 @@ def unnamed_text(table: LatencyTable) -> Iterator[str]:
 
 
 def _unnamed_ns(record: PointRecord) -> dict[str, float]:
-    rows = record.rows.items()
-    return {name: row.measurement.trimmed_mean_ns * row.blocks for name, row in rows if name.endswith("_other")}
+    return {name: row.in_pass_ns for name, row in record.rows.items() if is_unnamed_row(name)}
 
 
 def _rows_ns(record: PointRecord) -> float:
-    return sum(row.measurement.trimmed_mean_ns * row.blocks for row in record.rows.values()) or 1.0
+    return sum(row.in_pass_ns for row in record.rows.values()) or 1.0
 
 
 def filled_text(table: LatencyTable) -> Iterator[str]:
@@ -177,7 +177,7 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
     spread = noise(table)
     if spread is not None:
         others = {
-            phase: sum(share for name, share in of_phase.items() if name.endswith("_other"))
+            phase: sum(share for name, share in of_phase.items() if is_unnamed_row(name))
             for phase, of_phase in row_shares(table).items()
         }
         shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())

@@ -69,6 +69,10 @@ class LatencyTable:
         """The points that have records, in canonical order."""
         return sorted(self.records, key=canonical_order)
 
+    def measured_by(self, run: int) -> int:
+        """How many points a run measured, by its index; filled ones are not among them."""
+        return sum(record.is_measured and record.run == run for record in self.records.values())
+
     def row_names(self) -> list[str]:
         """Every row, in the order of a pass: that of first appearance over all points in canonical order."""
         return list(dict.fromkeys(name for point in self.points() for name in self.records[point].rows))
@@ -112,10 +116,7 @@ class LatencyTable:
 
     def write(self, paths: TablePaths) -> None:
         """Write rows file, metadata and CSV, each whole. Raises UsageError where the file system refuses."""
-        runs = [
-            run | {"points": sum(r.is_measured and r.run == run["index"] for r in self.records.values())}
-            for run in self.meta["runs"]
-        ]
+        runs = [run | {"points": self.measured_by(run["index"])} for run in self.meta["runs"]]
         missing = [
             {"input": p.input_len, "kv_cache": p.kv_len, "batch": p.batch, "reason": self.missing[p]}
             for p in sorted(self.missing, key=canonical_order)

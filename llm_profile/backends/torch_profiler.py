@@ -257,11 +257,11 @@ class TorchProfilerBackend:
         self._add_passes(events.read(), batch)
         results: list[PointSample | PointFailure | _Pending] = []
         for pending in batch:
-            pending.wanted = 0 if pending.failed else rule.passes_wanted(pending.pass_ns())
             if pending.failed:
                 results.append(PointFailure(pending.point, "out of memory"))
-            else:
-                results.append(pending if pending.wanted else self._sample(pending))
+                continue
+            pending.wanted = rule.passes_wanted(pending.pass_ns())
+            results.append(pending if pending.wanted else self._sample(pending))
         return results
 
     def _add_passes(self, session: trace.Trace, batch: list[_Pending]) -> None:
