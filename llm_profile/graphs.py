@@ -2,13 +2,14 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 
 from llm_profile.errors import one_line
 from llm_profile.passes import HostCopies
 from llm_profile.patches import patched
+from llm_profile.placement import weight_copies
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
 
@@ -39,13 +40,18 @@ class _Pool:
 
 
 class GraphPasses:
-    """Runs and captures passes of a runner on one stream. pools: memory pools, by number, that graphs can lie in."""
+    """Runs and captures passes of a runner on one stream.
+
+    pools: memory pools, by number, that graphs can lie in. Each but the first has weights of its own, where they fit.
+    """
 
     def __init__(self, subject: Subject, pools: int = 1) -> None:
         self.runner = subject.runner
         self.stream = torch.cuda.Stream(subject.device)
         self.copies = HostCopies()
         self._pools = [_Pool(self.stream) for _ in range(pools)]
+        free_bytes, _ = torch.cuda.mem_get_info(subject.device)
+        self._weights = weight_copies(subject.model, pools - 1, free_bytes)
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
         """One pass as the model's code runs it."""
@@ -55,7 +61,8 @@ class GraphPasses:
     def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> torch.cuda.CUDAGraph:
         """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream), masks_as_in_eager():
+        weights = self._weights[pool - 1].in_use() if pool and self._weights else nullcontext()
+        with torch.cuda.stream(self.stream), masks_as_in_eager(), weights:
             # thread-local: the telemetry thread must not be able to spoil a capture
             graph.capture_begin(pool=self._pools[pool].handle, capture_error_mode="thread_local")
             try:

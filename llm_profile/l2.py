@@ -25,12 +25,11 @@ def weight_bytes(model: nn.Module, layout: Layout) -> tuple[int, int]:
     tables = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
     } - matrices
-    profiled = sum(_bytes(p) for p in model.parameters() if id(p) not in tables)
+    profiled = sum(parameter_bytes(p) for p in model.parameters() if id(p) not in tables)
     full = float(profiled)
     for kind in layout.kinds:
-        of_kind = sum(
-            _bytes(p) for block, name in layout.block_kind.items() if name == kind.name for p in block.parameters()
-        )
+        blocks = [block for block, name in layout.block_kind.items() if name == kind.name]
+        of_kind = sum(parameter_bytes(p) for block in blocks for p in block.parameters())
         full += of_kind * (kind.count / len(kind.profiled) - 1)
     return profiled, round(full)
 
@@ -54,5 +53,6 @@ def l2_flush(subject: Subject) -> Callable[[], None] | None:
     return flush
 
 
-def _bytes(parameter: nn.Parameter) -> int:
+def parameter_bytes(parameter: nn.Parameter) -> int:
+    """Of its data on the device."""
     return parameter.numel() * parameter.element_size()

@@ -31,6 +31,9 @@ PASS = "llm_profile.pass"
 ROW = "llm_profile.row:"
 """Prefix of ranges that name rows."""
 
+OURS = (ROW, PASS)
+"""Prefixes of the ranges that are opened here. They show on the device's clock too, where nothing is to be had."""
+
 LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
 """Runtime and driver calls, by name: torch 2.11 has no activity type on its events."""
 
@@ -68,6 +71,12 @@ class Trace:
     rows: list[Range] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
+
+    def of_kind(self, event: Any) -> list[Any] | None:
+        """Where events of this one's name belong, None for those that say nothing: the model's own ranges, calls."""
+        if event.device_type() != DeviceType.CPU:
+            return None if event.is_user_annotation() else self.kernels
+        return self.launches if LAUNCH.match(event.name()) else None
 
     @cached_property
     def by_pass(self) -> list[tuple[int, list[tuple[Kernel, Launch]]]]:
@@ -121,19 +130,28 @@ class Events:
         self._recorded = recorded
 
     def read(self) -> Trace:
-        """Each event to its kind. A session has a thousand of them a point: nothing is asked of an event twice."""
-        trace, host = Trace(), DeviceType.CPU
+        """Each event to its kind. A session has a thousand of them a point: what a name tells is asked for once.
+
+        Names are shared, too: a session's kernels have some fifty.
+        """
+        trace = Trace()
+        known: dict[str, tuple[str, list[Any] | None]] = {}
         for event in self._recorded.events():
             name = event.name()
-            if event.device_type() != host:
-                if not name.startswith((ROW, PASS)) and not event.is_user_annotation():
-                    trace.kernels.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
-            elif name.startswith(ROW):
-                trace.rows.append(_range(name[len(ROW) :], event))
-            elif name.startswith(PASS):
-                trace.passes.append(_range(name[len(PASS) + 1 :], event))
-            elif LAUNCH.match(name):
-                trace.launches.append(Launch(event.correlation_id(), event.start_ns(), name))
+            if name.startswith(OURS):
+                if event.device_type() == DeviceType.CPU:
+                    start_ns = event.start_ns()
+                    row = name.startswith(ROW)
+                    named = name[len(ROW) if row else len(PASS) + 1 :]
+                    (trace.rows if row else trace.passes).append(Range(named, start_ns, start_ns + event.duration_ns()))
+                continue
+            if name not in known:
+                known[name] = (name, trace.of_kind(event))
+            name, kind = known[name]
+            if kind is trace.kernels:
+                kind.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
+            elif kind is trace.launches:
+                kind.append(Launch(event.correlation_id(), event.start_ns(), name))
         return trace
 
 
@@ -153,11 +171,6 @@ def record() -> Iterator[Events]:
     finally:
         torch.cuda.synchronize()
         session.keep(_disable_profiler())
-
-
-def _range(name: str, event: Any) -> Range:
-    start_ns = event.start_ns()
-    return Range(name, start_ns, start_ns + event.duration_ns())
 
 
 @dataclass(frozen=True, slots=True)

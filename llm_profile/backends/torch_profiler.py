@@ -100,6 +100,7 @@ class TorchProfilerBackend:
                 "before each pass"
             )
         self._rest_until = 0.0
+        self._bounds: dict[str, tuple[int, int]] = {}  # phase -> longest pass known to be short, shortest to be long
         gc.collect()
         gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
 
@@ -166,7 +167,7 @@ class TorchProfilerBackend:
             if not pending.graphs:
                 pending.timed_by = "eager"
                 continue
-            pending.short = not warmup or self._settle(pending.graphs[0]) < SHORT_PASS_NS
+            pending.short = self._is_short(pending)
             if pending.short and not pending.passes:
                 pending.wanted = min(max(pending.wanted, SHORT_PASSES), rule.repeat)
 
@@ -230,7 +231,19 @@ class TorchProfilerBackend:
             with torch.cuda.stream(self._passes.stream):
                 self._flush()
 
-    def _settle(self, graph: torch.cuda.CUDAGraph) -> float:
+    def _is_short(self, pending: _Pending) -> bool:
+        """Timed by a replay, unless a longer pass of its phase is known to be short or a shorter one not to be."""
+        phase, length = pending.point.phase, pending.point.total_len
+        short_to, long_from = self._bounds.get(phase, (0, sys.maxsize))
+        if short_to < length < long_from:
+            if self._time(pending.graphs[0]) < SHORT_PASS_NS:
+                short_to = length
+            else:
+                long_from = length
+            self._bounds[phase] = short_to, long_from
+        return length <= short_to
+
+    def _time(self, graph: torch.cuda.CUDAGraph) -> float:
         """One replay that does not count; returns its nanoseconds on the device."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began = time.monotonic()
