@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures what the README quotes, in stages of a few minutes each on one H200:
-#     bench/reproduce.sh STAGE [DIR]
+#     bench/reproduce.sh STAGE [DIR [MODEL...]]
 # Tables and JSON go to DIR/<hardware>/ (default: this repository). Stages stand in the README beside their figures.
+# Stages of several models (families, graph, eager) measure all, or those that are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +28,9 @@ validate() { # runtime, models
 }
 
 models=(meta-llama/Llama-3.1-8B facebook/opt-6.7b Qwen/Qwen3-8B microsoft/Phi-mini-MoE-instruct)
+# its rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
+declare -A blocks=([microsoft/Phi-mini-MoE-instruct]=4)
+named=("${@:3}")
 
 case $stage in
     llama) # the full sweep: every length from 1 to 2,048 in both phases
@@ -34,10 +38,10 @@ case $stage in
         python3 bench/roofline.py "$dir/$hardware/meta-llama/Llama-3.1-8B.csv" --bandwidth 4.8e12 --flops 989e12
         ;;
     families) # every 8th length of the other families
-        profile facebook/opt-6.7b "${every_8th[@]}" --skip-scaling || [ $? = 3 ] # its positions end at 2,048
-        profile Qwen/Qwen3-8B "${every_8th[@]}" --skip-scaling
-        # the rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
-        profile microsoft/Phi-mini-MoE-instruct "${every_8th[@]}" --num-layers 4 --skip-scaling
+        for model in "${named[@]:-${models[@]:1}}"; do
+            profile "$model" "${every_8th[@]}" --num-layers "${blocks[$model]:-1}" --skip-scaling ||
+                [ $? = 3 ] # positions of OPT end at 2,048
+        done
         ;;
     repeat) # a second sweep of every 8th length, compared with the first
         again=$(mktemp -d)
@@ -52,7 +56,7 @@ case $stage in
     graph | eager) # estimated against real, at full depth
         runtime=$stage
         [ "$stage" = eager ] || runtime=cuda-graph
-        validate "$runtime" "${models[@]}"
+        validate "$runtime" "${named[@]:-${models[@]}}"
         ;;
     deep) # a model whose weights fill most of the card
         profile Qwen/Qwen3-32B "${every_8th[@]}" --skip-scaling
