@@ -28,8 +28,11 @@ validate() { # runtime, models
 }
 
 models=(meta-llama/Llama-3.1-8B facebook/opt-6.7b Qwen/Qwen3-8B microsoft/Phi-mini-MoE-instruct)
-# its rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
-declare -A blocks=([microsoft/Phi-mini-MoE-instruct]=4)
+declare -A options=(
+    [facebook/opt-6.7b]="--decode-max 2047" # its positions end at 2,048 tokens
+    # its rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
+    [microsoft/Phi-mini-MoE-instruct]="--num-layers 4"
+)
 named=("${@:3}")
 
 case $stage in
@@ -39,8 +42,8 @@ case $stage in
         ;;
     families) # every 8th length of the other families
         for model in "${named[@]:-${models[@]:1}}"; do
-            profile "$model" "${every_8th[@]}" --num-layers "${blocks[$model]:-1}" --skip-scaling ||
-                [ $? = 3 ] # positions of OPT end at 2,048
+            read -ra own <<<"${options[$model]:-}"
+            profile "$model" "${every_8th[@]}" "${own[@]}" --skip-scaling
         done
         ;;
     repeat) # a second sweep of every 8th length, compared with the first
