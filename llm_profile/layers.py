@@ -97,6 +97,11 @@ class Layout:
     def _blocks_of_row(self) -> dict[str, int]:
         return {row: self.profiled(kind) for row, kind in self.block_rows().items()}
 
+    def row_of(self, module: nn.Module) -> str:
+        """The row that the time of a module goes to: its own, or that of the innermost layer around it."""
+        around = [site.row for site in self.sites if any(m is module for m in site.module.modules())]
+        return around[-1] if around else MODEL_OTHER
+
     def qualify(self, kind: str | None, row: str) -> str:
         """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
         return f"{kind}.{row}" if kind is not None and len(self.kinds) > 1 else row
