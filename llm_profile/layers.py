@@ -224,3 +224,8 @@ def _label_kind(label: str, kind: str) -> str:
 def expert_modules(model: nn.Module) -> list[nn.Module]:
     """Modules that hold all experts of one block."""
     return [m for m in model.modules() if is_experts(m)]
+
+
+def num_experts(module: nn.Module) -> int:
+    """Experts of a module that holds all of a block."""
+    return next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)

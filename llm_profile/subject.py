@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_profile.blocks import Kept
 from llm_profile.errors import UsageError
+from llm_profile.expert_load import expert_load
 from llm_profile.layers import Layout, expert_modules, walk
 from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, meta_model, resolve_dtype
 from llm_profile.passes import PassRunner
@@ -140,8 +142,12 @@ class Subject:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What is recorded of the model as it was measured in a run, and never compared."""
-        return {"slow_path": self.slow_path}
+        """What is recorded of the model as it was measured in a run, and never compared. The first call runs passes."""
+        return {"slow_path": self.slow_path, "expert_load": self._expert_load}
+
+    @cached_property
+    def _expert_load(self) -> dict[str, Any]:
+        return expert_load(self.runner, self.layout, self.options.max_input)
 
     def close(self) -> None:
         self._undo.close()
