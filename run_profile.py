@@ -193,6 +193,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
     add("--allow-pickle", action="store_true", help="read a .bin checkpoint (unpickling may run code)")
+    add(
+        "--allow-slow-path",
+        action="store_true",
+        help="measure layers that run slow Python for want of a kernel package; they are marked",
+    )
     add("--hf-token", metavar="TOKEN", help="access token of the Hugging Face Hub (default: HF_TOKEN)")
     add("--seed", type=int, default=0, help="of random weights, inputs and the order of points (default %(default)s)")
 

@@ -12,6 +12,17 @@ def one_line(error: Exception, most: int = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in an error of no type of its own, when the host has no memory left."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: the host's, or that of a GPU (torch.OutOfMemoryError)."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_OUT_OF_MEMORY in str(error)
+    )
+
+
 class UsageError(Exception):
     """A mistake that the user can mend: one line with what was wrong, what is allowed and which option to change.
 

@@ -97,6 +97,11 @@ class Layout:
     def _blocks_of_row(self) -> dict[str, int]:
         return {row: self.profiled(kind) for row, kind in self.block_rows().items()}
 
+    def row_of(self, module: nn.Module) -> str:
+        """The row that the time of a module goes to: its own, or that of the innermost layer around it."""
+        around = [site.row for site in self.sites if any(m is module for m in site.module.modules())]
+        return around[-1] if around else MODEL_OTHER
+
     def qualify(self, kind: str | None, row: str) -> str:
         """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
         return f"{kind}.{row}" if kind is not None and len(self.kinds) > 1 else row
@@ -219,3 +224,8 @@ def _label_kind(label: str, kind: str) -> str:
 def expert_modules(model: nn.Module) -> list[nn.Module]:
     """Modules that hold all experts of one block."""
     return [m for m in model.modules() if is_experts(m)]
+
+
+def num_experts(module: nn.Module) -> int:
+    """Experts of a module that holds all of a block."""
+    return next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)

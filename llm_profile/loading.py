@@ -21,7 +21,7 @@ from llm_profile.model import (
 )
 from llm_profile.request import Request
 from llm_profile.subject import Subject, SubjectOptions
-from llm_profile.table import LatencyTable
+from llm_profile.table import LatencyTable, slow_path
 
 DUMMY = "dummy"
 
@@ -45,6 +45,7 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
         max_total=max(p.total_len for p in points),
         sdpa_backend=request.sdpa_backend,
         routing=request.routing,
+        allow_slow_path=request.allow_slow_path,
     )
     return Subject(options)
 
@@ -73,6 +74,7 @@ def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | 
         max_total=longest,
         sdpa_backend=conditions["sdpa_backend"],
         routing=conditions["routing"] or "balanced",
+        allow_slow_path=bool(slow_path(table)),
     )
     return Subject(options)
 

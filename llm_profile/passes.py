@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.cache import InPlaceCache, PastOfAPrompt
 from llm_profile.errors import UsageError
-from llm_profile.layers import expert_modules
+from llm_profile.layers import expert_modules, num_experts
 from llm_profile.model import takes
 from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
 from llm_profile.sweep import SweepPoint
@@ -155,8 +155,7 @@ class PassRunner:
         """Replace the router's choice, a [tokens, top_k] tensor of expert numbers, by a prepared one."""
 
         def replaced(value: Any) -> Any:
-            chosen = isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point()
-            return self._assignment(module, value) if chosen else value
+            return self._assignment(module, value) if is_choice(value) else value
 
         return tuple(replaced(a) for a in args), {k: replaced(v) for k, v in kwargs.items()}
 
@@ -164,8 +163,8 @@ class PassRunner:
         tokens, top_k = chosen.shape
         table = module.__dict__.get("_llm_profile_assignment")
         if table is None or table.shape[0] < tokens:
-            experts = next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)
-            table = expert_assignment(self.routing, max(tokens, self.max_tokens), top_k, experts).to(chosen)
+            longest = max(tokens, self.max_tokens)
+            table = expert_assignment(self.routing, longest, top_k, num_experts(module)).to(chosen)
             module.__dict__["_llm_profile_assignment"] = table
             self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
         return table[:tokens]
@@ -177,6 +176,11 @@ def cache_argument(model: nn.Module) -> str:
         if takes(model, name):
             return name
     raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
+
+
+def is_choice(value: Any) -> bool:
+    """Whether an argument of an experts module is the router's choice: expert numbers, [tokens, top_k]."""
+    return isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point()
 
 
 def expert_assignment(routing: str, tokens: int, top_k: int, num_experts: int) -> torch.Tensor:

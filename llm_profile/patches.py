@@ -14,6 +14,9 @@ ROPE_FUNCTION = re.compile(r"^apply_(rotary|rope|multimodal_rotary)")
 MASK_FUNCTION = re.compile(r"^create_\w*mask\w*$")
 """Module-level functions of modelling files that build attention masks."""
 
+ANY_FUNCTION = re.compile("")
+"""Every name."""
+
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:

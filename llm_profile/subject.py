@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_profile.blocks import Kept
 from llm_profile.errors import UsageError
+from llm_profile.expert_load import expert_load
 from llm_profile.layers import Layout, expert_modules, walk
 from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, meta_model, resolve_dtype
 from llm_profile.passes import PassRunner
+from llm_profile.slow_path import reason, slow_layers
 from llm_profile.sweep import SweepPoint
 
 SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
@@ -38,7 +41,8 @@ class SubjectOptions:
 
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
     load: loads the real weights of the kept blocks, None for dummy ones.
-    max_input, max_total: the largest pass that will be run.
+    max_input, max_total: the largest pass that will be run. allow_slow_path: measure layers that run slowly for want of
+    a kernel; if not, they are refused.
     """
 
     config: Mapping[str, Any]
@@ -49,6 +53,7 @@ class SubjectOptions:
     load: Callable[[Any, ModelOptions, Kept], nn.Module] | None = None
     sdpa_backend: str = "auto"
     routing: str = "balanced"
+    allow_slow_path: bool = False
 
 
 @contextmanager
@@ -63,7 +68,11 @@ def attention_backend(name: str, device: torch.device) -> Iterator[None]:
 
 
 class Subject:
-    """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches."""
+    """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches.
+
+    slow_path: rows that run slowly for want of a kernel, each with the reason. notices: what the user should know, a
+    line each. Raises UsageError for what cannot be measured, and for slow rows that were not allowed.
+    """
 
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
@@ -80,6 +89,10 @@ class Subject:
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
             self.layout: Layout = self._walk(full_model, kept)
+            slow = slow_layers(self.model, self.runner.run, options.max_input, options.max_total)
+            self.missing_packages = sorted({package for packages in slow.values() for package in packages})
+            self.slow_path = {self.layout.row_of(module): reason(packages) for module, packages in slow.items()}
+            self.notices = self._slow_path_notices()
             self._undo = undo.pop_all()
 
     def _walk(self, full_model: nn.Module, kept: Kept) -> Layout:
@@ -100,6 +113,17 @@ class Subject:
                 ) from error
             raise
 
+    def _slow_path_notices(self) -> list[str]:
+        if not self.slow_path:
+            return []
+        rows = ", ".join(f"{row} ({why})" for row, why in self.slow_path.items())
+        if not self.options.allow_slow_path:
+            raise UsageError(
+                f"--model: rows that would run slow Python in place of a kernel: {rows}; install what is missing, or "
+                "measure them as they are with --allow-slow-path"
+            )
+        return [f"slow path: {rows}: measured as it runs, without the kernels that a serving engine has"]
+
     def conditions(self) -> dict[str, Any]:
         """What of the model must not differ between runs that share a table."""
         config: Any = self.model.config
@@ -114,7 +138,16 @@ class Subject:
             "weights": self.options.weights,
             "num_layers": self.options.model.num_layers,
             "seed": self.options.model.seed,
+            **({"missing_kernels": ", ".join(self.missing_packages)} if self.missing_packages else {}),
         }
+
+    def facts(self) -> dict[str, Any]:
+        """What is recorded of the model as it was measured in a run, and never compared. The first call runs passes."""
+        return {"slow_path": self.slow_path, "expert_load": self._expert_load}
+
+    @cached_property
+    def _expert_load(self) -> dict[str, Any]:
+        return expert_load(self.runner, self.layout, self.options.max_input)
 
     def close(self) -> None:
         self._undo.close()

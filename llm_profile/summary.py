@@ -16,7 +16,7 @@ from llm_profile.profiler import Progress, clocks_mhz, slow_points
 from llm_profile.records import PointRecord
 from llm_profile.storage import without_tokens
 from llm_profile.sweep import Plan, SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.table import LatencyTable, slow_path
 
 UNNAMED_LIMIT = 0.1
 """Share of a pass in `_other` rows from which on it is said: something large may lack a row of its own."""
@@ -182,6 +182,9 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
         }
         shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())
         yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
+    if slow_rows := slow_path(table):
+        rows = ", ".join(f"{row} ({why})" for row, why in slow_rows.items())
+        yield f"slow path: {rows}: slower than a serving engine, which has kernels for them"
     yield from unnamed_text(table)
     yield from filled_text(table)
     timed = Counter(record.timed_by for record in table.records.values())

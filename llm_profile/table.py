@@ -205,6 +205,11 @@ def _not_ours(path: Path, why: str) -> UsageError:
     )
 
 
+def slow_path(table: LatencyTable) -> dict[str, str]:
+    """Rows that ran slowly for want of a kernel in any run of a table, each with the reason."""
+    return {row: why for run in table.meta["runs"] for row, why in (run.get("slow_path") or {}).items()}
+
+
 def _has_all_fields(meta: dict[str, Any]) -> bool:
     texts = ("hardware", "model", "origin", "clock")
     lists = ("kinds", "runs", "missing")

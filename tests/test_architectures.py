@@ -28,9 +28,12 @@ from llm_profile.table import LatencyTable
 from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]
-LONGEST = 9
+SHOWS_LOOPS = 20
+"""Tokens of the longest prompt that a model is opened for: enough to tell loops over tokens."""
+
 SWEEP = ["--prefill-max", "9", "--prefill-step", "4", "--decode-max", "9", "--decode-step", "4"]
 QUICK = ["--device", "cpu", "--load-format", "dummy", "--repeat", "2", "--precision", "0", "--warmup", "1"]
+QUICK += ["--allow-slow-path"]
 
 CANNOT_BE_BUILT: dict[str, str] = {
     "gemma3n": "needs timm, pillow and torchvision; gemma3n_text needs nothing",
@@ -41,7 +44,7 @@ EXCEPTIONS: dict[str, str] = {**UNSUPPORTED, **CANNOT_BE_BUILT}
 """Type -> why it is not profiled. Everything else is."""
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
-LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 5][2:]
+LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 6][2:]
 """The table of supported types, as committed."""
 
 RELEASE = "5.17"
@@ -93,8 +96,8 @@ def write_model(model_type: str, folder: Path) -> dict[str, Any]:
 
 
 def open_subject(fields: dict[str, Any], num_layers: int = 1) -> Subject:
-    options = SubjectOptions(fields, ModelOptions(num_layers, "cpu", "float32"), LONGEST, LONGEST + 1)
-    return Subject(options)
+    model = ModelOptions(num_layers, "cpu", "float32")
+    return Subject(SubjectOptions(fields, model, SHOWS_LOOPS, SHOWS_LOOPS + 1, allow_slow_path=True))
 
 
 def counted_kinds(fields: dict[str, Any]) -> Counter[Any]:
@@ -192,7 +195,7 @@ CACHES = {
 
 
 def described(model_type: str, subject: Subject) -> str:
-    """A line of the table of supported types: the kinds of blocks of the tiny model, its cache, its rows in blocks."""
+    """A line of the table of supported types: kinds of blocks, cache and slow path of the tiny model, rows."""
     recorder = RowsOfOperators()
     with LayerRanges(subject.model, subject.layout, recorder):
         for point in POINTS:
@@ -203,7 +206,8 @@ def described(model_type: str, subject: Subject) -> str:
     layers = getattr(subject.runner.cache, "layers", None)
     used = [CACHES[type(layer).__name__] for layer in layers or [] if is_used(layer)]
     cache = ", ".join(dict.fromkeys(used)) if layers else OWN_PAST
-    return f"| {model_type} | {kinds} | {cache} | {', '.join(sorted(rows))} |"
+    slow = ", ".join(dict.fromkeys(subject.slow_path.values()))
+    return f"| {model_type} | {kinds} | {cache} | {slow} | {', '.join(sorted(rows))} |"
 
 
 def is_used(layer: Any) -> bool:
@@ -222,10 +226,11 @@ def document(lines: list[str]) -> str:
             f"Of the {len(TYPES)} types of causal LMs in transformers {RELEASE}, {len(lines)} are profiled.",
             "Each is built tiny, with random weights, and taken through the whole command on a CPU by",
             "`tests/test_architectures.py`, which writes this file. Kinds of blocks and caches are those of the",
-            "tiny configuration; rows are those of its blocks, without `_other` rows.",
+            "tiny configuration; rows are those of its blocks, without `_other` rows. A type with a slow path is",
+            "refused without `--allow-slow-path`, unless the packages that it names are there.",
             "",
-            "| type | kinds of blocks | cache | rows of blocks |",
-            "|---|---|---|---|",
+            "| type | kinds of blocks | cache | slow path | rows of blocks |",
+            "|---|---|---|---|---|",
             *lines,
             "",
             "## Not profiled",

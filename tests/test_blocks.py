@@ -32,7 +32,9 @@ def test_buffers_are_those_of_a_model_that_was_built_on_the_device(model_type: s
 @pytest.mark.parametrize("model_type", STATES)
 def test_steps_on_the_cache_give_what_one_long_pass_gives(model_type: str) -> None:
     config = {**tiny_config(model_type).to_dict(), "dtype": "float32"}
-    tiny = Subject(SubjectOptions(config, ModelOptions(1, "cpu", "float32"), 7, 7, routing="model"))
+    tiny = Subject(
+        SubjectOptions(config, ModelOptions(1, "cpu", "float32"), 7, 7, routing="model", allow_slow_path=True)
+    )
     try:
         runner, model = tiny.runner, tiny.model
         if not isinstance(runner.cache, InPlaceCache):

@@ -21,11 +21,12 @@ LEVELS: tuple[set[str], ...] = (
     {"errors", "sweep", "measurement", "telemetry", "catalog", "footprint", "download"},
     {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate", "patches"},
     {"journal", "rows_file", "table", "grid", "request", "blocks", "probe", "layers", "cache", "model"},
-    {"writer", "hooks", "passes", "checkpoint", "trace", "steps", "scaling"},
+    {"writer", "hooks", "passes", "slow_path", "expert_load", "checkpoint", "trace", "steps", "scaling"},
     {"subject", "judgement", "scaled_table", "scaling_options", "profiler"},
     {
         "loading",
         "graphs",
+        "placement",
         "l2",
         "report",
         "planning",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.backends.base import BlockKind
+from llm_profile.errors import is_out_of_memory
 from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.provenance import device_conditions, device_facts
@@ -13,9 +14,6 @@ from llm_profile.sweep import SweepPoint
 
 WARMUP_PASSES = 2
 """Passes before those that count: the first allocates and picks code paths, the second runs in warm caches."""
-
-OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says, in an error of no type of its own, when the host has no memory left."""
 
 
 class WallRecorder:
@@ -59,13 +57,13 @@ class CpuWallBackend:
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
-        self.notices = ["profiling on a CPU: rows are wall time, not kernel time"]
+        self.notices = ["profiling on a CPU: rows are wall time, not kernel time", *subject.notices]
 
     def conditions(self) -> Mapping[str, Any]:
         return {**device_conditions(self.subject.device), **self.subject.conditions()}
 
     def facts(self) -> Mapping[str, Any]:
-        return device_facts(self.subject.device)
+        return {**device_facts(self.subject.device), **self.subject.facts()}
 
     def sample(
         self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
@@ -86,7 +84,7 @@ class CpuWallBackend:
                             runner.run(point)
                             passes.append(recorder.rows)
                 except (MemoryError, RuntimeError) as error:
-                    if isinstance(error, RuntimeError) and OUT_OF_MEMORY not in str(error):
+                    if not is_out_of_memory(error):
                         raise
                     yield PointFailure(point, "out of memory")
                     continue

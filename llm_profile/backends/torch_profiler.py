@@ -87,7 +87,7 @@ class TorchProfilerBackend:
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
         self.telemetry = Telemetry(pci_bus_id(subject.device))
-        self.notices: list[str] = []
+        self.notices = list(subject.notices)
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
@@ -113,6 +113,7 @@ class TorchProfilerBackend:
     def facts(self) -> Mapping[str, Any]:
         return {
             **device_facts(self.subject.device),
+            **self.subject.facts(),
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,

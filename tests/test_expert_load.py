@@ -1,0 +1,92 @@
+"""Tokens per expert, as the metadata has them, against the routing that is known."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llm_profile.expert_load import expert_load
+from llm_profile.passes import expert_assignment
+from llm_profile.subject import Subject
+from llm_profile.sweep import SweepPoint
+from tests.tiny import subject
+
+EXPERTS, TOP_K, LONGEST = 4, 2, 70
+
+
+def load(tiny: Subject) -> dict[str, Any]:
+    try:
+        return expert_load(tiny.runner, tiny.layout, tiny.options.max_input)
+    finally:
+        tiny.close()
+
+
+def test_balanced_routing_is_even() -> None:
+    (found,) = load(subject("mixtral", 2, max_total=LONGEST)).items()
+    assert found == (
+        "block",
+        {
+            "experts": EXPERTS,
+            "experts_per_token": TOP_K,
+            "routing": "balanced",
+            "tokens_per_expert": [
+                {"tokens": 1, "min": 0, "mean": 0.5, "max": 1, "idle": 2},
+                {"tokens": 64, "min": 32, "mean": 32, "max": 32, "idle": 0},
+                {"tokens": LONGEST, "min": 35, "mean": 35, "max": 35, "idle": 0},
+            ],
+        },
+    )
+
+
+def test_random_routing_is_what_was_drawn() -> None:
+    last = load(subject("mixtral", max_total=LONGEST, routing="random"))["block"]["tokens_per_expert"][-1]
+    counts = torch.bincount(expert_assignment("random", LONGEST, TOP_K, EXPERTS).flatten(), minlength=EXPERTS)
+    assert (last["min"], last["max"]) == (counts.min(), counts.max()) and last["min"] < last["max"]
+
+
+def test_the_router_is_watched() -> None:
+    tiny = subject("mixtral", max_total=LONGEST, routing="model")
+    routers: list[torch.Tensor] = []
+    gate = tiny.model.model.layers[0].mlp.gate
+    with torch.no_grad():
+        gate.weight[0] = 0
+        gate.weight[1:] *= 100  # its choice is far from even
+    handle = gate.register_forward_hook(lambda _m, _a, output: routers.append(output[-1]))
+    tiny.runner.run(SweepPoint(LONGEST, 0))
+    handle.remove()
+    found = load(tiny)["block"]
+    counts = torch.bincount(routers[0].flatten(), minlength=EXPERTS)
+    last = found["tokens_per_expert"][-1]
+    assert found["routing"] == "model" and last["tokens"] == LONGEST
+    assert (last["min"], last["max"], last["idle"]) == (counts.min(), counts.max(), (counts == 0).sum())
+    assert last["min"] < last["max"]
+
+
+def test_passes_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = subject("mixtral", max_total=LONGEST)
+    run = tiny.runner.run
+
+    def out_of_memory(point: SweepPoint) -> Any:
+        if point.input_len == LONGEST:
+            raise torch.OutOfMemoryError
+        return run(point)
+
+    monkeypatch.setattr(tiny.runner, "run", out_of_memory)
+    assert [at["tokens"] for at in load(tiny)["block"]["tokens_per_expert"]] == [1, 64]
+
+
+def test_only_kinds_with_experts_are_told() -> None:
+    assert list(load(subject("deepseek_v2"))) == ["moe"]
+    assert load(subject("llama")) == {}
+
+
+@pytest.mark.parametrize("routing", ["balanced", "model"])
+def test_what_is_recorded_is_counted_once_and_leaves_nothing(routing: str) -> None:
+    tiny = subject("phimoe", routing=routing)
+    hooks = [len(m._forward_pre_hooks) for m in tiny.model.modules()]
+    before = tiny.runner.run(SweepPoint(5, 0)).logits.clone()
+    facts = tiny.facts()["expert_load"]
+    assert facts is tiny.facts()["expert_load"] and list(facts) == ["block"]
+    assert [len(m._forward_pre_hooks) for m in tiny.model.modules()] == hooks
+    assert torch.equal(tiny.runner.run(SweepPoint(5, 0)).logits, before)
+    tiny.close()
