@@ -46,12 +46,12 @@ case $stage in
             profile "$model" "${every_8th[@]}" "${own[@]}" --skip-scaling
         done
         ;;
-    repeat) # a second sweep of every 8th length, compared with the first
-        again=$(mktemp -d)
-        python3 run_profile.py --hardware "$hardware" --model meta-llama/Llama-3.1-8B --load-format dummy \
-            "${every_8th[@]}" --skip-scaling --output-dir "$again"
-        python3 bench/compare_tables.py "$dir/$hardware/meta-llama/Llama-3.1-8B.csv" \
-            "$again/$hardware/meta-llama/Llama-3.1-8B.csv"
+    repeat) # two sweeps of every 8th length, one after the other, compared
+        for again in once twice; do
+            python3 run_profile.py --hardware "$again" --model meta-llama/Llama-3.1-8B --load-format dummy \
+                "${every_8th[@]}" --skip-scaling --output-dir "$dir"
+        done
+        python3 bench/compare_tables.py "$dir"/{once,twice}/meta-llama/Llama-3.1-8B.csv
         ;;
     clock) # the same passes by CUDA events
         python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
@@ -62,8 +62,8 @@ case $stage in
         validate "$runtime" "${named[@]:-${models[@]}}"
         ;;
     deep) # a model whose weights fill most of the card
-        profile Qwen/Qwen3-32B "${every_8th[@]}" --skip-scaling
-        validate cuda-graph Qwen/Qwen3-32B
+        profile mistralai/Mixtral-8x7B-v0.1 --prefill-step 16 --decode-step 16 --skip-scaling
+        validate cuda-graph mistralai/Mixtral-8x7B-v0.1
         ;;
     *)
         echo "bench/reproduce.sh: no stage $stage: choose llama, families, repeat, clock, graph, eager or deep" >&2

@@ -50,8 +50,8 @@ def measure(
 ) -> None:
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
-    Prefill comes first, since its passes warm the GPU up soonest; within a phase, points are shuffled, so that a
-    drifting clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again
+    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
+    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again
     after the others, and the result at the highest clock is kept.
     """
     for point, reason in laid_out.unrunnable.items():
@@ -88,14 +88,9 @@ def measure(
 
 
 def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
-    """Prefill before decode, shuffled within each.
-
-    A GPU that has just begun to work is another one: some 15 s into a sweep (6 s, where another had just ended),
-    kernels of 1 to 2 us of an H200 became 10 % slower from one point to the next, in graphs captured before and after
-    alike, and stayed so. They weigh the least in long prompts.
-    """
+    """Decode before prefill, shuffled within each."""
     shuffled = random.Random(seed).sample(points, len(points))
-    return sorted(shuffled, key=lambda point: point.phase, reverse=True)
+    return sorted(shuffled, key=lambda point: point.phase)
 
 
 def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:

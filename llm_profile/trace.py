@@ -6,11 +6,13 @@ is host time that a sweep of thousands of points does not have.
 """
 
 import re
+import statistics
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -251,6 +253,12 @@ def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPa
     if [k.name for k in replay] != [k.name for k in labelled.kernels]:
         return None
     return LabelledPass(labelled.rows, tuple(replay))
+
+
+def median_gap_ns(kernels: Sequence[Kernel]) -> int:
+    """How long the device waits between two kernels of a pass, in the median; 0 for a single one."""
+    gaps = [after.start_ns - before.start_ns - before.duration_ns for before, after in pairwise(kernels)]
+    return statistics.median_low(gaps) if gaps else 0
 
 
 def overlap(kernels: Sequence[Kernel]) -> float:

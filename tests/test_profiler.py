@@ -31,7 +31,7 @@ def test_every_point_is_measured_once_decode_first(tmp_path: Path) -> None:
     table = measured(tmp_path, backend)
     assert sorted(backend.asked) == sorted(PLAN.points) and table.points() == list(PLAN.points)
     phases = [point.phase for point in backend.asked]
-    assert phases == sorted(phases, reverse=True) and phases[0] == "prefill"
+    assert phases == sorted(phases) and phases[0] == "decode"
     assert backend.asked != sorted(backend.asked), "shuffled"
 
 
@@ -41,7 +41,7 @@ def test_the_order_depends_on_the_seed_alone(seed: int, prefill: int, decode: in
     order = in_measuring_order(points, seed)
     assert order == in_measuring_order(points, seed)
     assert sorted(order) == sorted(points)
-    assert [point.phase for point in order] == ["prefill"] * prefill + ["decode"] * decode
+    assert [point.phase for point in order] == ["decode"] * decode + ["prefill"] * prefill
 
 
 def test_progress_counts_points_and_not_results(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def backend(device: Device) -> TorchProfilerBackend:
         kinds=(), learned_positions=None, block_rows=lambda: {}, blocks=lambda row: 2 if row == "q_proj" else 1
     )
     runner = SimpleNamespace(forget_masks=lambda: None, cache=SimpleNamespace(restore=lambda: None))
-    subject: Any = SimpleNamespace(device=torch.device("cpu"), layout=layout, runner=runner, model=None)
+    subject: Any = SimpleNamespace(
+        device=torch.device("cpu"), layout=layout, runner=runner, model=None, notices=[], facts=lambda: {}
+    )
     return TorchProfilerBackend(subject)
 
 
@@ -167,9 +169,28 @@ def test_short_passes_get_more_of_them(
     assert len(device.captures) == GRAPHS * len(POINTS)
 
 
-@pytest.mark.parametrize(("short", "expected"), [(True, [SHORT_PASSES]), (False, [1] * 10)])
-def test_the_device_rests_after_each_burst_of_replays(
-    short: bool, expected: list[int], device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+def test_the_gaps_between_kernels_of_a_run_are_recorded(
+    device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
+    assert backend.facts()["kernel_gap_ns"] is None
+    gaps = iter([7] + [65] * 50 + [420] * 49)
+    monkeypatch.setattr(trace, "median_gap_ns", lambda _kernels: next(gaps))
+    list(backend.sample([SweepPoint(1, k) for k in range(100)], StoppingRule(), warmup=1))
+    assert backend.facts()["kernel_gap_ns"] == {"min": 65, "max": 420}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "short", "expected"),
+    [(8, True, [SHORT_PASSES]), (8, False, [10]), (100, True, [1] * SHORT_PASSES), (100, False, [1] * 10)],
+)
+def test_the_device_rests_after_each_pass_of_many_tokens(
+    tokens: int,
+    short: bool,
+    expected: list[int],
+    device: Device,
+    backend: TorchProfilerBackend,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
     bursts: list[tuple[int, float, float]] = []
@@ -193,7 +214,7 @@ def test_the_device_rests_after_each_burst_of_replays(
         monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     monkeypatch.setattr(trace, "pass_range", busy_range)
     monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    list(backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1))
+    list(backend.sample([SweepPoint(tokens, 0)], StoppingRule(), warmup=1))
     labelled, *replays = bursts
     assert labelled[0] == 1 and [passes for passes, _, _ in replays] == expected
     for (_, start, end), (_, next_start, _) in pairwise(replays):

@@ -95,3 +95,9 @@ def test_innermost_range_owns_the_time(tree: list[object]) -> None:
     timeline = Timeline(reversed(ranges))
     assert {time: timeline.owner(time) for time in expected} == expected
     assert timeline.owner(-1) is None
+
+
+def test_the_gap_between_kernels_is_the_median_one() -> None:
+    kernels = [Kernel(0, start, 10, "k") for start in (0, 15, 35, 46, 500)]
+    assert trace.median_gap_ns(kernels) == 5
+    assert trace.median_gap_ns(kernels[:1]) == 0

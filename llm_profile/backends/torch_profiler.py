@@ -35,15 +35,16 @@ SESSION_POINTS = 32
 """Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
 
 SHORT_PASS_NS = 1e6
-"""A pass below this is short: it is run back to back, more often, from more graphs."""
-
 SHORT_PASSES = 20
-"""First passes of points whose pass is short: kernels of 1 to 3 us vary by 8 % from pass to pass, and cost little."""
+"""First passes of points whose pass is this short: kernels of 1 to 3 us vary by 8 % from pass to pass."""
+
+FEW_TOKENS = 64
+"""Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
 
 REST = 0.5
-"""Idle time after each long pass over the time that it took. Short ones leave time enough while points are prepared.
+"""Idle time after each pass of more tokens over the time that it took.
 
-Back to back, passes of long prompts draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
+Back to back, such passes draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
 MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. With a rest of half of each
 pass it stayed at 1,965 and more; rows differed as much (median 0.4 %) from those with twice the rest as these did from
 each other.
@@ -56,12 +57,15 @@ OVERLAP_MARK = 0.01
 """Share of a pass in which kernels ran side by side from which on a point is marked."""
 
 
+OUTERMOST = 50
+"""One in so many is left out at either end of the gaps between kernels that a run reports."""
+
+
 @dataclass
 class _Pending:
     """A point under way: passes kept so far and how many more to run.
 
-    graphs: of the session to come, none where passes are timed eagerly. short: see SHORT_PASS_NS. failed: memory ran
-    out.
+    graphs: of the session to come, none where passes are timed eagerly. failed: memory ran out.
     """
 
     point: SweepPoint
@@ -69,7 +73,6 @@ class _Pending:
     passes: list[trace.LabelledPass] = field(default_factory=list)
     timed_by: str = "graph-replay"
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
-    short: bool = True
     failed: bool = False
 
     def pass_ns(self) -> list[int]:
@@ -100,6 +103,7 @@ class TorchProfilerBackend:
                 "one block's weights would stay in the GPU's L2 cache, the full model's would not: it is emptied "
                 "before each pass"
             )
+        self._gaps_ns: list[int] = []  # of each point that was replayed
         self._rest_until = 0.0
         self._bounds: dict[str, tuple[int, int]] = {}  # phase -> longest pass known to be short, shortest to be long
         with trace.record():
@@ -117,6 +121,7 @@ class TorchProfilerBackend:
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,
+            "kernel_gap_ns": spread(self._gaps_ns),
         }
 
     def sample(
@@ -171,8 +176,7 @@ class TorchProfilerBackend:
             if not pending.graphs:
                 pending.timed_by = "eager"
                 continue
-            pending.short = self._is_short(pending)
-            if pending.short and not pending.passes:
+            if not pending.passes and self._is_short(pending):
                 pending.wanted = min(max(pending.wanted, SHORT_PASSES), rule.repeat)
 
     def _capture(self, pending: _Pending) -> None:
@@ -209,7 +213,7 @@ class TorchProfilerBackend:
             return
         dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
         replays = [graph for graph, times in dealt for _ in range(times)]
-        if pending.short:
+        if tokens_of(pending.point) <= FEW_TOKENS:
             self._rest()
             self._replay(index, replays, settle=warmup > 0)
             return
@@ -307,6 +311,8 @@ class TorchProfilerBackend:
                 row_times = times.setdefault(row, [0] * len(pending.passes))
                 row_times[number] += kernel.duration_ns
         first, last = pending.passes[0], pending.passes[-1]
+        if pending.timed_by == "graph-replay":
+            self._gaps_ns.append(trace.median_gap_ns(last.kernels))
         names: dict[str, list[str]] = {row: [] for row in times}
         for row, kernel in zip(first.rows, first.kernels, strict=True):
             names[row].append(kernel.name)
@@ -336,6 +342,18 @@ def switching_every(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def tokens_of(point: SweepPoint) -> int:
+    """Tokens that a pass at this point computes."""
+    return point.batch * point.input_len
+
+
+def spread(values: Sequence[int]) -> dict[str, int] | None:
+    """The range of all values but the outermost, which single points may have by chance; None without any."""
+    ordered = sorted(values)
+    edge = len(ordered) // OUTERMOST
+    return {"min": ordered[edge], "max": ordered[-1 - edge]} if ordered else None
 
 
 def shares(total: int, parts: int) -> list[int]:
