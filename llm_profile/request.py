@@ -91,6 +91,7 @@ class Request:
     load_format: str = "auto"
     revision: str | None = None
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     seed: int = 0
     append: bool = False
     overwrite: bool = False

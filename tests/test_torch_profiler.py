@@ -128,7 +128,7 @@ def backend(device: Device) -> TorchProfilerBackend:
         kinds=(), learned_positions=None, block_rows=lambda: {}, blocks=lambda row: 2 if row == "q_proj" else 1
     )
     runner = SimpleNamespace(forget_masks=lambda: None, cache=SimpleNamespace(restore=lambda: None))
-    subject: Any = SimpleNamespace(device=torch.device("cpu"), layout=layout, runner=runner, model=None)
+    subject: Any = SimpleNamespace(device=torch.device("cpu"), layout=layout, runner=runner, model=None, notices=[])
     return TorchProfilerBackend(subject)
 
 

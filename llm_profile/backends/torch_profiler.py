@@ -86,7 +86,7 @@ class TorchProfilerBackend:
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
         self.telemetry = Telemetry(pci_bus_id(subject.device))
-        self.notices: list[str] = []
+        self.notices: list[str] = list(subject.notices)
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
