@@ -146,7 +146,7 @@ def load_weights(
             shown = ", ".join(sorted(names)[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
             raise UsageError(
                 f"--model {view.name}: its checkpoint {problem} {len(names)} of the model's tensors ({shown}); "
-                "fetch it again, or use --load-format dummy"
+                f"fetch it again{'' if quantised else ', or use --load-format dummy'}"
             )
     try:
         loaded: nn.Module = model if placement.get("device_map") else model.to(device)  # some refuse to be moved

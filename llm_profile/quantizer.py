@@ -6,12 +6,13 @@ refuses is refused here, in one line.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import Handler, LogRecord
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.quantizers import AutoHfQuantizer, HfQuantizer
-from transformers.utils import is_accelerate_available
+from transformers.utils import is_accelerate_available, logging
 
 from llm_profile.blocks import Kept, keep_blocks
 from llm_profile.errors import UsageError, one_line
@@ -40,11 +41,12 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
         return model
     method, placement = method_of(fields), device_map(options.device)
     dtype = resolve_dtype(config, options.dtype)
+    told = _Told()
     try:
         quantizer = AutoHfQuantizer.from_config(dict(fields), pre_quantized=True)
         asked = _dequantizes(quantizer)
-        quantizer.validate_environment(device_map=placement, weights_only=True)
-        with torch.device("meta"):
+        with told, torch.device("meta"):
+            quantizer.validate_environment(device_map=placement, weights_only=True)
             quantizer.preprocess_model(
                 model=model,
                 dtype=quantizer.update_dtype(dtype),
@@ -56,11 +58,31 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
         # quantizers raise errors of many types for what they miss and for fields that they refuse
         raise UsageError(f"--model: its {method} weights cannot be used here: {one_line(error)}; {ADVICE}") from error
     if _dequantizes(quantizer) and not asked:
+        reason = told.texts[0] if told.texts else "it lacks the GPU or the packages for them"
         raise UsageError(
-            f"--model: its {method} weights cannot be used on {options.device}: transformers lacks the GPU or the "
-            f"packages for them and would turn them into {str(dtype).removeprefix('torch.')}; {ADVICE}"
+            f"--model: its {method} weights cannot be used on {options.device}: transformers would turn them into "
+            f"{str(dtype).removeprefix('torch.')} ({one_line(reason)}); {ADVICE}"
         )
     return model
+
+
+class _Told(Handler):
+    """While entered, takes what transformers logs, in place of the one that prints it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def __enter__(self) -> None:
+        logging.disable_default_handler()
+        logging.add_handler(self)
+
+    def __exit__(self, *_error: object) -> None:
+        logging.remove_handler(self)
+        logging.enable_default_handler()
 
 
 def _dequantizes(quantizer: Any) -> bool:
