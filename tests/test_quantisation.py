@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import run_profile
+import validation
 from llm_profile.blocks import blocks_of_each_kind
 from llm_profile.checkpoint import checkpoint_view, load_weights
 from llm_profile.errors import UsageError
@@ -74,6 +75,14 @@ def test_the_command_profiles_quantised_weights_and_says_which(
     assert conditions["quantisation"] == {"quant_method": METHOD, "bits": 8, "decompressed": False}
     assert conditions["dtype"] == "float16", "the one that the quantizer takes for bfloat16"
     assert "decompress" not in capsys.readouterr().err
+
+
+def test_quantised_weights_are_validated_at_full_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--scaling-input-min", "1", "--scaling-input-max", "2", "--scaling-input-step", "1"]
+    assert profile(folder, "--decode-max", "5") == 0
+    csv = str(folder.parent / "CPU" / f"{folder.name}.csv")
+    lax = ["--scaling-repeat", "1", "--scaling-tolerance", "1e9"]
+    assert validation.main(["--csv", csv, *pairs, *lax]) == 0, capsys.readouterr().err
 
 
 def test_other_parameters_are_other_conditions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
