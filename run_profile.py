@@ -77,7 +77,7 @@ def settled_weights(request: Request, source: ModelSource) -> ModelSource:
         return source
     from llm_profile.loading import settle_weights  # imports torch
 
-    return settle_weights(source, request.num_layers, request.hf_token, insist=request.load_format == "hf")
+    return settle_weights(request, source)
 
 
 def measure_table(
@@ -150,7 +150,7 @@ def scale(request: Request, table: LatencyTable, csv: Path) -> int:
         return EXIT_POINTS_MISSING
     code = known_exit_code(table, csv, request.scaling)
     if code is None:
-        return validate_table(table, csv, request.scaling, request.device, request.hf_token)
+        return validate_table(table, csv, request.scaling, request.device, request.hf_token, request.trust_remote_code)
     summary.notice("held against the real model before, with the same options; validation.py does it again")
     return code
 
@@ -198,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="measure layers that run slow Python for want of a kernel package; they are marked",
     )
+    add("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
     add("--hf-token", metavar="TOKEN", help="access token of the Hugging Face Hub (default: HF_TOKEN)")
     add("--seed", type=int, default=0, help="of random weights, inputs and the order of points (default %(default)s)")
 

@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--csv", type=Path, required=True, help="the measured table")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: what the table was measured on)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--hf-token", help="access token of the Hugging Face hub (default: HF_TOKEN)")
     add_scaling_arguments(parser)
     return parser
@@ -129,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> int:
     table = LatencyTable.read(arguments.csv)
     device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
     token = arguments.hf_token or os.environ.get("HF_TOKEN") or None
-    return validate_table(table, arguments.csv, wanted, device, token)
+    return validate_table(table, arguments.csv, wanted, device, token, arguments.trust_remote_code)
 
 
 def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling) -> int | None:
@@ -153,7 +154,12 @@ def report_path(csv_path: Path, output: Path | None) -> Path:
 
 
 def validate_table(
-    table: LatencyTable, csv_path: Path, wanted: request.Scaling, device: str, token: str | None = None
+    table: LatencyTable,
+    csv_path: Path,
+    wanted: request.Scaling,
+    device: str,
+    token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> int:
     """Hold the table at `csv_path` against the real model, write the scaled one and the JSON, print the report.
 
@@ -168,7 +174,7 @@ def validate_table(
     def open_at(depth: int) -> Reality:
         from llm_profile.reality import open_reality  # imports torch
 
-        return open_reality(wanted.runtime, table, depth, device, token)
+        return open_reality(wanted.runtime, table, depth, device, token, trust_remote_code)
 
     report = run_validation(
         table,

@@ -197,7 +197,7 @@ def _signature(block: tuple[nn.Module, ...]) -> tuple[Any, ...]:
     modules, shapes, traits = [], [], []
     for number, part in enumerate(block):
         modules += [(number, path, type(m).__name__) for path, m in part.named_modules()]
-        shapes += [(number, path, tuple(p.shape)) for path, p in part.named_parameters()]
+        shapes += [(number, path, tuple(p.shape), p.dtype) for path, p in part.named_parameters()]
         traits += [(number, path, *trait) for path, m in part.named_modules() for trait in _traits(m)]
     return tuple(modules), tuple(shapes), tuple(traits)
 
@@ -230,8 +230,8 @@ def _layer_types(config: Any, depth: int) -> Any:
     return next((list(value) for value in named if isinstance(value, list | tuple) and len(value) == depth), None)
 
 
-def _of_experts(parameter: tuple[int, str, tuple[int, ...]]) -> bool:
-    """Whether a parameter (list, path, shape) has a matrix per expert; a convolution over time has one row each."""
+def _of_experts(parameter: tuple[int, str, tuple[int, ...], Any]) -> bool:
+    """Whether a parameter (list, path, shape, type) has a matrix per expert; a convolution over time has a row each."""
     shape = parameter[2]
     return len(shape) == 3 and shape[1] > 1
 

@@ -24,6 +24,7 @@ from llm_profile.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError, one_line
 from llm_profile.hub import PICKLE_FILES, ModelSource
 from llm_profile.model import built_with_few_blocks, meta_model
+from llm_profile.quantizer import cut_once_quantised, device_map, quantisation_of
 
 NAMES_SHOWN = 4
 """Most tensors that an error names."""
@@ -116,11 +117,15 @@ def load_weights(
 
     implementations: arguments of `from_pretrained` (`attn_implementation`, `experts_implementation`). Tensors go from
     the mapped files to the device; host memory holds those that change on the way (another dtype, fused experts).
+    Quantised ones are handed to transformers' quantizer, which is told the device.
     Raises UsageError, naming them, for tensors that the checkpoint lacks or has in another shape.
     """
     shell: Any = meta_model(config, **implementations)
+    quantised = quantisation_of(shell.config) is not None
+    placement = {"device_map": device_map(device)} if quantised else {}
+    cut = cut_once_quantised(view.kept) if quantised else built_with_few_blocks(type(shell), view.kept)
     try:
-        with _quiet_transformers(), built_with_few_blocks(type(shell), view.kept):
+        with _quiet_transformers(), cut:
             model, info = type(shell).from_pretrained(
                 None,
                 config=shell.config,
@@ -129,7 +134,10 @@ def load_weights(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # else transformers raises before it tells which
                 **implementations,
+                **placement,
             )
+    except torch.OutOfMemoryError as error:
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
     except (ImportError, ValueError, RuntimeError) as error:
         raise UsageError(f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}") from error
     mismatched = [name for name, *_ in info["mismatched_keys"]]
@@ -138,10 +146,10 @@ def load_weights(
             shown = ", ".join(sorted(names)[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
             raise UsageError(
                 f"--model {view.name}: its checkpoint {problem} {len(names)} of the model's tensors ({shown}); "
-                "fetch it again, or use --load-format dummy"
+                f"fetch it again{'' if quantised else ', or use --load-format dummy'}"
             )
     try:
-        loaded: nn.Module = model.to(device)
+        loaded: nn.Module = model if placement.get("device_map") else model.to(device)  # some refuse to be moved
     except torch.OutOfMemoryError as error:
         raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
     keep_entries(loaded, kept_of_depth(shell, view.kept))

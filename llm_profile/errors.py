@@ -7,7 +7,7 @@ EXIT_OVER_TOLERANCE = 4
 EXIT_INTERRUPTED = 130
 
 
-def one_line(error: Exception, most: int = 300) -> str:
+def one_line(error: object, most: int = 300) -> str:
     """An error's text without line breaks, cut to `most` characters."""
     return " ".join(str(error).split())[:most]
 

@@ -1,12 +1,14 @@
 """How much memory a model with few blocks takes, worked out from its config. Imports no torch.
 
-Parameter counts are exact for the model types below. For any other type, or a config that lacks a field that its type
-needs, the answer is None: unknown.
+Parameter counts are exact for the model types below. For any other type, for quantised weights, and for a config that
+lacks a field that its type needs, the answer is None: unknown.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from llm_profile.quantisation import quantisation_fields
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class _Dimensions:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         model_type = config.get("model_type")
-        if model_type not in ARCHITECTURES:
+        if model_type not in ARCHITECTURES or quantisation_fields(config) is not None:
             raise _Unknown
         self._config = config
         self.architecture = ARCHITECTURES[model_type]

@@ -1,11 +1,12 @@
 """Where a model comes from: a local folder, the hub or its cache, or the built-in table. Imports no torch.
 
-No code of a model repository runs: of a config.json, the fields that could lead transformers to code are left out.
+Of a config.json, the fields that could lead transformers to code are left out. The classes that a repository brings are
+kept apart, and run only where that is asked for (remote_code.py).
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "trans
     for internal in ("", "_internal")
 }
 
+CONFIG, CAUSAL_LM = "AutoConfig", "AutoModelForCausalLM"
+"""The classes of a repository that matter here, as the `auto_map` of its config.json calls them."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -36,6 +40,7 @@ class ModelSource:
     that name code. origin: where the config is from, `folder`, `hub`, `cache` or `table`. revision: the commit that
     was asked for, resolved (hub and cache). path: the local folder. weights_file: the file that lists the checkpoint's
     shards or holds all of it; None: random weights. notice: what `--load-format auto` chose and why, in one line.
+    code: the classes that the repository brings, `file.Class` by CONFIG and CAUSAL_LM. trusted: whether they may run.
     """
 
     name: str
@@ -45,6 +50,8 @@ class ModelSource:
     path: Path | None = None
     weights_file: str | None = None
     notice: str | None = None
+    code: Mapping[str, str] = field(default_factory=dict[str, str])
+    trusted: bool = False
 
     @property
     def weights(self) -> str:
@@ -59,6 +66,7 @@ def find_model(
     revision: str | None = None,
     token: str | None = None,
     allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> ModelSource:
     """Find the config of `--model`, and its weights if they are wanted.
 
@@ -73,7 +81,8 @@ def find_model(
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
-        return _from_folder(model, folder, load_format, revision, allow_pickle)
+        found = _from_folder(model, folder, load_format, revision, allow_pickle)
+        return replace(found, trusted=trust_remote_code)
     if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:
         missing = "has no config.json" if folder.is_dir() else "is no folder"
         raise UsageError(f"--model {model}: {missing}; give a folder with a config.json, or an id of the hub")
@@ -88,7 +97,7 @@ def find_model(
             raise UsageError(f"--model {name}: in the built-in table only; use --load-format dummy and no --revision")
         return replace(table, notice=_dummy_notice(f"--model {name}: in the built-in table only"))
     try:
-        return _from_hub(name, load_format, revision, token, allow_pickle)
+        return replace(_from_hub(name, load_format, revision, token, allow_pickle), trusted=trust_remote_code)
     except HubError as error:
         if table and load_format == "auto":
             return replace(table, notice=_dummy_notice(error))
@@ -100,7 +109,8 @@ def find_model(
 def _from_folder(model: str, folder: Path, load_format: str, revision: str | None, allow_pickle: bool) -> ModelSource:
     if revision is not None:
         raise UsageError(f"--revision {revision}: {model} is a local folder, which has no revisions; leave it out")
-    source = ModelSource(model, _read_config(folder / "config.json"), "folder", path=folder)
+    config, code = _read_config(folder / "config.json")
+    source = ModelSource(model, config, "folder", path=folder, code=code)
     return _with_weights(source, load_format, allow_pickle, lambda filename: (folder / filename).is_file())
 
 
@@ -108,7 +118,8 @@ def _from_hub(name: str, load_format: str, revision: str | None, token: str | No
     known = download.cached(name, "config.json", revision=revision)
     path = download.fetch(name, "config.json", revision=revision, token=token)
     commit = path.parent.name  # the cache keeps a commit's files in a folder of its name
-    source = ModelSource(name, _read_config(path), "cache" if path == known else "hub", revision=commit)
+    config, code = _read_config(path)
+    source = ModelSource(name, config, "cache" if path == known else "hub", revision=commit, code=code)
     try:
         return _with_weights(
             source,
@@ -147,14 +158,17 @@ def _with_weights(
     return replace(source, notice=_dummy_notice(message))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A config without what names code, and the classes that it names."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
         raise UsageError(f"--model: {path} cannot be read as a JSON object; fetch or write it again")
-    return _without_code(config)
+    auto_map = config.get("auto_map")
+    named = auto_map if isinstance(auto_map, dict) else {}
+    return _without_code(config), {kind: str(named[kind]) for kind in (CONFIG, CAUSAL_LM) if kind in named}
 
 
 def _without_code(value: Any) -> Any:

@@ -11,14 +11,10 @@ from llm_profile.checkpoint import checkpoint_view, load_weights
 from llm_profile.download import HubError
 from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource, find_model
-from llm_profile.model import (
-    ModelOptions,
-    choose_blocks,
-    implementation_arguments,
-    make_config,
-    meta_model,
-    resolve_dtype,
-)
+from llm_profile.model import ModelOptions, choose_blocks, implementation_arguments, make_config, resolve_dtype
+from llm_profile.quantisation import method_of, quantisation_fields
+from llm_profile.quantizer import full_model_of
+from llm_profile.remote_code import code_of
 from llm_profile.request import Request
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.table import LatencyTable, slow_path
@@ -28,18 +24,10 @@ DUMMY = "dummy"
 
 def requested_subject(request: Request, source: ModelSource) -> Subject:
     """The model that a request is about, with few blocks, ready to run at every point of its sweep."""
-    model = ModelOptions(
-        request.num_layers,
-        request.device,
-        request.dtype,
-        request.attn_implementation,
-        request.experts_implementation,
-        request.seed,
-    )
     points = request.sweep.points()
     options = subject_options(
         source,
-        model,
+        _model_options(request),
         token=request.hf_token,
         max_input=max(p.input_len for p in points),
         max_total=max(p.total_len for p in points),
@@ -47,13 +35,28 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
         routing=request.routing,
         allow_slow_path=request.allow_slow_path,
     )
-    return Subject(options)
+    with code_of(source, request.hf_token):
+        return Subject(options)
 
 
-def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | None) -> Subject:
+def _model_options(request: Request) -> ModelOptions:
+    return ModelOptions(
+        request.num_layers,
+        request.device,
+        request.dtype,
+        request.attn_implementation,
+        request.experts_implementation,
+        request.seed,
+    )
+
+
+def profiled_subject(
+    table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
+) -> Subject:
     """The model that a table was measured on, with `depth` blocks, under the table's conditions.
 
-    Prompts may be as long as the longest cache of the table. Raises UsageError where its real weights are gone.
+    Prompts may be as long as the longest cache of the table. Raises UsageError where its real weights are gone, and
+    where the code of its repository may not run or is another now.
     """
     conditions = table.meta["conditions"]
     model = ModelOptions(
@@ -66,8 +69,9 @@ def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | 
         each_kind=False,
     )
     longest = max(p.total_len for p in table.records)
+    source = as_profiled(table.meta, token, trust_remote_code)
     options = subject_options(
-        as_profiled(table.meta, token),
+        source,
         model,
         token=token,
         max_input=longest,
@@ -76,22 +80,30 @@ def profiled_subject(table: LatencyTable, depth: int, device: str, token: str | 
         routing=conditions["routing"] or "balanced",
         allow_slow_path=bool(slow_path(table)),
     )
-    return Subject(options)
+    with code_of(source, token):
+        subject = Subject(options)
+    code, code_then = subject.code, conditions.get("remote_code")
+    if code != code_then:
+        subject.close()
+        raise UsageError(f"--csv: measured with the code {code_then}, which is {code} now; measure {source.name} anew")
+    return subject
 
 
-def settle_weights(source: ModelSource, num_layers: int, token: str | None, insist: bool) -> ModelSource:
-    """Fetch what `num_layers` blocks of each kind need.
+def settle_weights(request: Request, source: ModelSource) -> ModelSource:
+    """Fetch what the kept blocks of a request need.
 
-    insist: real weights or none (`--load-format hf`). If not, random ones take their place where the hub fails, and
-    `notice` says why. Raises UsageError for a broken checkpoint, HubError for one that cannot be fetched.
+    `--load-format auto`: random weights take their place where the hub fails, and `notice` says why. Raises UsageError
+    for a broken checkpoint and for one that cannot be used here, HubError for one that cannot be fetched.
     """
     if source.weights_file is None or source.path is not None:
         return source
     try:
-        kept = choose_blocks(meta_model(make_config(source.config)), ModelOptions(num_layers, "meta"))
-        checkpoint_view(source, kept=kept, token=token)
+        options = _model_options(request)
+        with code_of(source, request.hf_token):
+            kept = choose_blocks(full_model_of(make_config(source.config), options), options)
+        checkpoint_view(source, kept=kept, token=request.hf_token)
     except HubError as error:
-        if insist:
+        if request.load_format == "hf":
             raise
         return replace(source, weights_file=None, notice=f"random weights: {error}")
     return source
@@ -104,12 +116,11 @@ def subject_options(
 
     Raises UsageError for random weights in place of quantised ones: they would not be quantised.
     """
-    quantisation = source.config.get("quantization_config")
-    if source.weights_file is None and quantisation:
-        method = quantisation.get("quant_method", "quantised")
+    quantisation = quantisation_fields(source.config)
+    if source.weights_file is None and quantisation is not None:
         raise UsageError(
-            f"--model {source.name}: its weights are {method}, and random ones would not be; use --load-format hf, or "
-            "a config.json without quantization_config"
+            f"--model {source.name}: its weights are {method_of(quantisation)}, and random ones would not be; use "
+            "--load-format hf, or a config.json without quantization_config"
         )
     if source.weights_file is None:
         return SubjectOptions(source.config, model, weights=DUMMY, **options)
@@ -129,9 +140,26 @@ def weights_id(source: ModelSource) -> str:
     return source.revision or f"folder {source.path.name if source.path else source.name}"
 
 
-def as_profiled(meta: Mapping[str, Any], token: str | None) -> ModelSource:
-    """The model that a table was measured on. Raises UsageError where its real weights are gone."""
-    kept = meta["source"]
-    if meta["conditions"]["weights"] == DUMMY:
+def as_profiled(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:
+    """The model that a table was measured on.
+
+    Raises UsageError where its real weights are gone, and where code of its repository ran and may not run now.
+    """
+    kept, conditions = meta["source"], meta["conditions"]
+    with_code = conditions.get("remote_code") is not None
+    if with_code and not trust_remote_code:
+        raise UsageError(
+            f"--csv: {kept['name']} was measured with code of its repository, which would have to run again: "
+            "--trust-remote-code runs it"
+        )
+    random = conditions["weights"] == DUMMY
+    if random and not with_code:
         return ModelSource(kept["name"], meta["config"], "table")
-    return find_model(kept["name"], load_format="hf", revision=kept["revision"], token=token)
+    found = find_model(
+        kept["name"],
+        load_format=DUMMY if random else "hf",
+        revision=kept["revision"],
+        token=token,
+        trust_remote_code=with_code,
+    )
+    return replace(found, config=meta["config"])

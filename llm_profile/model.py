@@ -59,7 +59,7 @@ def make_config(fields: Mapping[str, Any]) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise UsageError(
             f"--model: transformers {transformers.__version__} does not know model type {model_type!r}; "
-            "a newer transformers may (code of model repositories is never run)"
+            "a newer transformers may"
         )
     if model_type in UNSUPPORTED:
         raise UsageError(f"--model: {model_type} is not supported: {UNSUPPORTED[model_type]}")
@@ -79,6 +79,8 @@ def _of_decoder(config: Any) -> Any:
     part = next((part for part in parts if expected and type(part) is expected), None)
     if part is None or isinstance(config, expected) or part is getattr(config, "text_config", None):
         return config
+    if quantisation := getattr(config, "quantization_config", None):
+        part.quantization_config = quantisation
     return part
 
 

@@ -37,6 +37,7 @@ def find_source(request: Request, *, weights: bool = True) -> ModelSource:
         revision=request.revision,
         token=request.hf_token,
         allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
     )
 
 

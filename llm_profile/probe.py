@@ -12,7 +12,8 @@ from llm_profile.patches import patched
 
 KERNELS = (
     # beginnings of operator names: matrix products, convolutions, attention, scans
-    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "_grouped_mm", "_scaled_mm", "_int_mm"),
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "_grouped_mm"),
+    *("_scaled_mm", "_scaled_grouped_mm", "_int_mm", "_weight_int4pack_mm", "_weight_int8pack_mm"),  # quantised
     *("linear", "mkldnn_linear", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"),
     *("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_fft"),
 )

@@ -229,13 +229,15 @@ REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cu
 """`--scaling-runtime`: how the real model is run."""
 
 
-def open_reality(runtime: str, table: LatencyTable, depth: int, device: str, token: str | None) -> Reality:
+def open_reality(
+    runtime: str, table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
+) -> Reality:
     """Load the model that `table` was measured on, with `depth` blocks, under the table's conditions."""
     if device.startswith("cuda"):
         check_cuda(device)
         gc.collect()  # an earlier, shallower model may still hold memory
         torch.cuda.empty_cache()
-    return REALITIES[runtime](profiled_subject(table, depth, device, token))
+    return REALITIES[runtime](profiled_subject(table, depth, device, token, trust_remote_code))
 
 
 def consecutive(values: Sequence[int]) -> Iterator[list[int]]:

@@ -92,6 +92,7 @@ class Request:
     revision: str | None = None
     allow_pickle: bool = False
     allow_slow_path: bool = False
+    trust_remote_code: bool = False
     seed: int = 0
     append: bool = False
     overwrite: bool = False

@@ -11,11 +11,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_profile.blocks import Kept
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 from llm_profile.expert_load import expert_load
 from llm_profile.layers import Layout, expert_modules, walk
-from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, meta_model, resolve_dtype
+from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, resolve_dtype
 from llm_profile.passes import PassRunner
+from llm_profile.quantisation import method_of, parameters_of
+from llm_profile.quantizer import ADVICE, compressed_modules, full_model_of, quantisation_of
+from llm_profile.remote_code import code_id
 from llm_profile.slow_path import reason, slow_layers
 from llm_profile.sweep import SweepPoint
 
@@ -77,11 +80,16 @@ class Subject:
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
         full_config = make_config(options.config)
-        full_model = meta_model(full_config)
+        full_model = full_model_of(full_config, options.model)
         kept = choose_blocks(full_model, options.model)
         self.model = (options.load or dummy_model)(full_config, options.model, kept)
+        self.code = code_id(self.model)
         self.device = next(self.model.parameters()).device
+        self.quantisation = quantisation_of(full_config)
+        compressed = compressed_modules(self.model)
         self.dtype = resolve_dtype(full_config, options.model.dtype)
+        if self.quantisation is not None:  # a quantizer may have taken another
+            self.dtype = resolve_dtype(self.model.config, "auto")
         with ExitStack() as undo:
             undo.enter_context(attention_backend(options.sdpa_backend, self.device))
             self.routing = options.routing if options.load is None else "model"
@@ -89,10 +97,11 @@ class Subject:
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
             self.layout: Layout = self._walk(full_model, kept)
+            self.decompressed = not compressed <= compressed_modules(self.model)
             slow = slow_layers(self.model, self.runner.run, options.max_input, options.max_total)
             self.missing_packages = sorted({package for packages in slow.values() for package in packages})
             self.slow_path = {self.layout.row_of(module): reason(packages) for module, packages in slow.items()}
-            self.notices = self._slow_path_notices()
+            self._refuse_slow_path()
             self._undo = undo.pop_all()
 
     def _walk(self, full_model: nn.Module, kept: Kept) -> Layout:
@@ -105,7 +114,11 @@ class Subject:
 
         try:
             return walk(self.model, full_model, kept, forward)
-        except RuntimeError as error:
+        except (RuntimeError, ImportError, OSError) as error:  # the last two: kernels that are fetched when they run
+            if self.quantisation is not None:
+                raise UsageError(
+                    f"--model: its {method_of(self.quantisation)} weights do not run here: {one_line(error)}; {ADVICE}"
+                ) from error
             if "No available kernel" in str(error):
                 raise UsageError(
                     f"--sdpa-backend {self.options.sdpa_backend}: it cannot run this model's attention in "
@@ -113,22 +126,43 @@ class Subject:
                 ) from error
             raise
 
-    def _slow_path_notices(self) -> list[str]:
-        if not self.slow_path:
-            return []
-        rows = ", ".join(f"{row} ({why})" for row, why in self.slow_path.items())
-        if not self.options.allow_slow_path:
+    def _refuse_slow_path(self) -> None:
+        if self.slow_path and not self.options.allow_slow_path:
             raise UsageError(
-                f"--model: rows that would run slow Python in place of a kernel: {rows}; install what is missing, or "
-                "measure them as they are with --allow-slow-path"
+                f"--model: rows that would run slow Python in place of a kernel: {self._slow_rows()}; install what is "
+                "missing, or measure them as they are with --allow-slow-path"
             )
-        return [f"slow path: {rows}: measured as it runs, without the kernels that a serving engine has"]
+
+    def _slow_rows(self) -> str:
+        return ", ".join(f"{row} ({why})" for row, why in self.slow_path.items())
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know of the model, a line each."""
+        said = []
+        if self.decompressed:
+            dtype = str(self.dtype).removeprefix("torch.")
+            said.append(f"transformers decompresses the weights at their first use: products are those of {dtype}")
+        if self.code is not None:
+            said.append(f"code of the model's repository runs: {self.code}")
+        if self.slow_path:
+            said.append(
+                f"slow path: {self._slow_rows()}: measured as it runs, without the kernels that a serving engine has"
+            )
+        return said
 
     def conditions(self) -> dict[str, Any]:
         """What of the model must not differ between runs that share a table."""
         config: Any = self.model.config
         has_experts = bool(expert_modules(self.model))
-        return {
+        special: dict[str, Any] = {}
+        if self.code is not None:
+            special["remote_code"] = self.code
+        if self.quantisation is not None:
+            special["quantisation"] = parameters_of(self.quantisation) | {"decompressed": self.decompressed}
+        if self.missing_packages:
+            special["missing_kernels"] = ", ".join(self.missing_packages)
+        return special | {
             "dtype": str(self.dtype).removeprefix("torch."),
             "attn_implementation": config._attn_implementation,
             "sdpa_backend": self.options.sdpa_backend,
@@ -138,7 +172,6 @@ class Subject:
             "weights": self.options.weights,
             "num_layers": self.options.model.num_layers,
             "seed": self.options.model.seed,
-            **({"missing_kernels": ", ".join(self.missing_packages)} if self.missing_packages else {}),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -376,7 +376,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes `--device cpu` a fake device with a made-up reality. The depths of the real models that were opened."""
     depths: list[int] = []
 
-    def open_reality(runtime: str, table: LatencyTable, depth: int, device: str, token: str | None) -> MadeUpReality:
+    def open_reality(runtime: str, table: LatencyTable, depth: int, *_access: Any) -> MadeUpReality:
         depths.append(depth)
         return MadeUpReality()
 

@@ -401,7 +401,7 @@ def real_model(monkeypatch):
     """Stands in for llm_profile.reality, which imports torch."""
     opened = []
 
-    def open_reality(runtime, table, depth, device, token):
+    def open_reality(runtime, table, depth, device, token, trust_remote_code):
         opened.append((runtime, table.model, depth, device, token))
         return FakeReality(overhead, depth)
 
