@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter, ne
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,9 @@ class Kernel(NamedTuple):
     name: str
 
 
+NAME = attrgetter("name")
+
+
 @dataclass
 class Trace:
     """One session's events, unsorted as they came, and complete before anything is read from them."""
@@ -81,22 +85,26 @@ class Trace:
         return self.launches if LAUNCH.match(event.name()) else None
 
     @cached_property
-    def by_pass(self) -> list[tuple[int, list[tuple[Kernel, Launch]]]]:
-        """(point index, its kernels with their launches by start time) for each pass range, in order."""
-        launches = {launch.correlation: launch for launch in self.launches}
-        ranges = sorted(self.passes, key=lambda r: r.start_ns)
+    def by_pass(self) -> list[tuple[int, list[tuple[Launch, list[Kernel]]]]]:
+        """(point index, each launch with the kernels that it started) for each pass range, by start times."""
+        ranges = sorted(self.passes, key=attrgetter("start_ns"))
         starts = [r.start_ns for r in ranges]
-        buckets: list[list[tuple[Kernel, Launch]]] = [[] for _ in ranges]
-        for kernel in self.kernels:
-            launch = launches.get(kernel.correlation)
-            if launch is None:
-                continue
+        found: list[dict[int, tuple[Launch, list[Kernel]]]] = [{} for _ in ranges]
+        started: dict[int, list[Kernel]] = {}  # by correlation: a replay of a graph is one launch of many kernels
+        for launch in sorted(self.launches, key=attrgetter("start_ns")):
             at = bisect_right(starts, launch.start_ns) - 1
             if at >= 0 and launch.start_ns < ranges[at].end_ns:
-                buckets[at].append((kernel, launch))
-        for bucket in buckets:
-            bucket.sort(key=lambda pair: pair[0].start_ns)
-        return [(int(r.name), bucket) for r, bucket in zip(ranges, buckets, strict=True)]
+                kernels = started[launch.correlation] = []
+                found[at][launch.correlation] = launch, kernels
+        for kernel in self.kernels:
+            if kernel.correlation in started:
+                started[kernel.correlation].append(kernel)
+        for kernels in started.values():
+            kernels.sort(key=attrgetter("start_ns"))
+        return [
+            (int(r.name), [pair for pair in launches.values() if pair[1]])
+            for r, launches in zip(ranges, found, strict=True)
+        ]
 
 
 class RangeRecorder:
@@ -184,7 +192,7 @@ class LabelledPass:
 
     @property
     def duration_ns(self) -> int:
-        return sum(kernel.duration_ns for kernel in self.kernels)
+        return sum(map(attrgetter("duration_ns"), self.kernels))
 
 
 class Timeline:
@@ -223,10 +231,16 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
     """
     rows = Timeline(trace.rows)
     result: dict[int, list[LabelledPass]] = {}
-    for index, kernels in trace.by_pass:
-        if any(launch.name.endswith("GraphLaunch") for _, launch in kernels):
+    for index, launches in trace.by_pass:
+        if any(launch.name.endswith("GraphLaunch") for launch, _ in launches):
             continue
-        owned = [(owner, kernel) for kernel, launch in kernels if (owner := rows.owner(launch.start_ns)) is not None]
+        owned = [
+            (owner, kernel)
+            for launch, kernels in launches
+            if (owner := rows.owner(launch.start_ns)) is not None
+            for kernel in kernels
+        ]
+        owned.sort(key=lambda pair: pair[1].start_ns)
         owners, of_pass = zip(*owned, strict=True) if owned else ((), ())
         result.setdefault(index, []).append(LabelledPass(owners, of_pass))
     return result
@@ -235,13 +249,10 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
 def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
     """The kernels of each graph replay of each point in a session, in the order in which they ran."""
     result: dict[int, list[list[Kernel]]] = {}
-    for index, kernels in trace.by_pass:
-        replays: dict[int, list[Kernel]] = {}
-        for kernel, launch in kernels:
-            if launch.name.endswith("GraphLaunch"):
-                replays.setdefault(launch.correlation, []).append(kernel)
+    for index, launches in trace.by_pass:
+        replays = [kernels for launch, kernels in launches if launch.name.endswith("GraphLaunch")]
         if replays:
-            result.setdefault(index, []).extend(replays.values())
+            result.setdefault(index, []).extend(replays)
     return result
 
 
@@ -250,7 +261,7 @@ def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPa
 
     In a graph captured from one stream, kernels replay in the order of capture.
     """
-    if [k.name for k in replay] != [k.name for k in labelled.kernels]:
+    if len(replay) != len(labelled.kernels) or any(map(ne, map(NAME, replay), map(NAME, labelled.kernels))):
         return None
     return LabelledPass(labelled.rows, tuple(replay))
 
@@ -267,7 +278,9 @@ def overlap(kernels: Sequence[Kernel]) -> float:
     if not total:
         return 0.0
     covered, end = 0, 0
-    for k in sorted(kernels, key=lambda k: k.start_ns):
-        covered += max(0, k.start_ns + k.duration_ns - max(k.start_ns, end))
-        end = max(end, k.start_ns + k.duration_ns)
+    for k in sorted(kernels, key=attrgetter("start_ns")):
+        ended = k.start_ns + k.duration_ns
+        if ended > end:
+            covered += ended - max(k.start_ns, end)
+            end = ended
     return 1.0 - covered / total
