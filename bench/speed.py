@@ -35,10 +35,10 @@ from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
 from llm_profile.provenance import short_device_name
+from llm_profile.session import ROW, RangeRecorder
 from llm_profile.storage import write_json
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
-from llm_profile.trace import ROW, RangeRecorder
 
 WARMUP, REPEAT = 10, 100
 """Passes of the documented way at each point."""

@@ -24,7 +24,7 @@ UNNAMED_LIMIT = 0.1
 GAP_CHANGE_NS = 150
 """Difference of the gaps between kernels from which on the GPU is taken to have changed its ways. Two were seen on
 H200s: gaps of 420 ns, and of 65, from the moment on at which another process began to use another GPU of the machine.
-Then kernels of 1 to 2 us took 10 % more, and the whole pass 0.3 %."""
+Then kernels of 1 to 2 us took 10 % more, and the whole pass 0.3 to 0.9 %."""
 
 KERNEL_NAME_LENGTH = 60
 """Characters of a kernel's name that are shown: templates run to thousands."""

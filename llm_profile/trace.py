@@ -1,44 +1,13 @@
-"""From a profiler's raw events to nanoseconds per row and pass.
+"""From a profiling session's events to nanoseconds per row and pass: arithmetic on plain data. Imports no torch."""
 
-`record` collects a session's events with torch's profiler; the rest is arithmetic on plain data, tested on a recorded
-trace. Only ranges opened by the user and device activity are recorded: every operator that is left out of the session
-is host time that a sweep of thousands of points does not have.
-"""
-
-import re
 import statistics
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter, ne
-from typing import Any, NamedTuple
-
-import torch
-from torch._C._profiler import RecordScope, _ExperimentalConfig
-from torch.autograd import (
-    DeviceType,
-    ProfilerActivity,
-    ProfilerConfig,
-    ProfilerState,
-    _disable_profiler,
-    _enable_profiler,
-    _prepare_profiler,
-)
-
-PASS = "llm_profile.pass"
-"""Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
-
-ROW = "llm_profile.row:"
-"""Prefix of ranges that name rows."""
-
-OURS = (ROW, PASS)
-"""Prefixes of the ranges that are opened here. They show on the device's clock too, where nothing is to be had."""
-
-LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
-"""Runtime and driver calls, by name: torch 2.11 has no activity type on its events."""
+from typing import NamedTuple
 
 
 class Range(NamedTuple):
@@ -78,12 +47,6 @@ class Trace:
     launches: list[Launch] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
 
-    def of_kind(self, event: Any) -> list[Any] | None:
-        """Where events of this one's name belong, None for those that say nothing: the model's own ranges, calls."""
-        if event.device_type() != DeviceType.CPU:
-            return None if event.is_user_annotation() else self.kernels
-        return self.launches if LAUNCH.match(event.name()) else None
-
     @cached_property
     def by_pass(self) -> list[tuple[int, list[tuple[Launch, list[Kernel]]]]]:
         """(point index, each launch with the kernels that it started) for each pass range, by start times."""
@@ -105,82 +68,6 @@ class Trace:
             (int(r.name), [pair for pair in launches.values() if pair[1]])
             for r, launches in zip(ranges, found, strict=True)
         ]
-
-
-class RangeRecorder:
-    """Opens and closes profiler ranges named after rows (a hooks.Recorder)."""
-
-    def __init__(self) -> None:
-        self._open: list[Any] = []
-
-    def enter(self, row: str) -> None:
-        opened = torch.profiler.record_function(ROW + row)
-        opened.__enter__()
-        self._open.append(opened)
-
-    def leave(self) -> None:
-        self._open.pop().__exit__(None, None, None)
-
-
-@contextmanager
-def pass_range(index: int) -> Iterator[None]:
-    """Mark what is launched inside as passes of point `index` of the session."""
-    with torch.profiler.record_function(f"{PASS}:{index}"):
-        yield
-
-
-class Events:
-    """What the profiler recorded in one session."""
-
-    def __init__(self) -> None:
-        self._recorded: Any = ()
-
-    def keep(self, recorded: Any) -> None:
-        """Take the events of a session that has ended."""
-        self._recorded = recorded
-
-    def read(self) -> Trace:
-        """Each event to its kind. A session has a thousand of them a point: what a name tells is asked for once.
-
-        Names are shared, too: a session's kernels have some fifty.
-        """
-        trace = Trace()
-        known: dict[str, tuple[str, list[Any] | None]] = {}
-        for event in self._recorded.events():
-            name = event.name()
-            if name.startswith(OURS):
-                if event.device_type() == DeviceType.CPU:
-                    start_ns = event.start_ns()
-                    row = name.startswith(ROW)
-                    named = name[len(ROW) if row else len(PASS) + 1 :]
-                    (trace.rows if row else trace.passes).append(Range(named, start_ns, start_ns + event.duration_ns()))
-                continue
-            if name not in known:
-                known[name] = (name, trace.of_kind(event))
-            name, kind = known[name]
-            if kind is trace.kernels:
-                kind.append(Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), name))
-            elif kind is trace.launches:
-                kind.append(Launch(event.correlation_id(), event.start_ns(), name))
-        return trace
-
-
-@contextmanager
-def record() -> Iterator[Events]:
-    """One profiling session. Its events can be read once the context has ended; the device is synchronised before.
-
-    Uses the profiler below `torch.profiler.profile`, whose own post-processing in Python costs seconds a session.
-    """
-    session = Events()
-    config = ProfilerConfig(ProfilerState.KINETO, False, False, False, False, False, _ExperimentalConfig(), "")
-    activities = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
-    _prepare_profiler(config, activities)
-    _enable_profiler(config, activities, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
-    try:
-        yield session
-    finally:
-        torch.cuda.synchronize()
-        session.keep(_disable_profiler())
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.paths import TablePaths
 from llm_profile.records import FILLED, PointRecord
+from llm_profile.session import ROW, RangeRecorder
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
-from llm_profile.trace import ROW, RangeRecorder
 from tests.tiny import subject
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_profile import trace
+from llm_profile import session, trace
 from llm_profile.backends import torch_profiler
 from llm_profile.backends.base import GRAPHS
 from llm_profile.backends.torch_profiler import (
@@ -105,8 +105,8 @@ class SecondsApart:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made_up = Device()
-    monkeypatch.setattr(trace, "record", made_up.record)
-    monkeypatch.setattr(trace, "pass_range", made_up.pass_range)
+    monkeypatch.setattr(session, "record", made_up.record)
+    monkeypatch.setattr(session, "pass_range", made_up.pass_range)
     monkeypatch.setattr(torch.cuda, "Event", SecondsApart)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -212,7 +212,7 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
 
     if short:
         monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
-    monkeypatch.setattr(trace, "pass_range", busy_range)
+    monkeypatch.setattr(session, "pass_range", busy_range)
     monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     list(backend.sample([SweepPoint(tokens, 0)], StoppingRule(), warmup=1))
     labelled, *replays = bursts
@@ -240,7 +240,7 @@ def test_events_are_read_while_the_next_session_runs(
         with device.record() as events:
             yield SimpleNamespace(read=read)
 
-    monkeypatch.setattr(trace, "record", record)
+    monkeypatch.setattr(session, "record", record)
     assert len(samples(backend, StoppingRule())) == len(POINTS)
     assert next(number) == len(begun) > 1
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from llm_profile import trace
+from llm_profile import session, trace
 from llm_profile.backends.base import GRAPHS, BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
@@ -106,7 +106,7 @@ class TorchProfilerBackend:
         self._gaps_ns: list[int] = []  # of each point that was replayed
         self._rest_until = 0.0
         self._bounds: dict[str, tuple[int, int]] = {}  # phase -> longest pass known to be short, shortest to be long
-        with trace.record():
+        with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
         gc.collect()
         gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
@@ -146,10 +146,10 @@ class TorchProfilerBackend:
         self.telemetry.close()
         self.subject.close()
 
-    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> trace.Events:
+    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> session.Events:
         """Run the wanted passes of each point in one profiling session; each has its place in `batch` as its index."""
         self._prepare(batch, rule, warmup)
-        with trace.record() as events, LayerRanges(self.subject.model, self.subject.layout, trace.RangeRecorder()):
+        with session.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.RangeRecorder()):
             for index, pending in enumerate(batch):
                 if not pending.failed:
                     pending.failed = not fits(partial(self._run, index, pending, warmup))
@@ -206,7 +206,7 @@ class TorchProfilerBackend:
         """One labelled eager pass, then the replays; eager passes where there is no graph."""
         for _ in range(1 if pending.graphs else pending.wanted):
             self._empty_l2()
-            with trace.pass_range(index):
+            with session.pass_range(index):
                 self._passes.eager(pending.point)
         self._finish_burst(time.monotonic())
         if not pending.graphs:
@@ -228,7 +228,7 @@ class TorchProfilerBackend:
         with torch.cuda.stream(self._passes.stream):
             if settle:
                 graphs[0].replay()  # from rest, the first pass is a little different
-            with trace.pass_range(index):
+            with session.pass_range(index):
                 for graph in graphs:
                     self._empty_l2()  # launched by itself, so it counts to no replay
                     graph.replay()
@@ -272,7 +272,7 @@ class TorchProfilerBackend:
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
 
     def _read(
-        self, events: trace.Events, batch: list[_Pending], rule: StoppingRule
+        self, events: session.Events, batch: list[_Pending], rule: StoppingRule
     ) -> list[PointSample | PointFailure | _Pending]:
         """What a session gave, while the next one runs; a point that needs more passes is still pending."""
         self._add_passes(events.read(), batch)
@@ -285,9 +285,9 @@ class TorchProfilerBackend:
             results.append(pending if pending.wanted else self._sample(pending))
         return results
 
-    def _add_passes(self, session: trace.Trace, batch: list[_Pending]) -> None:
-        labelled = trace.labelled_passes(session)
-        replays = trace.graph_replays(session)
+    def _add_passes(self, recorded: trace.Trace, batch: list[_Pending]) -> None:
+        labelled = trace.labelled_passes(recorded)
+        replays = trace.graph_replays(recorded)
         for index, pending in enumerate(batch):
             if pending.failed:
                 continue

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from llm_profile import trace
+from llm_profile import session, trace
 from llm_profile.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.blocks import first_blocks
 from llm_profile.hooks import LayerRanges
@@ -56,16 +56,16 @@ class Measured:
 def kept_traces() -> Iterator[list[trace.Trace]]:
     """The raw events of each session of a backend."""
     kept: list[trace.Trace] = []
-    record = trace.record
+    record = session.record
 
     @contextmanager
-    def keep() -> Iterator[trace.Events]:
+    def keep() -> Iterator[session.Events]:
         with record() as events:
             yield events
         kept.append(events.read())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "record", keep)
+        patch.setattr(session, "record", keep)
         yield kept
 
 
@@ -101,13 +101,14 @@ def test_rows_add_up_to_each_pass_exactly(measured: Measured) -> None:
 
 def test_passes_have_every_nanosecond_that_the_device_worked(measured: Measured) -> None:
     """Counted again from the raw events, by nothing but the range in which the work was launched."""
-    (session,) = measured.sessions
-    launched = {launch.correlation: launch.start_ns for launch in session.launches}
-    assert all(kernel.correlation in launched for kernel in session.kernels)
+    (recorded,) = measured.sessions
+    launched = {launch.correlation: launch.start_ns for launch in recorded.launches}
+    assert all(kernel.correlation in launched for kernel in recorded.kernels)
     for index, at in enumerate(measured.samples):
-        ranges = sorted((r for r in session.passes if r.name == str(index)), key=lambda r: r.start_ns)
+        ranges = sorted((r for r in recorded.passes if r.name == str(index)), key=lambda r: r.start_ns)
         eager, *replayed = [
-            [k.duration_ns for k in session.kernels if r.start_ns <= launched[k.correlation] < r.end_ns] for r in ranges
+            [k.duration_ns for k in recorded.kernels if r.start_ns <= launched[k.correlation] < r.end_ns]
+            for r in ranges
         ]
         assert sum(map(len, replayed)) == THREE.repeat * len(eager)
         assert sum(map(sum, replayed)) == sum(at.pass_ns)
@@ -153,11 +154,11 @@ def test_ranges_change_no_bit_of_the_logits_and_come_off(name: str) -> None:
     logits()  # the cache gets its buffers
     before = footprint(subject.model)
     plain = logits()
-    with trace.record() as events, LayerRanges(subject.model, subject.layout, trace.RangeRecorder()):
+    with session.record() as events, LayerRanges(subject.model, subject.layout, session.RangeRecorder()):
         ranged = logits()
-    session = events.read()
+    recorded = events.read()
     again = logits()
-    assert {r.name for r in session.rows} >= {"embedding", "q_proj", "attn", "lm_head"}
+    assert {r.name for r in recorded.rows} >= {"embedding", "q_proj", "attn", "lm_head"}
     assert footprint(subject.model) == before
     for one, two, three in zip(plain, ranged, again, strict=True):
         assert torch.isfinite(one).all()
