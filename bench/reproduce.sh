@@ -2,19 +2,21 @@
 # Measures what the README quotes, in stages of a few minutes each on one H200:
 #     bench/reproduce.sh STAGE [DIR [MODEL...]]
 # Tables and JSON go to DIR/<hardware>/ (default: this repository). Stages stand in the README beside their figures.
-# Stages of several models (families, graph, eager) measure all, or those that are named.
+# Stages of several models (families, architectures, graph, eager) measure all, or those that are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stage=${1:?give a stage: llama, families, repeat, clock, graph, eager, deep}
+stage=${1:?give a stage: llama, families, architectures, repeat, clock, graph, eager, deep}
 dir=${2:-.}
 hardware=${HARDWARE:-H200}
 every_8th=(--prefill-step 8 --decode-step 8)
 
 profile() { # model, further options
-    local model=$1
+    local model=$1 own
     shift
-    python3 run_profile.py --hardware "$hardware" --model "$model" --load-format dummy --output-dir "$dir" "$@"
+    read -ra own <<<"${options[$model]:-}"
+    python3 run_profile.py --hardware "$hardware" --model "$model" --load-format dummy --output-dir "$dir" \
+        "${own[@]}" "$@"
 }
 
 validate() { # runtime, models
@@ -32,6 +34,14 @@ declare -A options=(
     [facebook/opt-6.7b]="--decode-max 2047" # its positions end at 2,048 tokens
     # its rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
     [microsoft/Phi-mini-MoE-instruct]="--num-layers 4"
+    # without packages of kernels
+    [Qwen/Qwen3-Next-80B-A3B-Instruct]="--allow-slow-path"
+    [tiiuae/falcon-mamba-7b]="--allow-slow-path --prefill-max 256 --decode-max 256"
+)
+architectures=(
+    Qwen/Qwen3-8B Qwen/Qwen3-30B-A3B mistralai/Mixtral-8x7B-v0.1 google/gemma-3-12b-it openai/gpt-oss-20b
+    deepseek-ai/DeepSeek-V3 Qwen/Qwen3-Next-80B-A3B-Instruct meta-llama/Llama-4-Scout-17B-16E-Instruct microsoft/phi-4
+    tiiuae/falcon-mamba-7b
 )
 named=("${@:3}")
 
@@ -42,8 +52,19 @@ case $stage in
         ;;
     families) # every 8th length of the other families
         for model in "${named[@]:-${models[@]:1}}"; do
-            read -ra own <<<"${options[$model]:-}"
-            profile "$model" "${every_8th[@]}" "${own[@]}" --skip-scaling
+            profile "$model" "${every_8th[@]}" --skip-scaling
+        done
+        ;;
+    architectures) # one block of each kind, on the adaptive grid; what was measured, without what was filled in
+        tables=$(mktemp -d)
+        for model in "${named[@]:-${architectures[@]}}"; do
+            profile "$model" --grid adaptive --skip-scaling --output-dir "$tables"
+            table=$hardware/$model
+            mkdir -p "$(dirname "$dir/$table")"
+            python3 -c 'import sys, pandas; rows = pandas.read_parquet(sys.argv[1]); \
+rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", index=False)' \
+                "$tables/$table.rows.parquet" "$dir/$table.measured.parquet"
+            cp "$tables/$table.meta.json" "$dir/$table.measured.meta.json"
         done
         ;;
     repeat) # two sweeps of every 8th length, one after the other, compared
@@ -66,7 +87,7 @@ case $stage in
         validate cuda-graph mistralai/Mixtral-8x7B-v0.1
         ;;
     *)
-        echo "bench/reproduce.sh: no stage $stage: choose llama, families, repeat, clock, graph, eager or deep" >&2
+        echo "bench/reproduce.sh: no stage $stage: choose llama, families, architectures, repeat, clock, graph, eager or deep" >&2
         exit 2
         ;;
 esac
