@@ -62,9 +62,9 @@ class EagerReality:
         for (input_len, _), rounds in self._rounds([(input_len, 1) for input_len in input_lens], repeat):
             yield StepTimes(SweepPoint(input_len, 0), tuple(tokens[0] for tokens in rounds))
 
-    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        """Each run of consecutive lengths is one `generate`, so that steps follow each other as they do in use."""
-        runs = [(window[0], 1 + len(window)) for window in consecutive(kv_lens)]
+    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        """Each window is one `generate`, so that steps follow each other as they do in use."""
+        runs = [(window[0], 1 + len(window)) for window in windows]
         for (first, tokens), rounds in self._rounds(runs, repeat):
             for step in range(1, tokens):
                 yield StepTimes(SweepPoint(1, first + step - 1), tuple(times[step] for times in rounds))
@@ -141,9 +141,9 @@ class GraphReality:
         """One pass each."""
         yield from self._steps([SweepPoint(input_len, 0) for input_len in input_lens], repeat)
 
-    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
+    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
         """Three steps of each window."""
-        chosen = [sorted({w[0], w[len(w) // 2], w[-1]}) for w in consecutive(kv_lens)]
+        chosen = [sorted({w[0], w[len(w) // 2], w[-1]}) for w in windows]
         yield from self._steps([SweepPoint(1, kv_len) for window in chosen for kv_len in window], repeat)
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
@@ -238,15 +238,3 @@ def open_reality(
         gc.collect()  # an earlier, shallower model may still hold memory
         torch.cuda.empty_cache()
     return REALITIES[runtime](profiled_subject(table, depth, device, token, trust_remote_code))
-
-
-def consecutive(values: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of whole numbers that follow each other: 1 2 3 7 8 -> [1, 2, 3], [7, 8]."""
-    run: list[int] = []
-    for value in values:
-        if run and value != run[-1] + 1:
-            yield run
-            run = []
-        run.append(value)
-    if run:
-        yield run

@@ -121,8 +121,9 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     """What a step costs beyond its kernels, linear over log(input + kv_cache) between knots, by phase.
 
     Prefill has a knot at each measured length, where the scaled estimate is the measured step, `lm_head` of one token
-    included. Decode has one an octave, least squares over all windows: its excess hardly varies, single steps do.
-    Beyond the ends, which are the table's unless a step there could not run, the excess is held.
+    included; `prefill_excess_ns` is for those between. Decode has a knot an octave, least squares over all windows: its
+    excess hardly varies, single steps do. Beyond the ends, which are the table's unless a step there could not run, the
+    excess is held.
 
     (1, 0) is one point of both phases. Simulators look up the rows that decode steps pay once there, so its excess is
     the median of what decode steps lack when recombined from it; a prompt of one token would add what `generate` does
@@ -135,11 +136,13 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
         shared = float(np.median(lacking))
     else:
         shared = measured.prefill_ns(1) - float(estimate.prefill_ns(1))
-    prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
+    walls = np.array([measured.prefill_ns(value) for value in lens])
+    prefill_excess = walls - estimate.prefill_ns(lens)
     decode_knots, decode_excess = _decode_curve(estimate, measured) if windows else (np.zeros(1), np.array([shared]))
 
     prefill, decode = estimate.prefill, estimate.decode
-    excess = np.interp(np.log(prefill.lens), [0.0, *np.log(lens)], [shared, *prefill_excess])  # [input lengths]
+    excess = prefill_excess_ns(estimate, lens, walls) if lens else np.full(len(prefill.lens), shared)
+    excess[0] = shared
     head_ns = prefill.head_ns[0]
     first = 1 + shared / (prefill.step_ns[0] + head_ns)
     # `lm_head` of a prompt is looked up at (1, 0) and comes with that point's factor: the other rows make up the rest.
@@ -164,6 +167,23 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
         Factors(decode.lens, np.maximum(decode_step, LEAST_FACTOR), np.ones_like(decode_step)),
         parameters,
     )
+
+
+def prefill_excess_ns(estimate: Estimate, lens: Sequence[int], walls_ns: FloatArray) -> FloatArray:
+    """What the prompts of a table cost beyond their kernels, from those of `lens` tokens. Shape [input lengths].
+
+    Linear over log(input) between them, and held beyond. But where the host is slower than the GPU, a step takes as
+    long as the host does, whatever its kernels take: so a length whose kernels lie off the line between those beside it
+    is moved from the line between their walls by as much of that as walls follow kernels there, from none to all.
+    """
+    kernels = estimate.prefill_ns(estimate.prefill.lens)
+    x, knots, known = np.log(estimate.prefill.lens), np.log(lens), estimate.prefill_ns(lens)
+    longer, more_work = np.diff(walls_ns), np.diff(known)
+    follows = np.clip(np.divide(longer, more_work, out=np.ones_like(longer), where=more_work > 0), 0, 1)
+    between = np.searchsorted(knots, x, side="right")  # 0 and len(knots) are beyond the ends
+    share = np.concatenate([[1.0], follows, [1.0]])[between]
+    off_line = kernels - np.interp(x, knots, known)
+    return np.asarray(np.interp(x, knots, walls_ns - known) + (share - 1) * off_line)
 
 
 def _decode_curve(estimate: Estimate, measured: MeasuredSteps) -> tuple[FloatArray, FloatArray]:

@@ -224,16 +224,25 @@ class MeasuredSteps:
         return PairLatency(*pair, ttft_ns, float(np.mean(np.interp(np.array(steps), self.window_kv, window_ns))))
 
 
-def measure(reality: Reality, plan: StepPlan, repeat: int) -> MeasuredSteps:
-    """Time the steps of a plan on the real model. Steps that it does not yield (out of memory) are left out.
+def measure(reality: Reality, plans: Sequence[StepPlan], repeat: int) -> list[MeasuredSteps]:
+    """Time the steps of plans that have none in common on the real model. Steps that do not fit in memory are left out.
 
+    Each round goes over the steps of all plans: a machine that slows down meanwhile makes no difference between them.
     Raises UsageError where nothing at all was timed.
     """
-    kv_lens = [kv_len for window in plan.windows for kv_len in window]
-    timed = [*reality.prefill(plan.input_lens, repeat)] if plan.input_lens else []
-    timed += [*reality.decode(kv_lens, repeat)] if kv_lens else []
-    steps = {step.point: tuple(float(wall_ns) for wall_ns in step.wall_ns) for step in timed}
-    if not steps and (plan.input_lens or kv_lens):
+    input_lens = sorted(input_len for plan in plans for input_len in plan.input_lens)
+    windows = sorted((window for plan in plans for window in plan.windows), key=lambda window: window.start)
+    timed = [*reality.prefill(input_lens, repeat)] if input_lens else []
+    timed += [*reality.decode(windows, repeat)] if windows else []
+    walls = {step.point: tuple(float(wall_ns) for wall_ns in step.wall_ns) for step in timed}
+    if not walls and (input_lens or windows):
         raise UsageError("the real model completed no step at all: lower --scaling-num-layers")
-    windows = [tuple(kv_len for kv_len in window if SweepPoint(1, kv_len) in steps) for window in plan.windows]
-    return MeasuredSteps(steps, tuple(window for window in windows if window))
+    return [_of_plan(plan, walls) for plan in plans]
+
+
+def _of_plan(plan: StepPlan, walls: Mapping[SweepPoint, tuple[float, ...]]) -> MeasuredSteps:
+    windows = [tuple(kv_len for kv_len in window if SweepPoint(1, kv_len) in walls) for window in plan.windows]
+    return MeasuredSteps(
+        {point: walls[point] for point in sorted(plan.points) if point in walls},
+        tuple(window for window in windows if window),
+    )

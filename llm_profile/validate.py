@@ -44,8 +44,7 @@ def validate(
     against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
-    fitted = measure(reality, fit_plan, repeat)
-    held_out = measure(reality, held_plan, repeat)
+    fitted, held_out = measure(reality, [fit_plan, held_plan], repeat)
     batched = {step.point: step.wall_ns for step in reality.batched(batched_points(pairs, estimate), repeat)}
     scalings: dict[str, Scaling] = {}
     not_fitted: dict[str, str] = {}
@@ -127,7 +126,7 @@ def measure_fitted(
 ) -> MeasuredSteps:
     """Time only the steps that scaling is fitted on, of a real model with `depth` blocks: `validate(other_depths)`."""
     _estimate, (fit_plan, _held_plan) = _plan(table, pairs, depth)
-    return measure(reality, fit_plan, repeat)
+    return measure(reality, [fit_plan], repeat)[0]
 
 
 def run_validation(

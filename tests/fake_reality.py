@@ -114,8 +114,8 @@ class FakeReality:
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         return self._times([SweepPoint(input_len, 0) for input_len in input_lens], repeat)
 
-    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self._times([SweepPoint(1, kv_len) for kv_len in kv_lens], repeat)
+    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        return self._times([SweepPoint(1, kv_len) for window in windows for kv_len in window], repeat)
 
     def close(self) -> None:
         self.closed = True

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from llm_profile.errors import UsageError
 from llm_profile.estimate import Estimate, decode_lens
 from llm_profile.judgement import Errors, judge_batches, judge_pairs, judge_recombination
-from llm_profile.scaling import LEAST_FACTOR, MODES, at_depth, average_factor, fit_curve, fit_global, fit_phase
+from llm_profile.scaling import (
+    LEAST_FACTOR,
+    MODES,
+    at_depth,
+    average_factor,
+    fit_curve,
+    fit_global,
+    fit_phase,
+    prefill_excess_ns,
+)
 from llm_profile.steps import (
     WINDOW_STEPS,
     WINDOWS,
@@ -34,7 +43,7 @@ def measured(overhead_ns, pairs=PAIRS, depth=6, estimate=None, **options):
     estimate = estimate or Estimate.of(TABLE, depth)
     plans = plan_steps(pairs, estimate)
     reality = FakeReality(overhead_ns, depth, **options)
-    return [(measure(reality, plan, 3), plan.pairs) for plan in plans]
+    return list(zip(measure(reality, plans, 3), [plan.pairs for plan in plans], strict=True))
 
 
 def worst(scaling, steps, pairs):
@@ -141,13 +150,13 @@ def test_a_window_is_the_mean_of_its_steps():
 def test_steps_that_ran_out_of_memory_are_left_out_and_named_when_needed():
     plan, _held_out = plan_steps(PAIRS, ESTIMATE)
     lost = frozenset({SweepPoint(128, 0), SweepPoint(1, 40)})
-    steps = measure(FakeReality(lambda *_: 0, fails=lost), plan, 3)
+    (steps,) = measure(FakeReality(lambda *_: 0, fails=lost), [plan], 3)
     assert not lost & set(steps.steps)
     assert all(40 not in window for window in steps.windows)
     with pytest.raises(UsageError, match="prefill of 128 tokens.*--scaling-input-max"):
         steps.pair((128, 4))
     with pytest.raises(UsageError, match="--scaling-num-layers"):
-        measure(FakeReality(lambda *_: 0, fails=frozenset(plan.points)), plan, 3)
+        measure(FakeReality(lambda *_: 0, fails=frozenset(plan.points)), [plan], 3)
 
 
 # ---- the ways of scaling recover what they can
@@ -358,3 +367,44 @@ def test_what_is_judged_never_changes_the_fit():
         scaling = fit(ESTIMATE, fitted, pairs)
         assert scaling.parameters == before[mode]
         assert worst(scaling, wrong, held_pairs) != worst(scaling, held_out, held_pairs)
+
+
+# ---- prompts that the host is too slow for
+
+
+HOST_NS = 500_000
+
+
+def rough_estimate(bump_ns):
+    """The fake model's, but that prompts of 48 tokens take `bump_ns` longer, as a library's bad choice makes them."""
+    rough = replace(ESTIMATE, prefill=replace(ESTIMATE.prefill, step_ns=ESTIMATE.prefill.step_ns.copy()))
+    rough.prefill.step_ns[47] += bump_ns
+    return rough
+
+
+@pytest.mark.parametrize(("host_ns", "share"), [(10 * HOST_NS, 0), (0, 1)])
+def test_kernels_off_the_line_count_where_the_gpu_is_the_slower_one(host_ns, share):
+    estimate, lens, bump_ns = rough_estimate(80_000), [2, 32, 64, 128], 80_000
+    kernels = estimate.prefill_ns(lens)
+    walls = np.maximum(host_ns, kernels + 1_000)
+    guess = prefill_excess_ns(estimate, lens, walls) + estimate.prefill_ns(estimate.prefill.lens)
+    smooth = prefill_excess_ns(ESTIMATE, lens, walls) + ESTIMATE.prefill_ns(ESTIMATE.prefill.lens)
+    assert guess[47] - smooth[47] == pytest.approx(share * bump_ns)
+    assert guess[[1, 31, 63, 127]] == pytest.approx(walls), "measured lengths are given back"
+
+
+@given(st.lists(st.integers(0, 2_000_000), min_size=4, max_size=4), st.integers(0, 300_000))
+def test_a_guess_lies_between_the_host_and_the_gpu(extra_ns, bump_ns):
+    """At any length: between the line of the walls beside it, and that line moved by all that its kernels are off."""
+    estimate, lens = rough_estimate(bump_ns), [2, 32, 64, 128]
+    walls = estimate.prefill_ns(lens) + np.array(extra_ns)
+    guess = prefill_excess_ns(estimate, lens, walls)[47] + estimate.prefill_ns(48)
+    line = np.interp(np.log(48), np.log(lens), walls)
+    off = estimate.prefill_ns(48) - np.interp(np.log(48), np.log(lens), estimate.prefill_ns(lens))
+    assert min(0, off) - 1e-3 <= guess - line <= max(0, off) + 1e-3
+
+
+def test_a_machine_that_slows_down_is_no_error_of_the_estimate():
+    """Fitted and judged steps are timed in the same rounds."""
+    (fitted, pairs), (held_out, held_pairs) = measured(lambda _point, _depth: 0, slower_per_repeat=0.2)
+    assert worst(fit_curve(ESTIMATE, fitted, pairs), held_out, held_pairs)["ttft"] < 1e-3

@@ -179,14 +179,16 @@ def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
 # ---- validation
 
 
-def test_fitted_and_held_out_lengths_have_runs_of_their_own():
+def test_fitted_and_held_out_lengths_have_runs_of_their_own_in_the_same_rounds():
     reality = FakeReality(overhead)
     report = validate(TABLE, reality, PAIRS, repeat=4)
-    fit_prefill, fit_decode, held_prefill, held_decode = map(set, reality.asked)
-    assert not (fit_prefill | fit_decode) & (held_prefill | held_decode)
+    prefill, decode = reality.asked
     held_out = {step.point for step in report.steps if step.held_out}
-    assert held_out == held_prefill | held_decode
-    assert {step.point for step in report.steps if not step.held_out} == fit_prefill | fit_decode
+    fitted_on = {step.point for step in report.steps if not step.held_out}
+    assert held_out and fitted_on and not held_out & fitted_on
+    assert len(prefill) + len(decode) == len(held_out | fitted_on), "no step is timed for both"
+    assert {*prefill, *decode} == held_out | fitted_on
+    assert prefill == sorted(prefill) and decode == sorted(decode), "neither goes before the other"
     assert all(len(step.wall_ns) == 4 for step in report.steps)
     fitted = {(pair.measured.input_len, pair.measured.output_len) for pair in report.pairs if not pair.held_out}
     assert fitted == {*PAIRS}

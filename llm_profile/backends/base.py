@@ -77,10 +77,10 @@ class Reality(Protocol):
         """Time to the first token of prompts of these lengths. Yields point (n, 0)."""
         ...
 
-    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        """Decode steps of one token on caches of these lengths, ascending. Yields point (1, k).
+    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        """Decode steps of one token on caches of these lengths: windows of consecutive ones. Yields point (1, k).
 
-        Of a run of consecutive lengths, some may stand for all.
+        Some lengths of a window may stand for all of it.
         """
         ...
 
