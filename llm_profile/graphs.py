@@ -42,7 +42,7 @@ class _Pool:
 class GraphPasses:
     """Runs and captures passes of a runner on one stream.
 
-    pools: memory pools, by number, that graphs can lie in. Each but the first has weights of its own, where they fit.
+    pools: memory pools, by number, that graphs can lie in. weights: of each but the first, empty where memory is short.
     """
 
     def __init__(self, subject: Subject, pools: int = 1) -> None:
@@ -51,7 +51,7 @@ class GraphPasses:
         self.copies = HostCopies()
         self._pools = [_Pool(self.stream) for _ in range(pools)]
         free_bytes, _ = torch.cuda.mem_get_info(subject.device)
-        self._weights = weight_copies(subject.model, pools - 1, free_bytes)
+        self.weights = weight_copies(subject.model, pools - 1, free_bytes)
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
         """One pass as the model's code runs it."""
@@ -61,7 +61,7 @@ class GraphPasses:
     def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> torch.cuda.CUDAGraph:
         """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
         graph = torch.cuda.CUDAGraph()
-        weights = self._weights[pool - 1].in_use() if pool and self._weights else nullcontext()
+        weights = self.weights[pool - 1].in_use() if pool and self.weights else nullcontext()
         with torch.cuda.stream(self.stream), masks_as_in_eager(), weights:
             # thread-local: the telemetry thread must not be able to spoil a capture
             graph.capture_begin(pool=self._pools[pool].handle, capture_error_mode="thread_local")

@@ -41,6 +41,10 @@ class Device:
         self.refuses_capture = False
         self.too_long: int | None = None
         self.noise: Iterator[int] = iter(lambda: 0, 1)
+        self.memory_for_copies = True
+
+    def weight_copies(self, wanted: int) -> list[int]:
+        return list(range(wanted)) if self.memory_for_copies else []
 
     def kernel(self, correlation: int, name: str, point: SweepPoint) -> None:
         if self.recording:
@@ -117,7 +121,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(
         torch_profiler,
         "GraphPasses",
-        lambda _subject, _pools: SimpleNamespace(eager=made_up.eager, capture=made_up.capture, stream=None),
+        lambda _subject, pools: SimpleNamespace(
+            eager=made_up.eager, capture=made_up.capture, stream=None, weights=made_up.weight_copies(pools - 1)
+        ),
     )
     return made_up
 
@@ -167,6 +173,17 @@ def test_short_passes_get_more_of_them(
     monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
     assert len(device.captures) == GRAPHS * len(POINTS)
+
+
+@pytest.mark.parametrize(("fits", "copies"), [(True, GRAPHS - 1), (False, 0)])
+def test_copies_of_weights_that_do_not_fit_are_told(
+    fits: bool, copies: int, device: Device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.memory_for_copies = fits
+    opened: TorchProfilerBackend = request.getfixturevalue("backend")
+    monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
+    assert opened.facts()["weight_copies"] == copies
+    assert any("copies of weights" in notice for notice in opened.notices) != fits
 
 
 def test_the_gaps_between_kernels_of_a_run_are_recorded(

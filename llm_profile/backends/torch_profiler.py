@@ -95,6 +95,8 @@ class TorchProfilerBackend:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
         self._passes = GraphPasses(subject, GRAPHS)
+        if not self._passes.weights:
+            self.notices.append("memory does not suffice for copies of weights: rows vary more from run to run")
         self._capture_error: str | None = None
         self._most_graphs = GRAPHS
         self._flush = l2_flush(subject)
@@ -122,6 +124,7 @@ class TorchProfilerBackend:
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,
             "kernel_gap_ns": spread(self._gaps_ns),
+            "weight_copies": len(self._passes.weights),
         }
 
     def sample(
