@@ -7,6 +7,8 @@ import json
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.model import UNSUPPORTED, ModelOptions, make_config, meta_model
+from llm_profile.patches import SCAN_FUNCTION, modelling_functions, patched
 from llm_profile.probe import is_kernel
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
@@ -90,6 +93,22 @@ class RowsOfOperators(TorchDispatchMode):
 
     def leave(self) -> None:
         self.open.pop()
+
+    @contextmanager
+    def scans_of(self, model: nn.Module) -> Iterator[None]:
+        """Notes scans of the model's modelling files as well: of reference implementations, operators show little."""
+
+        def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def scan(*args: Any, **kwargs: Any) -> Any:
+                self.kernels.add((self.open[-1] if self.open else OUTSIDE, name))
+                return function(*args, **kwargs)
+
+            return scan
+
+        with ExitStack() as undo:
+            for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
+                undo.enter_context(patched(namespace, name, noting(name, function)))
+            yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_kernel(func):
@@ -204,12 +223,13 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
         for point in POINTS:
             plain = logits_of(subject, point)
             recorder = RowsOfOperators()
-            with LayerRanges(subject.model, subject.layout, recorder), recorder:
+            with LayerRanges(subject.model, subject.layout, recorder), recorder, recorder.scans_of(subject.model):
                 hooked = logits_of(subject, point)
             assert torch.equal(plain, hooked) and torch.isfinite(plain).all()
             assert not recorder.open
             unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other") or row == OUTSIDE}
             assert not unnamed - TABLES, unnamed
+        assert not [row for row in subject.slow_path if row.endswith("_other")], "loops over tokens are scans"
         assert not OF_RELEASE or described(model_type, subject) in LINES, "run python -m tests.test_architectures"
     finally:
         subject.close()

@@ -27,7 +27,7 @@ SLOW: dict[str, dict[str, str]] = {
     "mamba2": {"mixer": MAMBA},
     "jamba": {f"linear_attention_{kind}.mamba": MAMBA for kind in ("dense", "moe")},
     "qwen3_next": {"linear_attention.linear_attn": FLA},
-    "rwkv": {"block_1.attention_other": LOOP, "block_2.attention_other": LOOP},
+    "rwkv": {"block_1.attn": LOOP, "block_2.attn": LOOP},
     "xlstm": {"mlstm_backend": LOOP},
 }
 
