@@ -12,25 +12,27 @@ from transformers.modeling_utils import AttentionInterface
 from llm_profile.patches import SCAN_FUNCTION, modelling_functions, patched
 
 KERNELS = (
-    # beginnings of operator names: matrix products, convolutions, attention, scans
+    # beginnings of operator names: matrix products, convolutions, attention, Fourier transforms
     *("mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "_grouped_mm"),
     *("_scaled_mm", "_scaled_grouped_mm", "_int_mm", "_weight_int4pack_mm", "_weight_int8pack_mm"),  # quantised
     *("linear", "mkldnn_linear", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"),
     *("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_fft"),
 )
-"""Operators that are a layer's work: where one runs, there is a layer."""
+"""Operators that are a layer's work: where one runs, there is a layer. So it is where a SCAN_FUNCTION is called."""
 
 
 def is_kernel(operator: Any) -> bool:
-    """Whether an operator (of a TorchDispatchMode) is a matrix product, a convolution, attention or a scan."""
+    """Whether an operator (of a TorchDispatchMode) is one of KERNELS."""
     name = operator.name().rpartition("::")[2].partition(".")[0]
     return any(name == kernel or (kernel.startswith("_") and name.startswith(kernel)) for kernel in KERNELS)
 
 
 @dataclass
 class Probe:
-    """fired: modules that ran, in order. attention_callers: those that asked for the attention interface.
-    own_kernels: those that launch big kernels or scan by themselves, outside their children and the attention interface.
+    """What the modules of a model did.
+
+    fired: those that ran, in order. attention_callers: those that asked for the attention interface. own_kernels: those
+    that launch big kernels or scan by themselves, outside their children and the attention interface.
     """
 
     fired: list[nn.Module] = field(default_factory=list)
