@@ -5,7 +5,7 @@ for a config that lacks a field that its type needs, the answer is None: unknown
 the table: what their scans hold depends on the kernels that are installed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llm_profile.architectures import ARCHITECTURES, DEFAULTS, LAYER_LISTS
@@ -63,7 +63,7 @@ class _Dimensions:
             raise _Unknown
         self._config = config
         self.architecture = ARCHITECTURES[model_type]
-        self.heads = self.size("num_attention_heads")
+        self.heads = self.divisor("num_attention_heads")
         self.hidden = self.size("hidden_size")
         self.embedding = self.size(self.architecture.embedding_width, self.hidden)
         if self.architecture.latent:
@@ -92,11 +92,10 @@ class _Dimensions:
         architecture = self.architecture
         if architecture.undecided is not None and self.value(architecture.undecided):
             raise _Unknown
-        step = architecture.full_attention_step
-        if step is None:
+        if architecture.full_attention_step is None:
             return [True] * depth
-        every = step if isinstance(step, int) else self.size(step)
-        return [(layer + 1) % every == 0 for layer in range(depth)]
+        step = self.divisor(architecture.full_attention_step)
+        return [(layer + 1) % step == 0 for layer in range(depth)]
 
     def value(self, name: str) -> Any:
         """A field of the config, else its default. Raises _Unknown if it has none."""
@@ -120,18 +119,32 @@ class _Dimensions:
         """A number of the architecture: its own, or the config's field of that name."""
         return self.size(number) if isinstance(number, str) else number
 
+    def divisor(self, number: str | int) -> int:
+        """A number of the architecture that something is divided by, so not 0."""
+        divisor = self.count(number)
+        if not divisor:
+            raise _Unknown
+        return divisor
+
+    def layers(self, name: str) -> Collection[int]:
+        """A field that lists blocks; null lists none."""
+        listed = self.value(name)
+        if not isinstance(listed, list | tuple | None):
+            raise _Unknown
+        return listed or ()
+
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of this block is a mixture of experts."""
         architecture = self.architecture
         if architecture.experts is None or not self.size(architecture.experts):
             return False
         if architecture.sparse_layers is not None and self.value(architecture.sparse_layers) is not None:
-            return layer in self.value(architecture.sparse_layers)
+            return layer in self.layers(architecture.sparse_layers)
         if architecture.dense_first is not None and layer < self.size(architecture.dense_first):
             return False
-        if architecture.dense_layers is not None and layer in (self.value(architecture.dense_layers) or ()):
+        if architecture.dense_layers is not None and layer in self.layers(architecture.dense_layers):
             return False
-        return architecture.sparse_step is None or (layer + 1) % self.size(architecture.sparse_step) == 0
+        return architecture.sparse_step is None or (layer + 1) % self.divisor(architecture.sparse_step) == 0
 
 
 def _parameters(dimensions: _Dimensions, num_layers: int) -> int:

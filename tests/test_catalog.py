@@ -161,6 +161,24 @@ def test_unknown_stays_unknown() -> None:
     assert memory_bytes(without_vocab, 1, 2, 128) is None
 
 
+@pytest.mark.parametrize(
+    ("model_id", "field"),
+    [
+        ("tiny-llama", {"num_attention_heads": 0}),
+        ("tiny-llama", {"num_hidden_layers": None}),
+        ("google/gemma-3-12b-it", {"sliding_window_pattern": 0}),
+        ("Qwen/Qwen3-30B-A3B", {"decoder_sparse_step": 0}),
+        ("Qwen/Qwen3-30B-A3B", {"mlp_only_layers": 3}),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", {"moe_layers": "all"}),
+        ("deepseek-ai/DeepSeek-V3", {"first_k_dense_replace": None}),
+    ],
+)
+def test_fields_that_no_model_could_be_built_of_leave_it_unknown(model_id: str, field: dict[str, Any]) -> None:
+    config = catalog.MODELS[model_id]
+    assert parameter_count(config, 1) is not None
+    assert parameter_count({**config, **field}, 1) is None
+
+
 def test_memory_grows_with_what_it_holds() -> None:
     config = catalog.MODELS["meta-llama/Llama-3.1-8B"]
     one, two = (memory_bytes(config, layers, 2, 4096) for layers in (1, 2))
