@@ -28,6 +28,9 @@ INDEX_LISTS = ("cross_attention_layers",)
 TIED_KEYS = ("_tied_weights_keys", "all_tied_weights_keys")
 """Attributes of models that say which parameters are one."""
 
+MATTERS_WITH: dict[str, str] = {"store_full_length_kv": "is_kv_shared_layer"}
+"""Trait -> another that must be on in some block for it to matter: keys are left there for blocks that share them."""
+
 MOST_VALUES = 4
 """A configuration list with an entry a block tells kinds apart only if it has few values: a type, not a number each."""
 
@@ -79,7 +82,13 @@ def find_kinds(model: nn.Module, stack: Stack) -> list[str]:
     blocks = stack.blocks(model)
     entries = _entries(model.config, len(blocks))
     types: list[str | None] = _layer_types(model.config, len(blocks)) or [None] * len(blocks)
-    signatures = [(types[i], *_signature(block), entries[i]) for i, block in enumerate(blocks)]
+    made = [_signature(block) for block in blocks]
+    switched_on = {name for _, _, traits in made for *_, name, value in traits if value is True}
+    idle = {name for name, other in MATTERS_WITH.items() if other not in switched_on}
+    signatures = [
+        (types[i], modules, shapes, tuple(trait for trait in traits if trait[-2] not in idle), entries[i])
+        for i, (modules, shapes, traits) in enumerate(made)
+    ]
     distinct = list(dict.fromkeys(signatures))
     names = dict(zip(distinct, _kind_names(distinct), strict=True))
     return [names[signature] for signature in signatures]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llm_profile.errors import is_out_of_memory
-from llm_profile.layers import Layout, is_experts, num_experts
+from llm_profile.layers import Layout, expert_modules, num_experts
 from llm_profile.passes import PassRunner, is_choice
 from llm_profile.sweep import SweepPoint
 
@@ -22,7 +22,8 @@ def expert_load(runner: PassRunner, layout: Layout, max_input: int) -> dict[str,
     Tokens per expert are over all experts of the profiled blocks of a kind; `idle` is how many experts of a block get
     none, on average. Passes that memory does not suffice for are left out.
     """
-    kinds = {site.module: site.kind or "" for site in layout.sites if is_experts(site.module)}
+    mixtures = set(expert_modules(runner.model))
+    kinds = {site.module: site.kind or "" for site in layout.sites if site.module in mixtures}
     found: dict[str, Any] = {}
     for tokens in sorted({*(count for count in TOKENS if count < max_input), max_input} if kinds else ()):
         chosen = _choices(runner, list(kinds), tokens)

@@ -1,107 +1,19 @@
 """How much memory a model with few blocks takes, worked out from its config. Imports no torch.
 
-Parameter counts are exact for the model types below. For any other type, for quantised weights, and for a config that
-lacks a field that its type needs, the answer is None: unknown.
+Parameter counts are exact for the types in the table of architectures. For any other type, for quantised weights, and
+for a config that lacks a field that its type needs, the answer is None: unknown. Types with recurrent states are not in
+the table: what their scans hold depends on the kernels that are installed.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from llm_profile.architectures import ARCHITECTURES, DEFAULTS, LAYER_LISTS
 from llm_profile.quantisation import quantisation_fields
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What the parameters of a model type depend on, beyond what all types share.
-
-    Strings are names of config fields. norm_vectors: 1 for RMSNorm, 2 for LayerNorm (scale and bias). norm_affine:
-    whether they are there. mlp_matrices: 3 with a gate, 2 without. attention_bias: on queries, keys and values.
-    qk_norm: one norm of head_dim each on queries and keys. dense_layers: lists the blocks whose MLP is no mixture
-    (decoder_sparse_step makes more of them). extra_positions: rows of a learned position table beyond
-    max_position_embeddings, None for rotary positions. defaults: what transformers takes for a field that a config
-    leaves out (None for a size: the one that it is derived from).
-    """
-
-    norm_vectors: int = 1
-    norm_affine: str | bool = True
-    final_norm: str | bool = True
-    mlp_matrices: int = 3
-    attention_bias: str | bool = False
-    output_bias: str | bool = False
-    mlp_bias: str | bool = False
-    head_bias: str | bool = False
-    intermediate: str = "intermediate_size"
-    experts: str | None = None
-    expert_intermediate: str = "intermediate_size"
-    dense_layers: str | None = None
-    embedding_width: str = "hidden_size"
-    qk_norm: bool = False
-    extra_positions: int | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        attention_bias="attention_bias",
-        output_bias="attention_bias",
-        mlp_bias="mlp_bias",
-        defaults={"num_key_value_heads": None, "attention_bias": False, "mlp_bias": False},
-    ),
-    "mistral": Architecture(),
-    "mixtral": Architecture(experts="num_local_experts"),
-    "opt": Architecture(
-        norm_vectors=2,
-        norm_affine="layer_norm_elementwise_affine",
-        final_norm="do_layer_norm_before",
-        mlp_matrices=2,
-        attention_bias="enable_bias",
-        output_bias="enable_bias",
-        mlp_bias="enable_bias",
-        intermediate="ffn_dim",
-        embedding_width="word_embed_proj_dim",
-        extra_positions=2,
-        defaults={
-            "num_key_value_heads": None,
-            "word_embed_proj_dim": None,
-            "enable_bias": True,
-            "layer_norm_elementwise_affine": True,
-            "do_layer_norm_before": True,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "phimoe": Architecture(
-        norm_vectors=2,
-        attention_bias="attention_bias",
-        output_bias="attention_bias",
-        head_bias="lm_head_bias",
-        experts="num_local_experts",
-        defaults={"attention_bias": False, "lm_head_bias": False},
-    ),
-    "qwen2": Architecture(attention_bias=True),
-    "qwen3": Architecture(
-        attention_bias="attention_bias",
-        output_bias="attention_bias",
-        qk_norm=True,
-        defaults={"attention_bias": False, "head_dim": 128},
-    ),
-    "qwen3_moe": Architecture(
-        attention_bias="attention_bias",
-        output_bias="attention_bias",
-        qk_norm=True,
-        experts="num_experts",
-        expert_intermediate="moe_intermediate_size",
-        dense_layers="mlp_only_layers",
-        defaults={"attention_bias": False, "mlp_only_layers": (), "decoder_sparse_step": 1},
-    ),
-}
-
-DEFAULTS: dict[str, Any] = {"head_dim": None, "tie_word_embeddings": False}
-"""Defaults that most types share; a type's own come first."""
-
-
 def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
-    """Parameters of the model with its first `num_layers` blocks: embedding, blocks, final norm, head.
+    """Parameters of the model with `num_layers` blocks of each kind: embedding, blocks, final norm, head.
 
     A head tied to the embedding counts once. None: unknown.
     """
@@ -116,16 +28,19 @@ def memory_bytes(
 ) -> int | None:
     """Device memory for passes of up to `max_len` tokens at batch 1: weights, KV cache, activations. None: unknown.
 
-    copies: places in memory where the activations of a pass lie (one for each of its graphs, and one for eager passes).
+    num_layers: blocks of each kind. copies: places in memory where the activations of a pass lie (one for each of its
+    graphs, and one for eager passes).
 
     Activations are an estimate: the logits of all tokens twice (the head's output and a copy), and per token the
-    residual stream, queries, keys, values and the widest part of the MLP. Attention scores are taken as never stored.
+    residual stream, queries, keys, values and the widest part of the MLP. Attention scores are taken as never stored
+    where a fused kernel can compute them. The cache is taken as without windows.
     """
     try:
         dimensions = _Dimensions(config)
         values = _parameters(dimensions, num_layers)
-        values += 2 * num_layers * dimensions.keys * max_len
+        values += len(dimensions.kept(num_layers)) * dimensions.cached * max_len
         values += copies * max_len * _activations_per_token(dimensions)
+        values += copies * max_len**2 * dimensions.architecture.scores * dimensions.heads
     except _Unknown:
         return None
     return dtype_bytes * values
@@ -136,7 +51,11 @@ class _Unknown(Exception):
 
 
 class _Dimensions:
-    """A config read with its type's defaults. queries, keys: widths of these projections."""
+    """A config read with its type's defaults.
+
+    queries, keys: widths of these projections; values: that of the attention's output. cached: values per token that
+    the cache of a block holds.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         model_type = config.get("model_type")
@@ -144,12 +63,39 @@ class _Dimensions:
             raise _Unknown
         self._config = config
         self.architecture = ARCHITECTURES[model_type]
-        heads = self.size("num_attention_heads")
+        self.heads = self.divisor("num_attention_heads")
         self.hidden = self.size("hidden_size")
-        self.head_dim = self.size("head_dim", self.hidden // heads)
-        self.queries = heads * self.head_dim
-        self.keys = self.size("num_key_value_heads", heads) * self.head_dim
         self.embedding = self.size(self.architecture.embedding_width, self.hidden)
+        if self.architecture.latent:
+            self.head_dim = self.size("qk_nope_head_dim") + self.size("qk_rope_head_dim")
+            self.queries = self.keys = self.heads * self.head_dim
+            self.values = self.heads * self.size("v_head_dim")
+            self.cached = self.size("kv_lora_rank") + self.size("qk_rope_head_dim")
+        else:
+            self.head_dim = self.size("head_dim", self.hidden // self.heads)
+            self.queries = self.values = self.heads * self.head_dim
+            self.keys = self.size("num_key_value_heads", self.heads) * self.head_dim
+            self.cached = 2 * self.keys
+
+    def kept(self, num_layers: int) -> list[int]:
+        """The blocks that a run keeps: the first `num_layers` of each kind."""
+        depth = self.size("num_hidden_layers")
+        kinds = list(zip(self._layer_types(depth), map(self.has_experts, range(depth)), strict=True))
+        return [layer for layer, kind in enumerate(kinds) if kinds[:layer].count(kind) < num_layers]
+
+    def _layer_types(self, depth: int) -> list[Any]:
+        """What tells the attention of each block from that of others."""
+        lists = [self._config.get(name) for name in LAYER_LISTS]
+        named = [types for types in lists if isinstance(types, list | tuple) and len(types) == depth]
+        if named:
+            return list(zip(*named, strict=True))
+        architecture = self.architecture
+        if architecture.undecided is not None and self.value(architecture.undecided):
+            raise _Unknown
+        if architecture.full_attention_step is None:
+            return [True] * depth
+        step = self.divisor(architecture.full_attention_step)
+        return [(layer + 1) % step == 0 for layer in range(depth)]
 
     def value(self, name: str) -> Any:
         """A field of the config, else its default. Raises _Unknown if it has none."""
@@ -169,14 +115,36 @@ class _Dimensions:
         """A yes or no of the architecture: its own, or the config's field of that name."""
         return bool(self.value(answer)) if isinstance(answer, str) else answer
 
+    def count(self, number: str | int) -> int:
+        """A number of the architecture: its own, or the config's field of that name."""
+        return self.size(number) if isinstance(number, str) else number
+
+    def divisor(self, number: str | int) -> int:
+        """A number of the architecture that something is divided by, so not 0."""
+        divisor = self.count(number)
+        if not divisor:
+            raise _Unknown
+        return divisor
+
+    def layers(self, name: str) -> Collection[int]:
+        """A field that lists blocks; null lists none."""
+        listed = self.value(name)
+        if not isinstance(listed, list | tuple | None):
+            raise _Unknown
+        return listed or ()
+
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of this block is a mixture of experts."""
-        if self.architecture.experts is None:
+        architecture = self.architecture
+        if architecture.experts is None or not self.size(architecture.experts):
             return False
-        if self.architecture.dense_layers is None:
-            return True
-        in_step = (layer + 1) % self.size("decoder_sparse_step") == 0
-        return in_step and layer not in self.value(self.architecture.dense_layers)
+        if architecture.sparse_layers is not None and self.value(architecture.sparse_layers) is not None:
+            return layer in self.layers(architecture.sparse_layers)
+        if architecture.dense_first is not None and layer < self.size(architecture.dense_first):
+            return False
+        if architecture.dense_layers is not None and layer in self.layers(architecture.dense_layers):
+            return False
+        return architecture.sparse_step is None or (layer + 1) % self.divisor(architecture.sparse_step) == 0
 
 
 def _parameters(dimensions: _Dimensions, num_layers: int) -> int:
@@ -191,9 +159,8 @@ def _parameters(dimensions: _Dimensions, num_layers: int) -> int:
         total += _norm(dimensions)
     if dimensions.says(architecture.head_bias):
         total += dimensions.size("vocab_size")
-    return total + sum(
-        _attention(dimensions) + _mlp(dimensions, layer) + 2 * _norm(dimensions) for layer in range(num_layers)
-    )
+    every_block = _attention(dimensions) + architecture.block_norms * _norm(dimensions)
+    return total + sum(every_block + _mlp(dimensions, layer) for layer in dimensions.kept(num_layers))
 
 
 def _norm(dimensions: _Dimensions) -> int:
@@ -203,28 +170,48 @@ def _norm(dimensions: _Dimensions) -> int:
 
 def _attention(dimensions: _Dimensions) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
-    projected = dimensions.queries + 2 * dimensions.keys
-    total = projected * hidden + dimensions.queries * hidden
-    if dimensions.says(architecture.attention_bias):
-        total += projected
+    total = dimensions.values * hidden + _queries_keys_values(dimensions)
     if dimensions.says(architecture.output_bias):
         total += hidden
     if architecture.qk_norm:
         total += 2 * dimensions.head_dim
-    return total
+    return total + (dimensions.heads if architecture.sinks else 0)
+
+
+def _queries_keys_values(dimensions: _Dimensions) -> int:
+    hidden, queries = dimensions.hidden, dimensions.queries
+    projected = queries + 2 * dimensions.keys  # what the hidden states are projected to
+    total = 0
+    if dimensions.architecture.latent:
+        nope, rank = dimensions.size("qk_nope_head_dim"), dimensions.size("kv_lora_rank")
+        total += rank + rank * (dimensions.heads * nope + dimensions.values)  # a norm, and out of the latent vector
+        projected = dimensions.cached
+        if dimensions.value("q_lora_rank") is None:
+            total += hidden * queries  # which never has a bias
+        else:
+            query_rank = dimensions.size("q_lora_rank")
+            total += query_rank + query_rank * queries
+            projected += query_rank
+    total += projected * hidden
+    return total + (projected if dimensions.says(dimensions.architecture.attention_bias) else 0)
 
 
 def _mlp(dimensions: _Dimensions, layer: int) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
-    if architecture.experts is not None and dimensions.has_experts(layer):
-        experts = dimensions.size(architecture.experts)
-        matrix = dimensions.size(architecture.expert_intermediate) * hidden
-        return experts * (architecture.mlp_matrices * matrix + hidden)  # and one router row each
-    intermediate = dimensions.size(architecture.intermediate)
-    total = architecture.mlp_matrices * intermediate * hidden
-    if dimensions.says(architecture.mlp_bias):
-        total += (architecture.mlp_matrices - 1) * intermediate + hidden
-    return total
+    if architecture.experts is None or not dimensions.has_experts(layer):
+        intermediate = dimensions.size(architecture.intermediate)
+        return _mlp_of(dimensions, intermediate, dimensions.says(architecture.mlp_bias))
+    experts, intermediate = dimensions.size(architecture.experts), dimensions.size(architecture.expert_intermediate)
+    router = experts * (hidden + architecture.expert_bias)
+    shared = _mlp_of(dimensions, dimensions.count(architecture.shared_experts) * intermediate, bias=False)
+    return experts * _mlp_of(dimensions, intermediate, architecture.expert_bias) + router + shared
+
+
+def _mlp_of(dimensions: _Dimensions, intermediate: int, bias: bool) -> int:
+    """Of one MLP or expert of that width; none has no parameters."""
+    matrices = dimensions.architecture.mlp_matrices
+    biases = (matrices - 1) * intermediate + dimensions.hidden if bias else 0
+    return matrices * intermediate * dimensions.hidden + biases
 
 
 def _activations_per_token(dimensions: _Dimensions) -> int:
@@ -233,6 +220,6 @@ def _activations_per_token(dimensions: _Dimensions) -> int:
     if architecture.experts is not None:
         # each chosen expert has a copy of the token and an output of its own
         expert = architecture.mlp_matrices * dimensions.size(architecture.expert_intermediate) + 2 * hidden
-        mlp = max(mlp, dimensions.size("num_experts_per_tok") * expert)
+        mlp = max(mlp, dimensions.size(architecture.experts_per_token) * expert)
     attention = 2 * (dimensions.queries + 2 * dimensions.keys)
     return 2 * dimensions.size("vocab_size") + 4 * hidden + max(attention, mlp)

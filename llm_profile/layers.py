@@ -107,18 +107,12 @@ class Layout:
         return f"{kind}.{row}" if kind is not None and len(self.kinds) > 1 else row
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module owns parameters with one matrix per expert: [num_experts, ., .]."""
-    own = not type(module).__module__.startswith("torch.nn.")
-    return own and any(p.ndim == 3 and p.shape[0] > 1 for p in module.parameters(recurse=False))
-
-
-def _block_rows(block: nn.Module, seen: Probe) -> list[tuple[nn.Module, str]]:
-    """(module, row) for each module of one block that ran, outer before inner."""
+def _block_rows(block: nn.Module, seen: Probe, mixtures: set[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """(module, row) for each module of one block that ran, outer before inner. mixtures: those that hold experts."""
     fired = set(seen.fired)
     paths = {path: m for path, m in block.named_modules() if m in fired}
     mixers = {m for path, m in paths.items() if m in seen.attention_callers or _attends(path, m, seen)}
-    experts = [path for path, m in paths.items() if path and is_experts(m)]
+    experts = [path for path, m in paths.items() if path and m in mixtures]
     named: list[tuple[nn.Module, str, str]] = []  # (module, path without indices, row)
     for path, module in paths.items():
         if any(path.startswith(outer + ".") for outer in experts):
@@ -195,11 +189,12 @@ def walk(model: nn.Module, full_model: nn.Module, kept: Kept, forward: Callable[
             block_kind.update(dict.fromkeys(block, names[index]))
     layout = Layout((), tuple(kinds), block_kind, _learned_positions(model, seen.fired))
 
+    mixtures = set(expert_modules(model))
     sites: dict[nn.Module, Site] = {}  # a module that several blocks share has one site
     inside: set[nn.Module] = set()
     for block_part, kind in block_kind.items():
         inside.update(block_part.modules())
-        for module, row in _block_rows(block_part, seen):
+        for module, row in _block_rows(block_part, seen, mixtures):
             sites.setdefault(module, Site(module, layout.qualify(kind, row), kind))
     for path, module in model.named_modules():
         layer = module in seen.own_kernels or not any(True for _ in module.children())
@@ -222,8 +217,15 @@ def _label_kind(label: str, kind: str) -> str:
 
 
 def expert_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that hold all experts of one block."""
-    return [m for m in model.modules() if is_experts(m)]
+    """Modules that hold all experts of one block: they own parameters with a matrix per expert, [num_experts, ., .].
+
+    Where the configuration knows of no experts, such parameters have a matrix per head (XLNet, Zamba, RecurrentGemma).
+    """
+    config: Any = model.config
+    if not any("experts" in str(name) for name in config.get_text_config(decoder=True).to_dict()):
+        return []
+    own = (m for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
+    return [m for m in own if any(p.ndim == 3 and p.shape[0] > 1 for p in m.parameters(recurse=False))]
 
 
 def num_experts(module: nn.Module) -> int:

@@ -14,6 +14,14 @@ ROPE_FUNCTION = re.compile(r"^apply_(rotary|rope|multimodal_rotary)")
 MASK_FUNCTION = re.compile(r"^create_\w*mask\w*$")
 """Module-level functions of modelling files that build attention masks."""
 
+SCAN_FUNCTION = re.compile(
+    r"(scan(_combined)?|linear_attention|delta_rule|delta_attention|state_update|mamba_inner_fn|conv1d_(fn|update))$"
+)
+"""Module-level functions of modelling files that go from token to token by a state, and what short convolutions call.
+
+They are a layer's work, whether a kernel stands behind them or a reference implementation of many small operators.
+"""
+
 ANY_FUNCTION = re.compile("")
 """Every name."""
 

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llm_profile.architectures import ARCHITECTURES
 from llm_profile.backends.base import GRAPHS
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
-from llm_profile.footprint import ARCHITECTURES, memory_bytes
+from llm_profile.footprint import memory_bytes
 from llm_profile.grid import GRIDS
 from llm_profile.hub import ModelSource, find_model
 from llm_profile.journal import read_journal
@@ -145,8 +146,9 @@ def plan_lines(request: Request) -> list[str]:
     left = max(0, most - len(known))
     phases = [p.phase for p in laid_out.points]
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
+    blocks = f"{request.num_layers} decoder block(s) of each kind"
     lines = [
-        f"model: {source.name} (configuration from {source.origin}), {request.num_layers} decoder block(s)",
+        f"model: {source.name} (configuration from {source.origin}), {blocks}",
         f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
         f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {len(known)} of them known",
         *([] if most == len(runnable) else [f"  {most} of them are measured at most, the others interpolated"]),

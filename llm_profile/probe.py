@@ -1,6 +1,7 @@
 """What small passes of a model show: which modules run, where attention is computed, which launch big kernels."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,28 +9,31 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import AttentionInterface
 
-from llm_profile.patches import patched
+from llm_profile.patches import SCAN_FUNCTION, modelling_functions, patched
 
 KERNELS = (
-    # beginnings of operator names: matrix products, convolutions, attention, scans
+    # beginnings of operator names: matrix products, convolutions, attention, Fourier transforms
     *("mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "_grouped_mm"),
     *("_scaled_mm", "_scaled_grouped_mm", "_int_mm", "_weight_int4pack_mm", "_weight_int8pack_mm"),  # quantised
     *("linear", "mkldnn_linear", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"),
     *("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_fft"),
 )
-"""Operators that are a layer's work: where one runs, there is a layer."""
+"""Operators that are a layer's work: where one runs, there is a layer. So it is where a SCAN_FUNCTION is called."""
 
 
 def is_kernel(operator: Any) -> bool:
-    """Whether an operator (of a TorchDispatchMode) is a matrix product, a convolution, attention or a scan."""
+    """Whether an operator (of a TorchDispatchMode) is one of KERNELS."""
     name = operator.name().rpartition("::")[2].partition(".")[0]
     return any(name == kernel or (kernel.startswith("_") and name.startswith(kernel)) for kernel in KERNELS)
 
 
 @dataclass
 class Probe:
-    """fired: modules that ran, in order. attention_callers: those that asked for the attention interface.
-    own_kernels: those that launch big kernels themselves, outside their children and the attention interface."""
+    """What the modules of a model did.
+
+    fired: those that ran, in order. attention_callers: those that asked for the attention interface. own_kernels: those
+    that launch big kernels or scan by themselves, outside their children and the attention interface.
+    """
 
     fired: list[nn.Module] = field(default_factory=list)
     attention_callers: set[nn.Module] = field(default_factory=set)
@@ -52,7 +56,6 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
     """Run `forward` (small passes of `model`) and watch it. Leaves no hook behind."""
     seen = Probe()
     stack: list[nn.Module | None] = []  # None while the attention interface computes
-    handles = []
 
     def enter(module: nn.Module, _args: Any) -> None:
         seen.fired.append(module)
@@ -60,6 +63,14 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
 
     def leave(module: nn.Module, _args: Any, _output: Any) -> None:
         stack.pop()
+
+    def scanning(function: Callable[..., Any]) -> Callable[..., Any]:
+        def scan(*args: Any, **kwargs: Any) -> Any:
+            if stack and stack[-1] is not None:
+                seen.own_kernels.add(stack[-1])
+            return function(*args, **kwargs)
+
+        return scan
 
     original = AttentionInterface.get_interface
 
@@ -77,14 +88,14 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
 
         return attend
 
-    try:
+    with ExitStack() as undo:
         for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        with patched(AttentionInterface, "get_interface", get_interface), _Watch(seen, stack):
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+            undo.callback(module.register_forward_pre_hook(enter).remove)
+            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
+        for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
+            undo.enter_context(patched(namespace, name, scanning(function)))
+        undo.enter_context(patched(AttentionInterface, "get_interface", get_interface))
+        undo.enter_context(_Watch(seen, stack))
+        forward()
     seen.fired = list(dict.fromkeys(seen.fired))
     return seen

@@ -7,6 +7,8 @@ import json
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import run_profile
+from llm_profile.blocks import find_kinds, find_stacks, kinds_of
+from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.model import UNSUPPORTED, ModelOptions, make_config, meta_model
+from llm_profile.patches import SCAN_FUNCTION, modelling_functions, patched
 from llm_profile.probe import is_kernel
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
@@ -42,6 +47,19 @@ CANNOT_BE_BUILT: dict[str, str] = {
 
 EXCEPTIONS: dict[str, str] = {**UNSUPPORTED, **CANNOT_BE_BUILT}
 """Type -> why it is not profiled. Everything else is."""
+
+NO_DEFAULT: dict[str, str] = {
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), "no head_dim"),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), "no sizes of its indexer"),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "no text encoder"),
+    "cohere_compass_text": "no rotary parameters of full attention",
+    "dbrx": "no rope_theta of its attention",
+    "dots1": "no number of experts",
+    "lfm2_moe": "no layer_types",
+    "nemotron": "no number of key and value heads",
+    "reformer": "is no decoder",
+}
+"""Type -> what its configuration class lacks by default, so that no model can be built of it."""
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
 LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 6][2:]
@@ -76,6 +94,22 @@ class RowsOfOperators(TorchDispatchMode):
     def leave(self) -> None:
         self.open.pop()
 
+    @contextmanager
+    def scans_of(self, model: nn.Module) -> Iterator[None]:
+        """Notes scans of the model's modelling files as well: of reference implementations, operators show little."""
+
+        def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def scan(*args: Any, **kwargs: Any) -> Any:
+                self.kernels.add((self.open[-1] if self.open else OUTSIDE, name))
+                return function(*args, **kwargs)
+
+            return scan
+
+        with ExitStack() as undo:
+            for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
+                undo.enter_context(patched(namespace, name, noting(name, function)))
+            yield
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_kernel(func):
             self.kernels.add((self.open[-1] if self.open else OUTSIDE, func.name()))
@@ -100,33 +134,46 @@ def open_subject(fields: dict[str, Any], num_layers: int = 1) -> Subject:
     return Subject(SubjectOptions(fields, model, SHOWS_LOOPS, SHOWS_LOOPS + 1, allow_slow_path=True))
 
 
-def counted_kinds(fields: dict[str, Any]) -> Counter[Any]:
-    """Another count of kinds: blocks at full depth by what they print, hold and are called in the configuration."""
-    model: Any = meta_model(make_config(fields))
+OTHER_TOWERS = re.compile("vision|visual|image|audio|depth_decoder")
+"""Parts of composite models that do not run on text."""
+
+LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "attention_layers")
+"""Lists of a configuration that name each block's type."""
+
+SWITCHES: dict[str, str] = {
+    "is_sliding": "attention within a window, by another mask and another cache",
+    "use_rope": "queries and keys are rotated",
+    "activation_sparsity": "where above 0, all but the largest activations are put out",
+    "is_kv_shared_layer": "no keys and values of its own",
+    "store_full_length_kv": "leaves keys and values to blocks that share them; where none does, it does nothing",
+}
+"""Attribute of a module in a block -> what blocks do differently that have equal parameters and another value of it."""
+
+
+def counted_kinds(model: Any) -> list[tuple[int, ...]]:
+    """Another count of kinds: the blocks of each, of a model at full depth.
+
+    Alike are blocks with equal parameters (name, shape, type) that the configuration and SWITCHES say the same of.
+    """
     text_config = model.config.get_text_config(decoder=True)
     lists = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and not OTHER_TOWERS.search(p)]
     stacks = [(p, m) for p, m in lists if isinstance(m[0], GradientCheckpointingLayer)]
     stacks = stacks or [(p, m) for p, m in lists if len(m) == text_config.num_hidden_layers]
-    keys: list[Any] = []
+    alike: dict[Any, list[int]] = {}
     for path, stack in stacks:
-        types = getattr(text_config, "layer_types", None) or []
-        named = types if len(types) == len(stack) else [None] * len(stack)
-        for block, name in zip(stack, named, strict=True):
-            keys.append((path, str(block), tuple((k, tuple(v.shape)) for k, v in block.state_dict().items()), name))
-    return Counter(keys)
+        named = [types for name in LISTS if len(types := getattr(text_config, name, None) or ()) == len(stack)]
+        for index, block in enumerate(stack):
+            parameters = Counter((name, tuple(p.shape), p.dtype) for name, p in block.named_parameters())
+            said = tuple(types[index] for types in named)
+            key = (path, frozenset(parameters.items()), said, switched(block, text_config))
+            alike.setdefault(key, []).append(index)
+    return sorted(map(tuple, alike.values()))
 
 
-OTHER_TOWERS = re.compile("vision|visual|image|audio|depth_decoder")
-
-
-def is_finer(fine: list[int], coarse: list[int]) -> bool:
-    """Whether counts `coarse` can be had by adding up counts of `fine`."""
-    if not fine:
-        return not any(coarse)
-    first, *rest = fine
-    return any(
-        is_finer(rest, [*coarse[:i], left - first, *coarse[i + 1 :]]) for i, left in enumerate(coarse) if left >= first
-    )
+def switched(block: nn.Module, text_config: Any) -> frozenset[tuple[str, bool]]:
+    """Which SWITCHES of a block's modules are there, and on."""
+    names = set(SWITCHES) - (set() if getattr(text_config, "num_kv_shared_layers", 0) else {"store_full_length_kv"})
+    return frozenset((name, bool(vars(m)[name])) for m in block.modules() for name in names & vars(m).keys())
 
 
 @pytest.mark.parametrize("model_type", SUPPORTED)
@@ -136,11 +183,26 @@ def test_type(model_type: str, tmp_path: Path) -> None:
     assert run_profile.main(arguments) == 0
     (meta_file,) = tmp_path.rglob("*.meta.json")
     meta = json.loads(meta_file.read_text())
-    counts = [kind["count"] for kind in meta["kinds"]]
-    assert is_finer(counts, list(counted_kinds(fields).values())), counts
-    assert all(kind["profiled"] for kind in meta["kinds"])
+    assert sorted(tuple(kind["layers"]) for kind in meta["kinds"]) == counted_kinds(meta_model(make_config(fields)))
+    assert all(kind["count"] == len(kind["layers"]) and kind["profiled"] for kind in meta["kinds"])
     check_identity(LatencyTable.read(meta_file.with_name(f"{model_type}.csv")))
     check_passes(model_type, fields)
+
+
+@pytest.mark.parametrize("model_type", [name for name in SUPPORTED if name not in NO_DEFAULT])
+def test_kinds_of_the_default_model(model_type: str) -> None:
+    """At the depth and with the pattern of blocks that its configuration class has by itself."""
+    model = meta_model(make_config({"model_type": model_type}))
+    stacks = [stack for stack in find_stacks(model) if not OTHER_TOWERS.search(stack.paths[0])]
+    kinds = [kind.layers for stack in stacks for kind in kinds_of(find_kinds(model, stack), ())]
+    assert sorted(kinds) == counted_kinds(model)
+
+
+@pytest.mark.skipif(not OF_RELEASE, reason=f"the list is of transformers {RELEASE}")
+@pytest.mark.parametrize("model_type", NO_DEFAULT)
+def test_defaults_that_are_left_out_cannot_be_built(model_type: str) -> None:
+    with pytest.raises(UsageError):
+        meta_model(make_config({"model_type": model_type}))
 
 
 def check_identity(table: LatencyTable) -> None:
@@ -161,12 +223,13 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
         for point in POINTS:
             plain = logits_of(subject, point)
             recorder = RowsOfOperators()
-            with LayerRanges(subject.model, subject.layout, recorder), recorder:
+            with LayerRanges(subject.model, subject.layout, recorder), recorder, recorder.scans_of(subject.model):
                 hooked = logits_of(subject, point)
             assert torch.equal(plain, hooked) and torch.isfinite(plain).all()
             assert not recorder.open
             unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other") or row == OUTSIDE}
             assert not unnamed - TABLES, unnamed
+        assert not [row for row in subject.slow_path if row.endswith("_other")], "loops over tokens are scans"
         assert not OF_RELEASE or described(model_type, subject) in LINES, "run python -m tests.test_architectures"
     finally:
         subject.close()

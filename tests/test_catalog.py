@@ -10,29 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile import catalog
-from llm_profile.footprint import ARCHITECTURES, memory_bytes, parameter_count
+from llm_profile.architectures import ARCHITECTURES
+from llm_profile.footprint import memory_bytes, parameter_count
 
 ROOT = Path(__file__).parent.parent
 
 
-def meta_parameters(config: dict[str, Any], num_layers: int | None) -> int:
-    """Of a model of that many blocks, None for its own depth."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def kept_parameters(config: dict[str, Any], num_layers: int) -> int:
+    """Of the model that a run keeps: so many blocks of each kind."""
+    from llm_profile.blocks import blocks_of_each_kind, keep_blocks
+    from llm_profile.model import make_config, meta_model
 
-    cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
-    built = CONFIG_MAPPING[config["model_type"]].from_dict({**config, **cut})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(built)
+    model = meta_model(make_config(config))
+    keep_blocks(model, blocks_of_each_kind(model, num_layers))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+RECURRENT = ("Qwen/Qwen3-Next-80B-A3B-Instruct", "tiiuae/falcon-mamba-7b")
+"""What the scans of these hold depends on the kernels that are installed, so a plan says nothing of them."""
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("model_id", catalog.MODELS)
-def test_every_entry_builds_and_its_parameters_are_counted(model_id: str) -> None:
+def test_every_entry_builds_and_the_weights_that_a_run_keeps_are_counted(model_id: str, num_layers: int) -> None:
     config = catalog.MODELS[model_id]
-    known = config["model_type"] in ARCHITECTURES
-    assert parameter_count(config, 2) == (meta_parameters(config, 2) if known else None)
+    kept = kept_parameters(config, num_layers)
+    assert parameter_count(config, num_layers) == (None if model_id in RECURRENT else kept)
 
 
 @pytest.mark.parametrize(
@@ -59,44 +62,94 @@ def test_every_entry_builds_and_its_parameters_are_counted(model_id: str) -> Non
 )
 def test_full_depth_has_the_published_size(model_id: str, billions: float) -> None:
     config = catalog.MODELS[model_id]
-    count = parameter_count(config, config["num_hidden_layers"]) or meta_parameters(config, None)
+    count = parameter_count(config, config["num_hidden_layers"]) or kept_parameters(config, 99)
     assert count / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 FLAGS = ("attention_bias", "mlp_bias", "enable_bias", "lm_head_bias", "tie_word_embeddings", "do_layer_norm_before")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_parameter_count_is_exact_for_any_dimensions(data: st.DataObject) -> None:
     model_type = data.draw(st.sampled_from(sorted(ARCHITECTURES)))
     kv_heads = data.draw(st.integers(1, 3))
-    heads = kv_heads * data.draw(st.integers(1, 3)) if model_type != "opt" else kv_heads
+    latent = ARCHITECTURES[model_type].latent
+    heads = kv_heads if latent or model_type == "opt" else kv_heads * data.draw(st.integers(1, 3))
+    depth = data.draw(st.integers(1, 6))
     config: dict[str, Any] = {
         "model_type": model_type,
         "vocab_size": data.draw(st.integers(8, 99)),
         "hidden_size": heads * data.draw(st.integers(1, 4)) * 2,
         "intermediate_size": data.draw(st.integers(1, 40)),
+        "num_hidden_layers": depth,
         "num_attention_heads": heads,
         "max_position_embeddings": data.draw(st.integers(4, 64)),
+        "num_key_value_heads": kv_heads,
     }
     if model_type == "opt":
-        config["ffn_dim"] = data.draw(st.integers(1, 40))
-        config["word_embed_proj_dim"] = data.draw(st.integers(1, 40))
-    else:
-        config["num_key_value_heads"] = kv_heads
-    if model_type == "qwen3_moe":
-        config["mlp_only_layers"] = data.draw(st.lists(st.integers(0, 3), unique=True))
-        config["decoder_sparse_step"] = data.draw(st.integers(1, 3))
-        config["moe_intermediate_size"] = data.draw(st.integers(1, 20))
-    if model_type in ("qwen3_moe", "phimoe", "mixtral"):
-        config[ARCHITECTURES[model_type].experts or ""] = data.draw(st.integers(2, 4))
-        config["num_experts_per_tok"] = 2
-    if model_type.startswith("qwen3") or data.draw(st.booleans()) and model_type != "opt":
+        del config["num_key_value_heads"]
+    if model_type == "phi3":  # the default is beyond so small a vocabulary
+        config["pad_token_id"] = 0
+    if not latent and (model_type in HEAD_DIM_NEEDED or data.draw(st.booleans()) and model_type != "opt"):
         config["head_dim"] = 2 * data.draw(st.integers(1, 5))
+    for name, values in SPECIAL[model_type].items():
+        config[name] = data.draw(values)
     config |= {flag: data.draw(st.booleans()) for flag in FLAGS if data.draw(st.booleans())}
-    layers = data.draw(st.integers(1, 4))
-    assert parameter_count(config, layers) == meta_parameters(config, layers)
+    layers = data.draw(st.integers(1, depth))
+    assert parameter_count(config, layers) == kept_parameters(config, layers)
+
+
+HEAD_DIM_NEEDED = ("gemma3_text", "gpt_oss", "llama4_text", "qwen3", "qwen3_moe")
+"""Types whose default is no part of the hidden size."""
+
+WIDTH, COUNT, BLOCKS = st.integers(1, 40), st.integers(1, 4), st.lists(st.integers(0, 5), unique=True)
+EXPERTS: dict[str, Any] = {"num_local_experts": st.integers(2, 4), "num_experts_per_tok": st.just(2)}
+SPECIAL: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ARCHITECTURES},
+    "deepseek_v3": {
+        **dict.fromkeys(("n_shared_experts", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), COUNT),
+        "q_lora_rank": st.none() | COUNT,
+        "qk_rope_head_dim": st.sampled_from([2, 4]),
+        "n_routed_experts": st.integers(2, 4),
+        "moe_intermediate_size": WIDTH,
+        "first_k_dense_replace": st.integers(0, 7),
+    },
+    "gemma3_text": {"sliding_window_pattern": COUNT},
+    "gpt_oss": EXPERTS,
+    "llama4_text": {
+        **EXPERTS,
+        "intermediate_size_mlp": WIDTH,
+        "moe_layers": st.none() | BLOCKS,
+        "interleave_moe_layer_step": COUNT,
+        "no_rope_layer_interval": COUNT,
+    },
+    "mixtral": EXPERTS,
+    "opt": {"ffn_dim": WIDTH, "word_embed_proj_dim": WIDTH},
+    "phimoe": EXPERTS,
+    "qwen3_moe": {
+        "num_experts": st.sampled_from([0, 2, 4]),
+        "num_experts_per_tok": st.just(2),
+        "mlp_only_layers": BLOCKS,
+        "decoder_sparse_step": COUNT,
+        "moe_intermediate_size": WIDTH,
+    },
+}
+"""Type -> what its dimensions are drawn from, beyond those of all types."""
+
+
+@pytest.mark.parametrize("types", [["sliding_attention", "full_attention", "full_attention"], None])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama4_text", "gpt_oss", "llama"])
+def test_types_of_blocks_that_a_configuration_names(model_type: str, types: list[str] | None) -> None:
+    """By a list they are counted, by windows that some blocks have they are unknown."""
+    config = {
+        **catalog.MODELS["tiny-llama"],
+        **{"model_type": model_type, "num_hidden_layers": 3, "head_dim": 32, "num_local_experts": 2},
+        **({"layer_types": types} if types else {}),
+    }
+    assert parameter_count(config, 1) == kept_parameters(config, 1)
+    windows = parameter_count({**config, "use_sliding_window": True}, 1)
+    assert (windows is None) == (types is None and model_type in ("qwen2", "qwen3"))
 
 
 def test_unknown_stays_unknown() -> None:
@@ -106,6 +159,24 @@ def test_unknown_stays_unknown() -> None:
     without_vocab = {key: value for key, value in llama.items() if key != "vocab_size"}
     assert parameter_count(without_vocab, 1) is None
     assert memory_bytes(without_vocab, 1, 2, 128) is None
+
+
+@pytest.mark.parametrize(
+    ("model_id", "field"),
+    [
+        ("tiny-llama", {"num_attention_heads": 0}),
+        ("tiny-llama", {"num_hidden_layers": None}),
+        ("google/gemma-3-12b-it", {"sliding_window_pattern": 0}),
+        ("Qwen/Qwen3-30B-A3B", {"decoder_sparse_step": 0}),
+        ("Qwen/Qwen3-30B-A3B", {"mlp_only_layers": 3}),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", {"moe_layers": "all"}),
+        ("deepseek-ai/DeepSeek-V3", {"first_k_dense_replace": None}),
+    ],
+)
+def test_fields_that_no_model_could_be_built_of_leave_it_unknown(model_id: str, field: dict[str, Any]) -> None:
+    config = catalog.MODELS[model_id]
+    assert parameter_count(config, 1) is not None
+    assert parameter_count({**config, **field}, 1) is None
 
 
 def test_memory_grows_with_what_it_holds() -> None:

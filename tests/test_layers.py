@@ -2,8 +2,11 @@ import pytest
 
 from llm_profile.backends.cpu_wall import CpuWallBackend
 from llm_profile.errors import UsageError
+from llm_profile.layers import expert_modules
 from llm_profile.measurement import PointSample, StoppingRule
+from llm_profile.model import meta_model
 from llm_profile.sweep import SweepPoint
+from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject
 
 LLAMA_BLOCK = [
@@ -91,6 +94,13 @@ def test_kinds_that_structure_tells_apart() -> None:
 def test_more_layers_than_the_model_has_are_refused() -> None:
     with pytest.raises(UsageError, match="--num-layers 5: the model has 4 blocks"):
         subject("llama", 5)
+
+
+def test_matrices_of_heads_are_no_experts() -> None:
+    for model_type, own in {"xlnet": "XLNetRelativeAttention", "zamba": "ZambaMambaMixer"}.items():
+        model = meta_model(tiny_config(model_type))
+        assert own in {type(module).__name__ for module in model.modules()} and not expert_modules(model)
+    assert expert_modules(meta_model(tiny_config("mixtral")))
 
 
 @pytest.mark.parametrize(("name", "positions"), [("opt", 32), ("llama", None), ("phimoe", None)])

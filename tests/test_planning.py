@@ -52,7 +52,7 @@ def test_a_plan_takes_less_than_a_second_and_no_torch(tmp_path: Path) -> None:
 def test_the_documented_sweep(tmp_path: Path) -> None:
     scaling = Scaling(tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128)))
     assert lines(tmp_path, scaling=scaling) == [
-        f"model: {LLAMA} (configuration from table), 1 decoder block(s)",
+        f"model: {LLAMA} (configuration from table), 1 decoder block(s) of each kind",
         f"table: {tmp_path}/H200/{LLAMA}.csv",
         "points: 2048 prefill, 2048 decode, 0 of them known",
         "memory: about 8.4 GiB on the device (bfloat16)",
@@ -65,6 +65,12 @@ def test_memory_follows_the_type_and_is_unknown_for_unknown_models(tmp_path: Pat
     assert "memory: about 16.8 GiB on the device (float32)" in lines(tmp_path, dtype="float32")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", "num_hidden_layers": 3}))
     assert "memory: unknown" in lines(tmp_path, str(tmp_path))
+
+
+def test_memory_is_that_of_the_blocks_of_each_kind(tmp_path: Path) -> None:
+    """One dense block of DeepSeek-V3 and one with experts: 1.1 GiB, and 21.4 GiB, beside 3.5 GiB of embeddings."""
+    (memory,) = (line for line in lines(tmp_path, "deepseek-ai/DeepSeek-V3", device="cpu") if line.startswith("memory"))
+    assert 26 < float(memory.split()[2]) < 29
 
 
 def test_time_comes_from_the_latest_run_that_came_to_its_end(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_
 import run_profile
 import validation
 from llm_profile.errors import UsageError
-from llm_profile.model import ModelOptions
+from llm_profile.model import ModelOptions, meta_model
+from llm_profile.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
 from llm_profile.slow_path import missing_package
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.table import LatencyTable, slow_path
@@ -27,7 +28,7 @@ SLOW: dict[str, dict[str, str]] = {
     "mamba2": {"mixer": MAMBA},
     "jamba": {f"linear_attention_{kind}.mamba": MAMBA for kind in ("dense", "moe")},
     "qwen3_next": {"linear_attention.linear_attn": FLA},
-    "rwkv": {"block_1.attention_other": LOOP, "block_2.attention_other": LOOP},
+    "rwkv": {"block_1.attn": LOOP, "block_2.attn": LOOP},
     "xlstm": {"mlstm_backend": LOOP},
 }
 
@@ -101,6 +102,13 @@ def test_an_allowed_table_is_marked_and_can_be_validated(tmp_path: Path, capsys:
     assert table.meta["conditions"]["missing_kernels"] == FLA.removeprefix("without ")
     assert run_profile.main([*asked, "--skip-scaling"]) == 2, "going on with it takes the flag again"
     assert validation.main(["--csv", str(csv), *PAIRS]) == 0
+
+
+@pytest.mark.parametrize("model_type", ["falcon_mamba", "zamba2", "qwen3_next", "kimi_linear"])
+def test_what_stands_in_for_a_kernel_is_known_as_a_scan(model_type: str) -> None:
+    functions = modelling_functions(meta_model(tiny_config(model_type)), ANY_FUNCTION)
+    standing_in = {name for _, name, function in functions if missing_package(function)}
+    assert standing_in and all(SCAN_FUNCTION.search(name) for name in standing_in), standing_in
 
 
 @pytest.mark.parametrize(("package", "missing"), [("math", None), ("not_there", "not_there")])
