@@ -360,8 +360,8 @@ class MadeUpReality:
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         return self.batched([SweepPoint(n, 0) for n in input_lens], repeat)
 
-    def decode(self, kv_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self.batched([SweepPoint(1, k) for k in kv_lens], repeat)
+    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        return self.batched([SweepPoint(1, k) for window in windows for k in window], repeat)
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         for point in points:
