@@ -97,6 +97,7 @@ class Subject:
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
             self.layout: Layout = self._walk(full_model, kept)
+            self._settle_routing()
             self.decompressed = not compressed <= compressed_modules(self.model)
             slow = slow_layers(self.model, self.runner.run, options.max_input, options.max_total)
             self.missing_packages = sorted({package for packages in slow.values() for package in packages})
@@ -126,6 +127,16 @@ class Subject:
                 ) from error
             raise
 
+    def _settle_routing(self) -> None:
+        """Leave routing to the model if the experts of a block are not told a choice that could be replaced.
+
+        To all of it: one condition says who chooses. Beside routed experts a block may have some that all tokens take.
+        """
+        experts = [set(expert_modules(block)) for block in self.layout.block_kind]
+        if any(of_block and not of_block & self.runner.routed for of_block in experts):
+            self.runner.leave_routing_to_model()
+            self.routing = "model"
+
     def _refuse_slow_path(self) -> None:
         if self.slow_path and not self.options.allow_slow_path:
             raise UsageError(
@@ -145,6 +156,11 @@ class Subject:
             said.append(f"transformers decompresses the weights at their first use: products are those of {dtype}")
         if self.code is not None:
             said.append(f"code of the model's repository runs: {self.code}")
+        if self.options.load is None and self.routing != self.options.routing:
+            said.append(
+                f"--routing {self.options.routing} cannot be applied: experts of this model are not told which of them "
+                "were chosen; its router chooses, with random weights"
+            )
         if self.slow_path:
             said.append(
                 f"slow path: {self._slow_rows()}: measured as it runs, without the kernels that a serving engine has"
