@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -34,6 +33,9 @@ SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
 }
 
 
+NO_SDPA_BACKEND = ("No available kernel", "No viable backend")
+"""What torch says where no allowed backend can compute attention: on a GPU, and on a CPU."""
+
 PROBE_TOKENS = 256
 """Prompt of the pass that shows what the layers are: some, that compress their cache, run only each so many tokens."""
 
@@ -60,10 +62,10 @@ class SubjectOptions:
 
 
 @contextmanager
-def attention_backend(name: str, device: torch.device) -> Iterator[None]:
-    """Let scaled_dot_product_attention use only the named backends. On a CPU there is no choice."""
+def attention_backend(name: str) -> Iterator[None]:
+    """Let scaled_dot_product_attention use only the named backends."""
     backends = SDPA_BACKENDS[name]
-    if not backends or device.type == "cpu":
+    if not backends:
         yield
         return
     with sdpa_kernel(backends):
@@ -91,7 +93,7 @@ class Subject:
         if self.quantisation is not None:  # a quantizer may have taken another
             self.dtype = resolve_dtype(self.model.config, "auto")
         with ExitStack() as undo:
-            undo.enter_context(attention_backend(options.sdpa_backend, self.device))
+            undo.enter_context(attention_backend(options.sdpa_backend))
             self.routing = options.routing if options.load is None else "model"
             self.runner = undo.enter_context(
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
@@ -120,7 +122,7 @@ class Subject:
                 raise UsageError(
                     f"--model: its {method_of(self.quantisation)} weights do not run here: {one_line(error)}; {ADVICE}"
                 ) from error
-            if "No available kernel" in str(error):
+            if any(said in str(error) for said in NO_SDPA_BACKEND):
                 raise UsageError(
                     f"--sdpa-backend {self.options.sdpa_backend}: it cannot run this model's attention in "
                     f"{str(self.dtype).removeprefix('torch.')}; use auto or torch"

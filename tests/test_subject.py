@@ -1,15 +1,20 @@
-"""The model under measurement: who chooses its experts."""
+"""The model under measurement: who chooses its experts, and what computes its attention."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import run_profile
+from llm_profile.errors import UsageError
 from llm_profile.layers import expert_modules
 from llm_profile.model import ModelOptions
 from llm_profile.passes import PassRunner
+from llm_profile.request import CPU_SDPA_BACKENDS, SDPA_BACKENDS
 from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.sweep import SweepPoint
 from tests import tiny
 from tests.test_architectures import write_model
 
@@ -77,3 +82,38 @@ def test_a_model_without_experts_has_no_routing() -> None:
     subject = tiny.subject("llama")
     assert subject.conditions()["routing"] is None and subject.notices == []
     subject.close()
+
+
+FLASH, MATH = "_scaled_dot_product_flash_attention_for_cpu", "_safe_softmax"
+
+
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().removeprefix("aten::").partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", CPU_SDPA_BACKENDS)
+def test_the_backend_of_attention_acts_on_a_cpu(backend: str) -> None:
+    subject = tiny.subject("llama", sdpa_backend=backend)
+    for point in (SweepPoint(6, 0), SweepPoint(1, 6)):
+        with Operators() as ran:
+            subject.runner.run(point)
+        assert (FLASH in ran.names, MATH in ran.names) == (backend != "math", backend == "math")
+    assert subject.conditions()["sdpa_backend"] == backend
+    subject.close()
+
+
+@pytest.mark.parametrize("backend", sorted({*SDPA_BACKENDS} - {*CPU_SDPA_BACKENDS}))
+def test_backends_that_a_cpu_lacks_are_refused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=f"--sdpa-backend {backend}: it cannot run this model's attention in float32"):
+        tiny.subject("llama", sdpa_backend=backend)
+    assert run_profile.main(["--model", "tiny-llama", "--device", "cpu", "--sdpa-backend", backend]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"run_profile.py: --sdpa-backend {backend}: not on a CPU; use auto, torch, flash or math"
