@@ -15,9 +15,13 @@ not show.
 The same command goes on where it was interrupted.
 """
 
+from llm_profile import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # the imports below take a while
+
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -276,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    interrupt.raise_again()
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done: a second Ctrl-C has nothing left to stop
+    interrupt.ignore()
     sys.exit(code)

@@ -15,6 +15,11 @@ the TTFT of long prompts, and only the curve keeps what a step costs once off `r
 once per request.
 """
 
+from llm_profile import interrupt
+
+if __name__ == "__main__":
+    interrupt.end_quietly()  # the imports below take a while
+
 import argparse
 import json
 import os
@@ -207,4 +212,7 @@ def validate_table(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupt.raise_again()
+    code = main()
+    interrupt.ignore()
+    sys.exit(code)

@@ -229,9 +229,23 @@ class InPlaceCache(Cache):
                 raise NotImplementedError(type(layer).__name__)
             layers.append(IN_PLACE[type(layer)](layer, capacity))
         super().__init__(layers=layers)
+        self._counts_tokens = any(isinstance(layer, BufferLayer) for layer in layers)
+        self._kv_len = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens in the cache. States alone do not count them: then those that it was rewound to."""
+        return int(super().get_seq_length(layer_idx)) if self._counts_tokens else self._kv_len
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Length and offset of the keys that a query can see. Behind states alone a mask is made and not used."""
+        if self._counts_tokens:
+            length, offset = super().get_mask_sizes(query_length, layer_idx)
+            return int(length), int(offset)
+        return self._kv_len + query_length, 0
 
     def rewind(self, kv_len: int) -> None:
         """Make it as if `kv_len` tokens were in the cache, without touching the device."""
+        self._kv_len = kv_len
         for layer in self.layers:
             layer.rewind(kv_len)
 

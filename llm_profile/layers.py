@@ -16,6 +16,7 @@ from torch import nn
 from llm_profile.backends.base import BlockKind
 from llm_profile.blocks import Kept, Stack, find_kinds, kinds_of
 from llm_profile.errors import UsageError
+from llm_profile.model import takes
 from llm_profile.probe import Probe, probe
 
 ALIASES: dict[tuple[str, str], str] = {
@@ -53,6 +54,10 @@ ATTENTION_NAME = re.compile(r"(^|_)(attn|attention|self)$")
 
 LINEAR_NAME = re.compile(r"linear|delta|lightning")
 """Attention without a softmax keeps its attribute's name: it costs another thing than `attn`."""
+
+
+CHOICE = "top_k_index"
+"""What transformers calls the numbers of the experts of each token, where it tells them to the experts."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,20 @@ class Layout:
     def qualify(self, kind: str | None, row: str) -> str:
         """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
         return f"{kind}.{row}" if kind is not None and len(self.kinds) > 1 else row
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module could hold all experts of a block.
+
+    It owns parameters with a matrix per expert, [num_experts, ., .], and no layer inside, as a mixer with a matrix per
+    head has; or its matrices are stored in another way, and it is told which experts were chosen.
+    """
+    if type(module).__module__.startswith("torch.nn."):
+        return False
+    own = list(module.parameters(recurse=False))
+    if any(p.ndim == 3 and p.shape[0] > 1 for p in own):
+        return len(own) == len(list(module.parameters()))
+    return isinstance(getattr(module, "num_experts", None), int) and takes(module, CHOICE)
 
 
 def _block_rows(block: nn.Module, seen: Probe, mixtures: set[nn.Module]) -> list[tuple[nn.Module, str]]:
@@ -217,17 +236,17 @@ def _label_kind(label: str, kind: str) -> str:
 
 
 def expert_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that hold all experts of one block: they own parameters with a matrix per expert, [num_experts, ., .].
+    """Modules that hold all experts of one block; none where the configuration knows of no experts.
 
-    Where the configuration knows of no experts, such parameters have a matrix per head (XLNet, Zamba, RecurrentGemma).
+    Matrices per head look the same (XLNet, RecurrentGemma).
     """
     config: Any = model.config
-    if not any("experts" in str(name) for name in config.get_text_config(decoder=True).to_dict()):
+    if "experts" not in str(config.get_text_config(decoder=True).to_dict()):
         return []
-    own = (m for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
-    return [m for m in own if any(p.ndim == 3 and p.shape[0] > 1 for p in m.parameters(recurse=False))]
+    return [module for module in model.modules() if is_experts(module)]
 
 
 def num_experts(module: nn.Module) -> int:
     """Experts of a module that holds all of a block."""
-    return next(p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3)
+    counts = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3]
+    return counts[0] if counts else int(module.num_experts)  # type: ignore[arg-type]

@@ -42,8 +42,9 @@ class PassRunner:
     """Runs `model` at sweep points: random token ids, positions and an in-place cache, nothing made anew per pass.
 
     max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run. batch: sequences of
-    every pass. routing: one of request.ROUTINGS, applied to every experts module. Attention masks are built once per
-    point and kept, as a serving engine prepares them with the batch; the pass itself has none of their kernels.
+    every pass. routing: one of request.ROUTINGS, applied to every experts module that is told a choice (`routed`).
+    Attention masks are built once per point and kept, as a serving engine prepares them with the batch; the pass itself
+    has none of their kernels.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class PassRunner:
         self.input_ids = torch.randint(vocab_size, (batch, max_input), device=self.device, generator=generator)
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
+        self.routed: set[nn.Module] = set()  # experts modules of which a choice was replaced
+        self._routes = ExitStack()
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
         self._model_type = config.model_type
-        self._cache_argument = cache_argument(model)
+        self.cache_argument = cache_argument(model)
         self.cache = self._make_cache(config, max_total)
         self._primed = False
         self._masks: dict[tuple[Any, ...], Any] = {}
@@ -73,15 +76,21 @@ class PassRunner:
         with ExitStack() as undo:
             for namespace, name, function in modelling_functions(self.model, MASK_FUNCTION):
                 undo.enter_context(patched(namespace, name, self._kept(name, function)))
+            undo.enter_context(self._routes)
             if self.routing != "model":
                 for module in expert_modules(self.model):
-                    undo.callback(module.register_forward_pre_hook(self._route, with_kwargs=True).remove)
+                    self._routes.callback(module.register_forward_pre_hook(self._route, with_kwargs=True).remove)
             undo.enter_context(torch.no_grad())
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._undo.close()
+
+    def leave_routing_to_model(self) -> None:
+        """Replace no choice of experts from now on."""
+        self.routing = "model"
+        self._routes.close()
 
     def forget_masks(self) -> None:
         """Free the masks of the points that were run so far."""
@@ -95,7 +104,7 @@ class PassRunner:
         arguments: dict[str, Any] = {
             "input_ids": self.input_ids[:, : point.input_len],
             **self._extra_inputs(point),
-            self._cache_argument: past,
+            self.cache_argument: past,
             "use_cache": True,
         }
         first, last = point.kv_len, point.total_len
@@ -110,7 +119,7 @@ class PassRunner:
 
     def _make_cache(self, config: Any, capacity: int) -> InPlaceCache | PastOfAPrompt:
         own = modelling_functions(self.model, OWN_CACHE, own=True) or self._model_type in WHOLE_SEQUENCE
-        if self._cache_argument in COMMON_CACHES and not own:
+        if self.cache_argument in COMMON_CACHES and not own:
             with suppress(NotImplementedError):  # it has nothing for these layers
                 return InPlaceCache(config, capacity)
         return PastOfAPrompt(self._cache_of_prompt)
@@ -137,7 +146,7 @@ class PassRunner:
 
     def _cache_of_prompt(self, tokens: int) -> Any:
         ids = self.input_ids[:, :1].expand(-1, tokens)
-        return self.model(input_ids=ids, use_cache=True)[self._cache_argument]
+        return self.model(input_ids=ids, use_cache=True)[self.cache_argument]
 
     def _kept(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
@@ -160,6 +169,7 @@ class PassRunner:
         return tuple(replaced(a) for a in args), {k: replaced(v) for k, v in kwargs.items()}
 
     def _assignment(self, module: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        self.routed.add(module)
         tokens, top_k = chosen.shape
         table = module.__dict__.get("_llm_profile_assignment")
         if table is None or table.shape[0] < tokens:

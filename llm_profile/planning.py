@@ -100,6 +100,7 @@ def run_record(request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
         "warmup": request.warmup,
         "repeat": request.repeat,
         "precision": request.precision,
+        "allow_slow_path": request.allow_slow_path,
         "sweep": asdict(request.sweep),
         **facts,
     }

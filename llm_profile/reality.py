@@ -16,7 +16,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from llm_profile.backends.base import Reality, StepTimes
 from llm_profile.backends.torch_profiler import REST, check_cuda, pci_bus_id
-from llm_profile.errors import UsageError
+from llm_profile.cache import PastOfAPrompt
+from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.loading import profiled_subject
 from llm_profile.passes import PassRunner
@@ -30,6 +31,10 @@ REPLAYS = 2
 
 BATCHED_STEPS = 4
 """Steps of `generate` whose mean is a batched step."""
+
+
+OWN_CACHE_NOTICE = "generate keeps a cache of the model's own making, and real times have what that costs"
+"""Said where the cache of the profile is not in place: `generate` then makes its own, anew for each prompt."""
 
 
 class _Stamps(StoppingCriteria):
@@ -52,6 +57,8 @@ class EagerReality:
 
     def __init__(self, subject: Subject) -> None:
         self.notices = _sharing(subject)
+        if isinstance(subject.runner.cache, PastOfAPrompt):
+            self.notices.append(OWN_CACHE_NOTICE)
         self._subject = subject
         # What a checkpoint says of generation (an end token, penalties) would end runs early or add steps of its own.
         subject.model.generation_config = GenerationConfig()
@@ -107,16 +114,26 @@ class EagerReality:
     def _generate(self, runner: PassRunner, input_len: int, tokens: int) -> list[int]:
         model = self._subject.model
         past = runner.past(0)
+        cache = {} if past is None else {runner.cache_argument: past}
         stamps = _Stamps(self._synchronize)
         settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
         self._synchronize()
         started = time.perf_counter_ns()
-        model.generate(  # type: ignore[operator]
-            runner.input_ids[:, :input_len],
-            generation_config=settings,
-            past_key_values=past,
-            stopping_criteria=StoppingCriteriaList([stamps]),
-        )
+        try:
+            model.generate(  # type: ignore[operator]
+                runner.input_ids[:, :input_len],
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([stamps]),
+                **cache,
+            )
+        except Exception as error:  # a model's own generation code raises errors of many types
+            if is_out_of_memory(error):
+                raise
+            where = "" if self._subject.device.type == "cuda" else ", on a GPU"
+            raise UsageError(
+                f"--scaling-runtime eager: {type(model).__name__} does not run in generate: {one_line(error)}; use "
+                f"--scaling-runtime cuda-graph{where}"
+            ) from error
         if len(stamps.times_ns) != tokens:
             raise RuntimeError(f"generate made {len(stamps.times_ns)} tokens where {tokens} were asked for")
         return [after - before for before, after in pairwise([started, *stamps.times_ns])]

@@ -21,6 +21,8 @@ LARGEST_SEED = 2**63 - 1
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
+CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
+"""Those that torch has on a CPU."""
 ROUTINGS = ("balanced", "random", "model")
 """Who chooses the experts of a token: all experts alike, chance, or the router with its (random) weights."""
 
@@ -115,6 +117,10 @@ class Request:
                 raise UsageError(f"{option} {value}: must be a whole number of at least {least}")
         if self.scaling is not None and self.scaling.runtime == "cuda-graph" and self.device == "cpu":
             raise UsageError("--scaling-runtime cuda-graph: a CPU has no CUDA graphs; use --scaling-runtime eager")
+        if self.device == "cpu" and self.sdpa_backend not in CPU_SDPA_BACKENDS:
+            raise UsageError(
+                f"--sdpa-backend {self.sdpa_backend}: not on a CPU; use {', '.join(CPU_SDPA_BACKENDS[:-1])} or math"
+            )
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
         for phase in ("prefill", "decode"):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -34,6 +33,9 @@ SDPA_BACKENDS: dict[str, list[SDPBackend]] = {
 }
 
 
+NO_SDPA_BACKEND = ("No available kernel", "No viable backend")
+"""What torch says where no allowed backend can compute attention: on a GPU, and on a CPU."""
+
 PROBE_TOKENS = 256
 """Prompt of the pass that shows what the layers are: some, that compress their cache, run only each so many tokens."""
 
@@ -60,10 +62,10 @@ class SubjectOptions:
 
 
 @contextmanager
-def attention_backend(name: str, device: torch.device) -> Iterator[None]:
-    """Let scaled_dot_product_attention use only the named backends. On a CPU there is no choice."""
+def attention_backend(name: str) -> Iterator[None]:
+    """Let scaled_dot_product_attention use only the named backends."""
     backends = SDPA_BACKENDS[name]
-    if not backends or device.type == "cpu":
+    if not backends:
         yield
         return
     with sdpa_kernel(backends):
@@ -91,12 +93,13 @@ class Subject:
         if self.quantisation is not None:  # a quantizer may have taken another
             self.dtype = resolve_dtype(self.model.config, "auto")
         with ExitStack() as undo:
-            undo.enter_context(attention_backend(options.sdpa_backend, self.device))
+            undo.enter_context(attention_backend(options.sdpa_backend))
             self.routing = options.routing if options.load is None else "model"
             self.runner = undo.enter_context(
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
             self.layout: Layout = self._walk(full_model, kept)
+            self._settle_routing()
             self.decompressed = not compressed <= compressed_modules(self.model)
             slow = slow_layers(self.model, self.runner.run, options.max_input, options.max_total)
             self.missing_packages = sorted({package for packages in slow.values() for package in packages})
@@ -119,12 +122,23 @@ class Subject:
                 raise UsageError(
                     f"--model: its {method_of(self.quantisation)} weights do not run here: {one_line(error)}; {ADVICE}"
                 ) from error
-            if "No available kernel" in str(error):
+            if any(said in str(error) for said in NO_SDPA_BACKEND):
                 raise UsageError(
                     f"--sdpa-backend {self.options.sdpa_backend}: it cannot run this model's attention in "
                     f"{str(self.dtype).removeprefix('torch.')}; use auto or torch"
                 ) from error
             raise
+
+    def _settle_routing(self) -> None:
+        """Leave routing to the model if the experts of a block are not told a choice that could be replaced.
+
+        To all of it: one condition says who chooses. Beside routed experts a block may have some that all tokens take.
+        """
+        experts = set(expert_modules(self.model))
+        of_blocks = [experts.intersection(block.modules()) for block in self.layout.block_kind]
+        if any(of_block and not of_block & self.runner.routed for of_block in of_blocks):
+            self.runner.leave_routing_to_model()
+            self.routing = "model"
 
     def _refuse_slow_path(self) -> None:
         if self.slow_path and not self.options.allow_slow_path:
@@ -145,6 +159,11 @@ class Subject:
             said.append(f"transformers decompresses the weights at their first use: products are those of {dtype}")
         if self.code is not None:
             said.append(f"code of the model's repository runs: {self.code}")
+        if self.options.load is None and self.routing != self.options.routing:
+            said.append(
+                f"--routing {self.options.routing} cannot be applied: experts of this model are not told which of them "
+                "were chosen; its router chooses, with random weights"
+            )
         if self.slow_path:
             said.append(
                 f"slow path: {self._slow_rows()}: measured as it runs, without the kernels that a serving engine has"

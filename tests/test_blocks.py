@@ -39,7 +39,7 @@ def test_steps_on_the_cache_give_what_one_long_pass_gives(model_type: str) -> No
         runner, model = tiny.runner, tiny.model
         if not isinstance(runner.cache, InPlaceCache):
             pytest.skip("this release of transformers has a cache of its own for it")
-        argument = runner._cache_argument
+        argument = runner.cache_argument
         fresh = {argument: DynamicCache(config=model.config)}
         with torch.no_grad():
             whole = model(input_ids=runner.input_ids, use_cache=True, **fresh).logits

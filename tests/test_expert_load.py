@@ -1,5 +1,6 @@
 """Tokens per expert, as the metadata has them, against the routing that is known."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from llm_profile.expert_load import expert_load
 from llm_profile.passes import expert_assignment
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
+from tests.shrunken import SIZES
+from tests.test_architectures import OF_RELEASE, RELEASE, open_subject, write_model
 from tests.tiny import subject
 
 EXPERTS, TOP_K, LONGEST = 4, 2, 70
@@ -90,3 +93,36 @@ def test_what_is_recorded_is_counted_once_and_leaves_nothing(routing: str) -> No
     assert [len(m._forward_pre_hooks) for m in tiny.model.modules()] == hooks
     assert torch.equal(tiny.runner.run(SweepPoint(5, 0)).logits, before)
     tiny.close()
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param("aria_text", marks=pytest.mark.skipif(not OF_RELEASE, reason=f"as in transformers {RELEASE}")),
+        "jetmoe",
+    ],
+)
+def test_experts_that_are_told_counts_are_counted(model_type: str, tmp_path: Path) -> None:
+    """Against the logits of their routers: JetMoE has one for its attention too."""
+    tiny = open_subject(write_model(model_type, tmp_path / model_type))
+    experts, top_k = SIZES["num_experts"], SIZES["top_k"]
+    counts: list[torch.Tensor] = []
+
+    def count(_module: Any, _args: Any, logits: torch.Tensor) -> None:
+        counts.append(torch.bincount(logits.topk(top_k, dim=-1).indices.flatten(), minlength=experts))
+
+    routers = [m for m in tiny.model.modules() if getattr(m, "out_features", None) == experts]
+    handles = [router.register_forward_hook(count) for router in routers]
+    tiny.runner.run(SweepPoint(tiny.options.max_input, 0))
+    for handle in handles:
+        handle.remove()
+    told = load(tiny)["block"]
+    of_routers = torch.stack(counts)
+    assert (told["experts"], told["experts_per_token"], told["routing"]) == (experts, top_k, "model")
+    last = told["tokens_per_expert"][-1]
+    assert (last["min"], last["max"]) == (of_routers.min(), of_routers.max()) and last["min"] < last["max"]
+    assert last["idle"] == pytest.approx((of_routers == 0).sum(1).double().mean().item())
+
+
+def test_experts_that_compute_all_tokens_are_left_out(tmp_path: Path) -> None:
+    assert load(open_subject(write_model("llama4_text", tmp_path / "llama4"))) == {}

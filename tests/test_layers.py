@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from llm_profile.backends.cpu_wall import CpuWallBackend
@@ -6,6 +8,7 @@ from llm_profile.layers import expert_modules
 from llm_profile.measurement import PointSample, StoppingRule
 from llm_profile.model import meta_model
 from llm_profile.sweep import SweepPoint
+from tests.test_architectures import open_subject, write_model
 from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject
 
@@ -108,3 +111,18 @@ def test_only_learned_positions_end(name: str, positions: int | None) -> None:
     tiny = subject(name)
     assert tiny.layout.learned_positions == positions
     tiny.close()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rows", "others"),
+    [
+        ("zamba", {"hybrid.mamba", "hybrid.in_proj", "hybrid.out_proj"}, {"hybrid.experts"}),  # matrices of mamba heads
+        ("xlnet", {"attn"}, {"experts"}),  # matrices of attention heads
+        ("dbrx", {"experts"}, {"mlp"}),  # the matrices of its experts lie one below the other
+    ],
+)
+def test_experts_are_told_from_heads(model_type: str, rows: set[str], others: set[str], tmp_path: Path) -> None:
+    tiny = open_subject(write_model(model_type, tmp_path / model_type))
+    found = {site.row for site in tiny.layout.sites}
+    tiny.close()
+    assert rows <= found and not others & found

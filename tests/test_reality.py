@@ -8,16 +8,21 @@ from typing import Any
 import pytest
 import torch
 
+import run_profile
 from llm_profile import reality
+from llm_profile.cache import InPlaceCache
 from llm_profile.errors import UsageError
 from llm_profile.estimate import model_depth
 from llm_profile.measurement import StoppingRule
+from llm_profile.model import ModelOptions
 from llm_profile.passes import PassRunner
 from llm_profile.reality import EagerReality, open_reality
 from llm_profile.steps import MeasuredSteps
+from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.table import LatencyTable
 from tests import tiny
+from tests.test_architectures import write_model
 
 
 @pytest.fixture
@@ -171,3 +176,70 @@ def test_every_runtime_of_the_command_is_there() -> None:
     from llm_profile.scaling_options import RUNTIMES
 
     assert tuple(reality.REALITIES) == RUNTIMES
+
+
+def first_blocks(model_type: str, folder: Path, depth: int) -> EagerReality:
+    fields = write_model(model_type, folder / model_type)
+    model = ModelOptions(depth, "cpu", "float32", each_kind=False)
+    return EagerReality(Subject(SubjectOptions(fields, model, 20, 20, allow_slow_path=True)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "depth", "in_place"),
+    [
+        ("gemma3_text", 6, True),  # sliding and full attention
+        ("mamba", 2, True),  # a cache of another name, of states alone
+        ("bamba", 3, True),  # states, and attention in another block
+        ("jamba", 2, True),  # the same, but that the first blocks have states alone
+        ("falcon_h1", 2, True),  # both in each block
+        ("deepseek_v3", 3, True),  # latent attention
+        ("minimax", 4, False),  # a cache of a class of its own
+        ("xlnet", 2, False),  # tensors
+    ],
+)
+def test_generate_runs_with_the_cache_of_the_profile(
+    model_type: str, depth: int, in_place: bool, tmp_path: Path
+) -> None:
+    real = first_blocks(model_type, tmp_path, depth)
+    runner = real._subject.runner
+    caches: list[Any] = []
+
+    def note(_model: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        caches.append(kwargs.get(runner.cache_argument))
+
+    handle = real._subject.model.register_forward_pre_hook(note, with_kwargs=True)
+    steps = [*real.prefill([3, 7], repeat=1), *real.decode([4, 5, 9], repeat=1)]
+    handle.remove()
+    assert [step.point for step in steps] == [SweepPoint(3, 0), SweepPoint(7, 0)] + [
+        SweepPoint(1, n) for n in (4, 5, 9)
+    ]
+    assert isinstance(runner.cache, InPlaceCache) == in_place and len(caches) == 2 * (2 + 3 + 2)
+    if in_place:
+        assert all(cache is runner.cache for cache in caches) and real.notices == []
+    else:
+        assert not any(isinstance(cache, InPlaceCache) for cache in caches)
+        assert real.notices == [reality.OWN_CACHE_NOTICE]
+    real.close()
+
+
+def test_a_model_that_generate_cannot_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    """This one takes the tokens of several codebooks, in a form that its `generate` makes itself."""
+    real = first_blocks("musicgen", tmp_path, 2)
+    with pytest.raises(UsageError) as refused:
+        list(real.prefill([4], repeat=1))
+    text = str(refused.value)
+    assert text.startswith("--scaling-runtime eager: MusicgenForCausalLM does not run in generate: ")
+    assert text.endswith("; use --scaling-runtime cuda-graph, on a GPU") and "\n" not in text
+    real.close()
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "xlstm"])  # the second loops over tokens, which 12 do not show
+def test_the_whole_command_validates_them(model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(model_type, tmp_path / model_type)
+    sweep = "--prefill-max 12 --prefill-step 4 --decode-max 16 --repeat 2 --precision 0 --warmup 1"
+    lengths = "--scaling-input-min 4 --scaling-input-max 12 --scaling-input-step 4 --scaling-output-min 2"
+    lengths += " --scaling-output-max 4 --scaling-output-step 2 --scaling-repeat 1 --scaling-tolerance 1000000"
+    options = "--device cpu --load-format dummy --allow-slow-path --scaling-runtime eager"
+    model = ["--model", str(tmp_path / model_type), "--output-dir", str(tmp_path), "--hardware", "CPU"]
+    assert run_profile.main([*model, *sweep.split(), *lengths.split(), *options.split()]) == 0, capsys.readouterr().err
+    assert (tmp_path / "CPU" / f"{model_type}-scaled.csv").exists()
