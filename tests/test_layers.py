@@ -8,8 +8,8 @@ from llm_profile.layers import expert_modules
 from llm_profile.measurement import PointSample, StoppingRule
 from llm_profile.model import meta_model
 from llm_profile.sweep import SweepPoint
-from tests.test_architectures import open_subject, write_model
 from tests.shrunken import tiny_config
+from tests.test_architectures import open_subject, write_model
 from tests.tiny import CONFIGS, subject
 
 LLAMA_BLOCK = [
