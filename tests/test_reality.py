@@ -208,7 +208,7 @@ def test_generate_runs_with_the_cache_of_the_profile(
         caches.append(kwargs.get(runner.cache_argument))
 
     handle = real._subject.model.register_forward_pre_hook(note, with_kwargs=True)
-    steps = [*real.prefill([3, 7], repeat=1), *real.decode([4, 5, 9], repeat=1)]
+    steps = [*real.prefill([3, 7], repeat=1), *real.decode([[4, 5], [9]], repeat=1)]
     handle.remove()
     assert [step.point for step in steps] == [SweepPoint(3, 0), SweepPoint(7, 0)] + [
         SweepPoint(1, n) for n in (4, 5, 9)
