@@ -63,6 +63,8 @@ class EagerReality:
         # What a checkpoint says of generation (an end token, penalties) would end runs early or add steps of its own.
         subject.model.generation_config = GenerationConfig()
         self._synchronize = _synchronizer(subject)
+        gc.collect()
+        gc.freeze()  # going through the millions of objects of torch and transformers takes as long as some steps
 
     def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
         """Runs `generate` for one token."""
@@ -89,6 +91,7 @@ class EagerReality:
                 yield StepTimes(point, tuple(round(statistics.fmean(steps)) for steps in runs[1:]))
 
     def close(self) -> None:
+        gc.unfreeze()
         self._subject.close()
 
     def _rounds(
