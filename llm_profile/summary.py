@@ -23,7 +23,7 @@ UNNAMED_LIMIT = 0.1
 
 GAP_CHANGE_NS = 150
 """Difference of the gaps between kernels from which on the GPU is taken to have changed its ways. Two were seen on
-H200s: gaps of 420 ns, and of 65, from the moment on at which another process began to use another GPU of the machine.
+H200s: gaps of 420 ns, and of 65, as far as times tell since another process began to use another GPU of the machine.
 Then kernels of 1 to 2 us took 10 % more, and the whole pass 0.3 to 0.9 %."""
 
 KERNEL_NAME_LENGTH = 60
@@ -167,8 +167,8 @@ def gaps_text(table: LatencyTable) -> Iterator[str]:
     least, most = min((g["min"] for g in gaps), default=0), max((g["max"] for g in gaps), default=0)
     if most - least > GAP_CHANGE_NS:
         yield (
-            f"doubtful: between kernels the GPU waited {least} ns at some points, {most} ns at others, as it does when "
-            "another process begins to use a GPU of this machine: kernels of 1 to 2 us may be off by 10%"
+            f"doubtful: between kernels the GPU waited {least} ns at some points, {most} ns at others, as it did when "
+            "another process began to use a GPU of the machine: kernels of 1 to 2 us may be off by 10%"
         )
 
 
