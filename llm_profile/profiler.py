@@ -51,8 +51,8 @@ def measure(
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
     Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
-    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again
-    after the others, and the result at the highest clock is kept.
+    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
+    others, and the result at the highest clock is kept.
     """
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))

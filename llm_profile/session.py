@@ -4,9 +4,9 @@ Every operator that is left out of the session is host time that a sweep of thou
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from sys import intern
 from typing import Any
 
 import torch
@@ -67,48 +67,25 @@ class Events:
 
     def read(self) -> Trace:
         """Each event to its kind. A session has a thousand of them a point: what a name tells is asked for once."""
-        events = self._recorded.events()
-        kinds = EventKinds()
-        by_name: dict[str, list[Any]] = {}
-        for event in events:
-            name = event.name()
-            if name not in by_name:
-                by_name[name] = kinds.of(event)
-            by_name[name].append(event)
-        ranges = [event for event in kinds.ranges if event.device_type() == DeviceType.CPU]
-        return Trace(
-            [_range(event, len(PASS) + 1) for event in ranges if event.name().startswith(PASS)],
-            [_range(event, len(ROW)) for event in ranges if event.name().startswith(ROW)],
-            [Launch(event.correlation_id(), event.start_ns(), event.name()) for event in kinds.launches],
-            [
-                Kernel(event.correlation_id(), event.start_ns(), event.duration_ns(), intern(event.name()))
-                for event in kinds.kernels
-            ],
-        )
+        by_name: dict[str, list[Any]] = defaultdict(list)
+        for event in self._recorded.events():
+            by_name[event.name()].append(event)
+        trace = Trace()
+        for name, events in by_name.items():
+            on_host = events[0].device_type() == DeviceType.CPU
+            if name.startswith((ROW, PASS)):  # these show on the device, too
+                prefix, ranges = (ROW, trace.rows) if name.startswith(ROW) else (f"{PASS}:", trace.passes)
+                ranges += [_range(name.removeprefix(prefix), e) for e in events if e.device_type() == DeviceType.CPU]
+            elif on_host and LAUNCH.match(name):
+                trace.launches += [Launch(e.correlation_id(), e.start_ns(), name) for e in events]
+            elif not on_host and not events[0].is_user_annotation():
+                trace.kernels += [Kernel(e.correlation_id(), e.start_ns(), e.duration_ns(), name) for e in events]
+        return trace
 
 
-class EventKinds:
-    """A session's events, by kind. ranges: opened here, seen from the host and from the device."""
-
-    def __init__(self) -> None:
-        self.ranges: list[Any] = []
-        self.kernels: list[Any] = []
-        self.launches: list[Any] = []
-        self.others: list[Any] = []
-
-    def of(self, event: Any) -> list[Any]:
-        """The list for all events of this one's name."""
-        name = event.name()
-        if name.startswith((ROW, PASS)):
-            return self.ranges
-        if event.device_type() != DeviceType.CPU:
-            return self.others if event.is_user_annotation() else self.kernels
-        return self.launches if LAUNCH.match(name) else self.others
-
-
-def _range(event: Any, prefix: int) -> Range:
+def _range(name: str, event: Any) -> Range:
     start_ns = event.start_ns()
-    return Range(event.name()[prefix:], start_ns, start_ns + event.duration_ns())
+    return Range(name, start_ns, start_ns + event.duration_ns())
 
 
 @contextmanager
