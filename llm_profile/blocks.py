@@ -63,15 +63,8 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         if len(module) and not any(isinstance(member, nn.Embedding) for member in module):
             lists.append(path)
             groups.setdefault((path.rpartition(".")[0], len(module)), []).append(path)
-    return [
-        Stack(tuple(paths))
-        for paths in groups.values()
-        if any(any(True for _ in member.children()) for path in paths for member in _list(model, path))
-    ]
-
-
-def _list(model: nn.Module, path: str) -> Any:
-    return model.get_submodule(path)
+    stacks = [Stack(tuple(paths)) for paths in groups.values()]
+    return [s for s in stacks if any(any(True for _ in part.children()) for block in s.blocks(model) for part in block)]
 
 
 def find_kinds(model: nn.Module, stack: Stack) -> list[str]:

@@ -170,15 +170,10 @@ class StateLayer(LinearAttentionLayer):
             past.copy_(self._original[key])
 
 
-class StateAndBufferLayer(StateLayer, BufferLayer, LinearAttentionAndFullAttentionLayer):
-    """A block with both: states of a fixed size, and keys and values."""
-
-    def __init__(self, capacity: int, number_of_states: int) -> None:
-        BufferLayer.__init__(self, capacity)
-        StateLayer.__init__(self, number_of_states)
+class _StateAndBuffer(StateLayer, BufferLayer):
+    """What both kinds of blocks with both share: states come by name, keys and values as two positional arguments."""
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        # keys and values come as two positional arguments, states by name
         (BufferLayer if args else StateLayer).lazy_initialization(self, *args, **kwargs)
 
     def rewind(self, kv_len: int) -> None:
@@ -186,19 +181,20 @@ class StateAndBufferLayer(StateLayer, BufferLayer, LinearAttentionAndFullAttenti
         StateLayer.rewind(self, kv_len)
 
 
-class StateAndSlidingBufferLayer(StateLayer, SlidingBufferLayer, LinearAttentionAndSlidingWindowAttentionLayer):
+class StateAndBufferLayer(_StateAndBuffer, LinearAttentionAndFullAttentionLayer):
+    """A block with both: states of a fixed size, and keys and values."""
+
+    def __init__(self, capacity: int, number_of_states: int) -> None:
+        BufferLayer.__init__(self, capacity)
+        StateLayer.__init__(self, number_of_states)
+
+
+class StateAndSlidingBufferLayer(_StateAndBuffer, SlidingBufferLayer, LinearAttentionAndSlidingWindowAttentionLayer):
     """A block with both: states of a fixed size, and the keys and values of a window."""
 
     def __init__(self, capacity: int, sliding_window: int, number_of_states: int) -> None:
         SlidingBufferLayer.__init__(self, capacity, sliding_window)
         StateLayer.__init__(self, number_of_states)
-
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        (SlidingBufferLayer if args else StateLayer).lazy_initialization(self, *args, **kwargs)
-
-    def rewind(self, kv_len: int) -> None:
-        SlidingBufferLayer.rewind(self, kv_len)
-        StateLayer.rewind(self, kv_len)
 
 
 IN_PLACE: dict[type, Callable[[Any, int], Any]] = {
