@@ -207,17 +207,12 @@ class GraphReality:
 
     def _time(self, graph: torch.cuda.CUDAGraph) -> int:
         """Mean of REPLAYS back-to-back replays, after one that warms and a rest as the profile takes it."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began = time.monotonic()
         with torch.cuda.stream(self._passes.stream):
             graph.replay()
-            start.record()
-            for _ in range(REPLAYS):
-                graph.replay()
-            end.record()
-        end.synchronize()
+        mean_ns = self._passes.time_ns(graph, REPLAYS)
         time.sleep(REST * (time.monotonic() - began))
-        return round(start.elapsed_time(end) * 1e6 / REPLAYS)
+        return round(mean_ns)
 
 
 def _synchronizer(subject: Subject) -> Callable[[], None]:

@@ -247,23 +247,14 @@ class TorchProfilerBackend:
         phase, length = pending.point.phase, pending.point.total_len
         short_to, long_from = self._bounds.get(phase, (0, sys.maxsize))
         if short_to < length < long_from:
-            if self._time(pending.graphs[0]) < SHORT_PASS_NS:
+            began = time.monotonic()
+            if self._passes.time_ns(pending.graphs[0]) < SHORT_PASS_NS:
                 short_to = length
             else:
                 long_from = length
+            self._finish_burst(began)
             self._bounds[phase] = short_to, long_from
         return length <= short_to
-
-    def _time(self, graph: torch.cuda.CUDAGraph) -> float:
-        """One replay that does not count; returns its nanoseconds on the device."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began = time.monotonic()
-        with torch.cuda.stream(self._passes.stream):
-            start.record()
-            graph.replay()
-            end.record()
-        self._finish_burst(began)
-        return 1e6 * start.elapsed_time(end)
 
     def _finish_burst(self, started: float) -> None:
         """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
