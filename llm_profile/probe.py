@@ -1,7 +1,7 @@
 """What small passes of a model show: which modules run, where attention is computed, which launch big kernels."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class Probe:
 
 
 class _Watch(TorchDispatchMode):
-    def __init__(self, probe: Probe, stack: list[nn.Module | None]) -> None:
+    def __init__(self, probe: Probe, stack: list[Any]) -> None:
         super().__init__()
         self.probe, self.stack = probe, stack
 
@@ -52,17 +52,30 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def running_modules(
+    model: nn.Module, entered: Callable[[nn.Module], None] = lambda _module: None
+) -> Iterator[list[Any]]:
+    """The modules whose forward is under way, outermost first. entered: told about each as it starts."""
+    stack: list[Any] = []
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        entered(module)
+        stack.append(module)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        stack.pop()
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(module.register_forward_pre_hook(enter).remove)
+            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield stack
+
+
 def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
     """Run `forward` (small passes of `model`) and watch it. Leaves no hook behind."""
     seen = Probe()
-    stack: list[nn.Module | None] = []  # None while the attention interface computes
-
-    def enter(module: nn.Module, _args: Any) -> None:
-        seen.fired.append(module)
-        stack.append(module)
-
-    def leave(module: nn.Module, _args: Any, _output: Any) -> None:
-        stack.pop()
 
     def scanning(function: Callable[..., Any]) -> Callable[..., Any]:
         def scan(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +93,7 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
         compute = original(self, *args, **kwargs)
 
         def attend(*args: Any, **kwargs: Any) -> Any:
-            stack.append(None)
+            stack.append(None)  # what it computes is no module's own
             try:
                 return compute(*args, **kwargs)
             finally:
@@ -89,9 +102,7 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
         return attend
 
     with ExitStack() as undo:
-        for module in model.modules():
-            undo.callback(module.register_forward_pre_hook(enter).remove)
-            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack = undo.enter_context(running_modules(model, seen.fired.append))
         for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
             undo.enter_context(patched(namespace, name, scanning(function)))
         undo.enter_context(patched(AttentionInterface, "get_interface", get_interface))

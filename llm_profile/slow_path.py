@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.layers import expert_modules
 from llm_profile.patches import ANY_FUNCTION, modelling_functions, patched
+from llm_profile.probe import running_modules
 from llm_profile.sweep import SweepPoint
 
 LOOP_TOKENS = 63
@@ -91,9 +92,7 @@ class _Watch(TorchDispatchMode):
 
     def __enter__(self) -> "_Watch":
         with ExitStack() as undo:
-            for module in self._model.modules():
-                undo.callback(module.register_forward_pre_hook(self._enter).remove)
-                undo.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            self._open = undo.enter_context(running_modules(self._model))
             for namespace, name, function in modelling_functions(self._model, ANY_FUNCTION):
                 if package := missing_package(function):
                     undo.enter_context(patched(namespace, name, self._noting(function, package)))
@@ -117,12 +116,6 @@ class _Watch(TorchDispatchMode):
         if self._open:
             self._counts[self._open[-1]] += 1
         return func(*args, **(kwargs or {}))
-
-    def _enter(self, module: nn.Module, _args: Any) -> None:
-        self._open.append(module)
-
-    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._open.pop()
 
     def _noting(self, function: Callable[..., Any], package: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
