@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stage=${1:?give a stage: llama, families, architectures, repeat, clock, graph, eager, deep}
+stage=${1:?give a stage: llama, families, architectures, repeat, hundred, clock, graph, eager, deep}
 dir=${2:-.}
 hardware=${HARDWARE:-H200}
 every_8th=(--prefill-step 8 --decode-step 8)
@@ -27,6 +27,12 @@ validate() { # runtime, models
         python3 validation.py --csv "$dir/$hardware/$model.csv" --scaling-runtime "$runtime" \
             --scaling-output "$dir/$hardware/$model-$runtime.csv" || [ $? = 4 ]
     done
+}
+
+again() { # further options
+    python3 run_profile.py --hardware "$stage" --model meta-llama/Llama-3.1-8B --load-format dummy --overwrite \
+        --skip-scaling --output-dir "$dir" "$@"
+    python3 bench/compare_tables.py "$dir"/{"$hardware","$stage"}/meta-llama/Llama-3.1-8B.csv
 }
 
 models=(meta-llama/Llama-3.1-8B facebook/opt-6.7b Qwen/Qwen3-8B microsoft/Phi-mini-MoE-instruct)
@@ -67,12 +73,11 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
             cp "$tables/$table.meta.json" "$dir/$table.measured.meta.json"
         done
         ;;
-    repeat) # two sweeps of every 8th length, one after the other, compared
-        for again in once twice; do
-            python3 run_profile.py --hardware "$again" --model meta-llama/Llama-3.1-8B --load-format dummy \
-                "${every_8th[@]}" --skip-scaling --output-dir "$dir"
-        done
-        python3 bench/compare_tables.py "$dir"/{once,twice}/meta-llama/Llama-3.1-8B.csv
+    repeat) # every 8th length again, against the table of the full sweep
+        again "${every_8th[@]}"
+        ;;
+    hundred) # every 16th length with exactly 100 passes, against the table of the full sweep
+        again --prefill-step 16 --decode-step 16 --repeat 100 --precision 0
         ;;
     clock) # the same passes by CUDA events
         python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
@@ -87,7 +92,7 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
         validate cuda-graph mistralai/Mixtral-8x7B-v0.1
         ;;
     *)
-        echo "bench/reproduce.sh: no stage $stage: choose llama, families, architectures, repeat, clock, graph, eager or deep" >&2
+        echo "bench/reproduce.sh: no stage $stage: choose llama, families, architectures, repeat, hundred, clock, graph, eager or deep" >&2
         exit 2
         ;;
 esac

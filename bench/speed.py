@@ -43,8 +43,8 @@ from llm_profile.sweep import SweepPoint
 WARMUP, REPEAT = 10, 100
 """Passes of the documented way at each point."""
 
-DENSER = 4
-"""Points of this way for each of the documented way's, which its sessions of many points need to be what they are."""
+DENSER = 16
+"""Points of this way for each of the documented way's: sessions of many points that share labels, as in a sweep."""
 
 RESULTS = Path(__file__).parent / "results"
 

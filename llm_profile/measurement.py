@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from llm_profile.sweep import SweepPoint
 
-MIN_PASSES = 10
-"""Fewest passes before a point may stop early: ten give each layer's median within about 1 % of a hundred."""
+MIN_PASSES = 8
+"""Fewest passes before a point may stop early. What they are worth stands in backends/regimes.py."""
 
 TRIMMED = 10
 """Of every so many passes the fastest and the slowest are left out of a mean; of fewer, one each.

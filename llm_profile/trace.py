@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from operator import attrgetter, ne
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -143,14 +143,27 @@ def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
     return result
 
 
-def label_replay(labelled: LabelledPass, replay: Sequence[Kernel]) -> LabelledPass | None:
-    """Give a replay's kernels the rows of the eager pass, matched one to one by name; None where they do not match.
+class Labels:
+    """Which row each kernel of a pass belongs to, learned from labelled passes.
 
-    In a graph captured from one stream, kernels replay in the order of capture.
+    A graph captured from one stream replays its kernels in the order of capture, so passes that run the very same
+    kernels in the same order have the same rows.
     """
-    if len(replay) != len(labelled.kernels) or any(map(ne, map(NAME, replay), map(NAME, labelled.kernels))):
-        return None
-    return LabelledPass(labelled.rows, tuple(replay))
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def learn(self, labelled: LabelledPass) -> None:
+        """Remember the rows of these kernels."""
+        self._rows[tuple(map(NAME, labelled.kernels))] = labelled.rows
+
+    def label(self, kernels: Sequence[Kernel]) -> LabelledPass | None:
+        """The pass that ran these kernels; None where none of the same names in the same order was labelled."""
+        rows = self._rows.get(tuple(map(NAME, kernels)))
+        return None if rows is None else LabelledPass(rows, tuple(kernels))
 
 
 def median_gap_ns(kernels: Sequence[Kernel]) -> int:

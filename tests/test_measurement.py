@@ -97,7 +97,7 @@ def run(rule: StoppingRule, draw: random.Random, noise: float) -> int:
     return len(passes)
 
 
-@pytest.mark.parametrize(("noise", "least", "most"), [(0.001, 10, 10), (0.04, 12, 60), (0.5, 100, 100)])
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.001, 8, 8), (0.04, 12, 60), (0.5, 100, 100)])
 def test_quiet_points_stop_early_and_hopeless_noise_ends(noise: float, least: int, most: int) -> None:
     counts = [run(StoppingRule(), random.Random(seed), noise) for seed in range(20)]
     assert least <= statistics.median(counts) <= most

@@ -12,16 +12,14 @@ import torch
 
 from llm_profile import session, trace
 from llm_profile.backends import torch_profiler
-from llm_profile.backends.base import GRAPHS
+from llm_profile.backends.regimes import FEW, MANY, REST, regime_of
 from llm_profile.backends.torch_profiler import (
-    REST,
     SESSION_POINTS,
-    SHORT_PASSES,
     TorchProfilerBackend,
     shares,
 )
 from llm_profile.graphs import CaptureError
-from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
 from llm_profile.sweep import SweepPoint
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
@@ -37,15 +35,12 @@ class Device:
         self.recording = False
         self.captures: list[SweepPoint] = []
         self.eager_passes: list[SweepPoint] = []
-        self.graph_kernels: Callable[[SweepPoint], tuple[str, ...]] = lambda _point: ROWS
+        self.kernels: Callable[[SweepPoint], tuple[str, ...]] = lambda _point: ROWS
+        self.graph_kernels: Callable[[SweepPoint], tuple[str, ...]] = lambda point: self.kernels(point)
         self.refuses_capture = False
         self.too_long: int | None = None
         self.noise: Iterator[int] = iter(lambda: 0, 1)
         self.memory_for_copies = True
-
-    def time_ns(self, _graph: Any) -> float:
-        """Every pass is a long one."""
-        return 1e9
 
     def weight_copies(self, wanted: int) -> list[int]:
         return list(range(wanted)) if self.memory_for_copies else []
@@ -65,9 +60,9 @@ class Device:
         self.eager_passes.append(point)
         if self.too_long is not None and point.total_len >= self.too_long:
             raise torch.OutOfMemoryError("made up")
-        for row in ROWS:
+        for row, name in zip(ROWS, self.kernels(point), strict=True):
             start = next(self.clock)
-            self.kernel(self.launch("cudaLaunchKernel"), row, point)
+            self.kernel(self.launch("cudaLaunchKernel"), name, point)
             if self.recording:
                 self.session.rows.append(trace.Range(row, start, next(self.clock)))
 
@@ -114,7 +109,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
         lambda _subject, pools: SimpleNamespace(
             eager=made_up.eager,
             capture=made_up.capture,
-            time_ns=made_up.time_ns,
             stream=None,
             weights=made_up.weight_copies(pools - 1),
         ),
@@ -148,28 +142,61 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
     assert len(found) == len(POINTS)
     for point, sample in found.items():
         assert sample.timed_by == "graph-replay"
-        assert sample.pass_ns == (4 * 100 * point.total_len,) * 10
+        passes = regime_of(point).first_passes
+        assert sample.pass_ns == (4 * 100 * point.total_len,) * passes
         assert {name: row.pass_ns for name, row in sample.rows.items()} == dict.fromkeys(
-            ROWS, (100 * point.total_len,) * 10
+            ROWS, (100 * point.total_len,) * passes
         )
         assert sample.rows["q_proj"].blocks == 2
         assert sample.rows["attn"].kernels == ("attn",)
-    assert len(device.captures) == GRAPHS * len(POINTS)
+    assert len(device.captures) == sum(regime_of(point).graphs for point in POINTS)
 
 
 @pytest.mark.parametrize(
-    ("rule", "passes"),
-    [(StoppingRule(), SHORT_PASSES), (StoppingRule(repeat=15), 15), (StoppingRule(repeat=12, precision=0), 12)],
+    ("point", "rule", "passes"),
+    [
+        (SweepPoint(1, 99), StoppingRule(), FEW.first_passes),
+        (SweepPoint(64, 0), StoppingRule(), FEW.first_passes),
+        (SweepPoint(65, 0), StoppingRule(), MANY.first_passes),
+        (SweepPoint(1, 99), StoppingRule(repeat=3), 3),
+        (SweepPoint(65, 0), StoppingRule(repeat=30, precision=0), 30),
+    ],
 )
-def test_short_passes_get_more_of_them(
-    rule: StoppingRule, passes: int, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+def test_first_passes_are_those_of_the_regime_where_the_rule_allows(
+    point: SweepPoint, rule: StoppingRule, passes: int, device: Device, backend: TorchProfilerBackend
 ) -> None:
-    monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
-    assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
-    assert len(device.captures) == GRAPHS * len(POINTS)
+    (found,) = backend.sample([point], rule, warmup=1)
+    assert isinstance(found, PointSample)
+    assert len(found.pass_ns) == passes
+    assert len(device.captures) == min(regime_of(point).graphs, passes)
 
 
-@pytest.mark.parametrize(("fits", "copies"), [(True, GRAPHS - 1), (False, 0)])
+def test_labels_of_the_same_kernels_are_shared(device: Device, backend: TorchProfilerBackend) -> None:
+    """Until the first session is read, each point has a labelled pass of its own; from then on, new kernels have."""
+    found = samples(backend, StoppingRule())
+    labelled = len(device.eager_passes) - len(POINTS)
+    assert SESSION_POINTS <= labelled <= 2 * SESSION_POINTS
+    assert {sample.timed_by for sample in found.values()} == {"graph-replay"}
+    assert list(backend.sample([SweepPoint(90, 0)], StoppingRule(), warmup=10))
+    assert len(device.eager_passes) == len(POINTS) + labelled + 1, "for the first use of the shape"
+
+
+def test_kernels_not_seen_before_are_labelled_and_their_replays_kept(
+    device: Device, backend: TorchProfilerBackend
+) -> None:
+    samples(backend, StoppingRule())
+    device.captures.clear()
+    device.eager_passes.clear()
+    device.kernels = lambda _point: ("split", *ROWS[1:])
+    (found,) = backend.sample([SweepPoint(90, 0)], StoppingRule(), warmup=10)
+    assert isinstance(found, PointSample)
+    assert found.timed_by == "graph-replay" and len(found.pass_ns) == MANY.first_passes
+    assert found.rows["embedding"].kernels == ("split",)
+    assert len(device.captures) == MANY.graphs, "captured once"
+    assert len(device.eager_passes) == 3, "first use in each session, and one with labels"
+
+
+@pytest.mark.parametrize(("fits", "copies"), [(True, FEW.graphs - 1), (False, 0)])
 def test_copies_of_weights_that_do_not_fit_are_told(
     fits: bool, copies: int, device: Device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,12 +219,11 @@ def test_the_gaps_between_kernels_of_a_run_are_recorded(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "short", "expected"),
-    [(8, True, [SHORT_PASSES]), (8, False, [10]), (100, True, [1] * SHORT_PASSES), (100, False, [1] * 10)],
+    ("tokens", "expected"),
+    [(8, [FEW.first_passes]), (100, [1] * MANY.first_passes)],
 )
 def test_the_device_rests_after_each_pass_of_many_tokens(
     tokens: int,
-    short: bool,
     expected: list[int],
     device: Device,
     backend: TorchProfilerBackend,
@@ -221,8 +247,6 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
         sleep(passes)
         bursts.append((passes, start, now))
 
-    if short:
-        monkeypatch.setattr(torch_profiler, "SHORT_PASS_NS", 2e9)
     monkeypatch.setattr(session, "pass_range", busy_range)
     monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     list(backend.sample([SweepPoint(tokens, 0)], StoppingRule(), warmup=1))
@@ -261,7 +285,7 @@ def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend:
     found = samples(backend, StoppingRule(repeat=40, precision=0.01))
     counts = {point: len(sample.pass_ns) for point, sample in found.items()}
     assert counts[SweepPoint(1, 0)] > 10, "the shortest pass is the noisiest"
-    assert min(counts.values()) == 10 and max(counts.values()) <= 40
+    assert min(counts.values()) == MANY.first_passes and max(counts.values()) <= 40
     assert all(len(row.pass_ns) == counts[p] for p, sample in found.items() for row in sample.rows.values())
 
 
@@ -270,7 +294,7 @@ def test_a_graph_with_other_kernels_gives_way_to_eager_passes(device: Device, ba
     device.graph_kernels = lambda point: (*ROWS, "a copy") if point == odd else ROWS
     found = samples(backend, StoppingRule())
     assert {point for point, sample in found.items() if sample.timed_by == "eager"} == {odd}
-    assert found[odd].pass_ns == (4 * 100 * 7,) * 10
+    assert found[odd].pass_ns == (4 * 100 * 7,) * MIN_PASSES
     assert "a copy" not in found[odd].rows
 
 
@@ -280,7 +304,7 @@ def test_a_model_that_cannot_be_captured_is_timed_eagerly_and_says_so(
     device.refuses_capture = True
     found = samples(backend, StoppingRule())
     assert {sample.timed_by for sample in found.values()} == {"eager"}
-    assert {len(sample.pass_ns) for sample in found.values()} == {10}
+    assert all(len(sample.pass_ns) == regime_of(point).first_passes for point, sample in found.items())
     (notice,) = [text for text in backend.notices if "captured" in text]
     assert "a host sync" in notice
     assert backend.facts()["not_captured"] == "a host sync"
@@ -311,10 +335,11 @@ def test_memory_for_fewer_graphs_is_asked_for_once(
 
     backend._passes.capture = two_fit  # type: ignore[method-assign,assignment]
     found = samples(backend, StoppingRule())
-    assert {(sample.timed_by, len(sample.pass_ns)) for sample in found.values()} == {("graph-replay", 10)}
+    assert {sample.timed_by for sample in found.values()} == {"graph-replay"}
+    assert all(len(sample.pass_ns) == regime_of(point).first_passes for point, sample in found.items())
     assert asked.count(2) == 1 and len(device.captures) == 2 * len(POINTS)
     assert [text for text in backend.notices if "memory" in text] == [
-        "memory suffices for 2 of 4 captures of a pass: rows vary a little more"
+        "memory suffices for 2 capture(s) of a pass: rows vary a little more"
     ]
 
 

@@ -1,9 +1,9 @@
 """GPU kernel time by torch's profiler, many points in one session.
 
-At each point: one eager pass with ranges on tells which kernel belongs to which row; then the same pass, captured in
-a CUDA graph, is replayed, which costs the host almost nothing. A replay runs the kernels of the capture in order, so
-they are matched one to one, by name, with those of the labelled pass. Where the two differ, or a pass cannot be
-captured, the point is timed by labelled eager passes.
+At each point the pass, captured in CUDA graphs, is replayed, which costs the host almost nothing. An eager pass with
+ranges on tells which kernel belongs to which row. A replay runs the kernels of the capture in order, so they are
+matched one to one, by name, with those of a labelled pass: the point's own, or another's that ran the very same ones.
+Where a point's own runs other kernels, or a pass cannot be captured, the point is timed by labelled eager passes.
 """
 
 import gc
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from llm_profile import session, trace
-from llm_profile.backends.base import GRAPHS, BlockKind
+from llm_profile.backends.base import BlockKind
+from llm_profile.backends.regimes import FEW, REST, regime_of
 from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
@@ -33,22 +34,6 @@ from llm_profile.telemetry import Telemetry, sharing_notice
 
 SESSION_POINTS = 32
 """Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
-
-SHORT_PASS_NS = 1e6
-SHORT_PASSES = 20
-"""First passes of points whose pass is this short: kernels of 1 to 3 us vary by 8 % from pass to pass."""
-
-FEW_TOKENS = 64
-"""Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
-
-REST = 0.5
-"""Idle time after each pass of more tokens over the time that it took.
-
-Back to back, such passes draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
-MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. With a rest of half of each
-pass it stayed at 1,965 and more; rows differed as much (median 0.4 %) from those with twice the rest as these did from
-each other.
-"""
 
 SWITCH_S = 5e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
@@ -65,12 +50,15 @@ OUTERMOST = 50
 class _Pending:
     """A point under way: passes kept so far and how many more to run.
 
-    graphs: of the session to come, none where passes are timed eagerly. failed: memory ran out.
+    replays: kernels of each pass that was replayed. unlabelled: no labelled pass has the kernels of some. graphs: of
+    the session to come, none where passes are timed eagerly. failed: memory ran out.
     """
 
     point: SweepPoint
     wanted: int
     passes: list[trace.LabelledPass] = field(default_factory=list)
+    replays: list[list[trace.Kernel]] = field(default_factory=list)
+    unlabelled: bool = False
     timed_by: str = "graph-replay"
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
     failed: bool = False
@@ -94,20 +82,20 @@ class TorchProfilerBackend:
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
-        self._passes = GraphPasses(subject, GRAPHS)
+        self._passes = GraphPasses(subject, FEW.graphs)
         if not self._passes.weights:
             self.notices.append("memory does not suffice for copies of weights: rows vary more from run to run")
         self._capture_error: str | None = None
-        self._most_graphs = GRAPHS
+        self._most_graphs = FEW.graphs
         self._flush = l2_flush(subject)
         if self._flush:
             self.notices.append(
                 "one block's weights would stay in the GPU's L2 cache, the full model's would not: it is emptied "
                 "before each pass"
             )
+        self._labels = trace.Labels()
         self._gaps_ns: list[int] = []  # of each point that was replayed
         self._rest_until = 0.0
-        self._bounds: dict[str, tuple[int, int]] = {}  # phase -> longest pass known to be short, shortest to be long
         with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
         gc.collect()
@@ -130,16 +118,16 @@ class TorchProfilerBackend:
     def sample(
         self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
-        """Measure points in sessions, in the given order; a point that needs more passes comes again at the end."""
-        queue = deque(_Pending(point, rule.first_passes) for point in points)
+        """Measure points in sessions, in the given order; one that needs more passes comes again in the next."""
+        queue = deque(_Pending(point, first_passes(point, rule)) for point in points)
         with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
             reading: Future[list[PointSample | PointFailure | _Pending]] | None = None
             while queue or reading:
                 batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-                read = reader.submit(self._read, self._measure(batch, rule, warmup), batch, rule) if batch else None
+                read = reader.submit(self._read, self._measure(batch, warmup), batch, rule) if batch else None
                 for result in reading.result() if reading else ():
                     if isinstance(result, _Pending):
-                        queue.append(result)
+                        queue.appendleft(result)
                     else:
                         yield result
                 reading = read
@@ -149,9 +137,9 @@ class TorchProfilerBackend:
         self.telemetry.close()
         self.subject.close()
 
-    def _measure(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> session.Events:
+    def _measure(self, batch: list[_Pending], warmup: int) -> session.Events:
         """Run the wanted passes of each point in one profiling session; each has its place in `batch` as its index."""
-        self._prepare(batch, rule, warmup)
+        self._prepare(batch)
         with session.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.RangeRecorder()):
             for index, pending in enumerate(batch):
                 if not pending.failed:
@@ -162,7 +150,7 @@ class TorchProfilerBackend:
             pending.graphs.clear()
         return events
 
-    def _prepare(self, batch: list[_Pending], rule: StoppingRule, warmup: int) -> None:
+    def _prepare(self, batch: list[_Pending]) -> None:
         """What happens outside the session: first use of each shape (plans, libraries, masks), and captures.
 
         Captured in a session, each graph would leave it 200 events, which cost more than capturing it.
@@ -176,11 +164,8 @@ class TorchProfilerBackend:
             if pending.failed:
                 continue
             self._capture(pending)
-            if not pending.graphs:
+            if pending.wanted and not pending.graphs:
                 pending.timed_by = "eager"
-                continue
-            if not pending.passes and self._is_short(pending):
-                pending.wanted = min(max(pending.wanted, SHORT_PASSES), rule.repeat)
 
     def _capture(self, pending: _Pending) -> None:
         """Give a point its graphs: fewer where memory does not suffice, none where it has to be timed eagerly."""
@@ -191,7 +176,7 @@ class TorchProfilerBackend:
             pending.graphs.append(self._passes.capture(pending.point, pool=len(pending.graphs)))
 
         try:
-            while len(pending.graphs) < min(self._most_graphs, pending.wanted):
+            while len(pending.graphs) < min(regime_of(pending.point).graphs, self._most_graphs, pending.wanted):
                 if not fits(capture):
                     self._take_fewer_graphs(len(pending.graphs))
                     break
@@ -203,11 +188,12 @@ class TorchProfilerBackend:
         """Running out of memory costs more than a point: once is enough."""
         if 0 < fitted < self._most_graphs:
             self._most_graphs = fitted
-            self.notices.append(f"memory suffices for {fitted} of {GRAPHS} captures of a pass: rows vary a little more")
+            self.notices.append(f"memory suffices for {fitted} capture(s) of a pass: rows vary a little more")
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
-        """One labelled eager pass, then the replays; eager passes where there is no graph."""
-        for _ in range(1 if pending.graphs else pending.wanted):
+        """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
+        label = pending.unlabelled or not self._labels
+        for _ in range(pending.wanted if pending.timed_by == "eager" else label):
             self._empty_l2()
             with session.pass_range(index):
                 self._passes.eager(pending.point)
@@ -216,7 +202,7 @@ class TorchProfilerBackend:
             return
         dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
         replays = [graph for graph, times in dealt for _ in range(times)]
-        if tokens_of(pending.point) <= FEW_TOKENS:
+        if not regime_of(pending.point).rest:
             self._rest()
             self._replay(index, replays, settle=warmup > 0)
             return
@@ -242,20 +228,6 @@ class TorchProfilerBackend:
             with torch.cuda.stream(self._passes.stream):
                 self._flush()
 
-    def _is_short(self, pending: _Pending) -> bool:
-        """Timed by a replay, unless a longer pass of its phase is known to be short or a shorter one not to be."""
-        phase, length = pending.point.phase, pending.point.total_len
-        short_to, long_from = self._bounds.get(phase, (0, sys.maxsize))
-        if short_to < length < long_from:
-            began = time.monotonic()
-            if self._passes.time_ns(pending.graphs[0]) < SHORT_PASS_NS:
-                short_to = length
-            else:
-                long_from = length
-            self._finish_burst(began)
-            self._bounds[phase] = short_to, long_from
-        return length <= short_to
-
     def _finish_burst(self, started: float) -> None:
         """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
         torch.cuda.synchronize()
@@ -269,34 +241,41 @@ class TorchProfilerBackend:
         self, events: session.Events, batch: list[_Pending], rule: StoppingRule
     ) -> list[PointSample | PointFailure | _Pending]:
         """What a session gave, while the next one runs; a point that needs more passes is still pending."""
-        self._add_passes(events.read(), batch)
+        recorded = events.read()
+        labelled, replays = trace.labelled_passes(recorded), trace.graph_replays(recorded)
         results: list[PointSample | PointFailure | _Pending] = []
-        for pending in batch:
+        for index, pending in enumerate(batch):
             if pending.failed:
                 results.append(PointFailure(pending.point, "out of memory"))
                 continue
-            pending.wanted = rule.passes_wanted(pending.pass_ns())
-            results.append(pending if pending.wanted else self._sample(pending))
+            self._add_passes(pending, labelled.get(index, []), replays.get(index, []))
+            pending.wanted = 0 if pending.unlabelled else rule.passes_wanted(pending.pass_ns())
+            results.append(pending if pending.unlabelled or pending.wanted else self._sample(pending))
         return results
 
-    def _add_passes(self, recorded: trace.Trace, batch: list[_Pending]) -> None:
-        labelled = trace.labelled_passes(recorded)
-        replays = trace.graph_replays(recorded)
-        for index, pending in enumerate(batch):
-            if pending.failed:
-                continue
-            eager = labelled.get(index, [])
-            if not eager or not eager[0].kernels:
-                raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
-            if pending.timed_by == "eager":
-                pending.passes += eager
-                continue
-            matched = [trace.label_replay(eager[0], replay) for replay in replays.get(index, [])]
-            if len(matched) == pending.wanted and all(matched):
-                pending.passes += [m for m in matched if m is not None]
-            else:  # the graph runs other kernels than the model's code does: only eager passes are right
-                pending.timed_by = "eager"
-                pending.passes = list(eager)
+    def _add_passes(
+        self, pending: _Pending, labelled: list[trace.LabelledPass], replays: list[list[trace.Kernel]]
+    ) -> None:
+        """Keep what a session recorded of a point: its eager passes and its replays."""
+        if not any(one.kernels for one in labelled) and not replays:
+            raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
+        if pending.timed_by == "eager":
+            pending.passes += labelled
+            return
+        for one in labelled:
+            self._labels.learn(one)
+        pending.replays += replays
+        matched = [self._labels.label(replay) for replay in pending.replays]
+        complete = len(replays) == pending.wanted
+        if complete and all(matched):
+            pending.passes = [m for m in matched if m is not None]
+            pending.unlabelled = False
+        elif complete and not labelled:
+            pending.unlabelled = True
+        else:  # the graph runs other kernels than the model's code does: only eager passes are right
+            pending.timed_by = "eager"
+            pending.passes = list(labelled)
+            pending.unlabelled = False
 
     def _sample(self, pending: _Pending) -> PointSample:
         times: dict[str, list[int]] = {}
@@ -338,16 +317,16 @@ def switching_every(seconds: float) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def tokens_of(point: SweepPoint) -> int:
-    """Tokens that a pass at this point computes."""
-    return point.batch * point.input_len
-
-
 def spread(values: Sequence[int]) -> dict[str, int] | None:
     """The range of all values but the outermost, which single points may have by chance; None without any."""
     ordered = sorted(values)
     edge = len(ordered) // OUTERMOST
     return {"min": ordered[edge], "max": ordered[-1 - edge]} if ordered else None
+
+
+def first_passes(point: SweepPoint, rule: StoppingRule) -> int:
+    """How many passes to run before asking the rule for the first time."""
+    return min(rule.repeat, max(rule.first_passes, regime_of(point).first_passes))
 
 
 def shares(total: int, parts: int) -> list[int]:
