@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
-from llm_profile.backends.regimes import FEW, REST, regime_of
-from llm_profile.backends.torch_profiler import TorchProfilerBackend, shares
+from llm_profile.backends.base import GRAPHS
+from llm_profile.backends.torch_profiler import REST, TorchProfilerBackend, shares
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
@@ -66,14 +66,14 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
     As the profiler does it: from several graphs, each after a settling replay, and rested, so that both run at the
     same clock. Raises CaptureError for a model whose passes cannot be captured.
     """
-    runs = GraphPasses(subject, FEW.graphs)
+    runs = GraphPasses(subject, GRAPHS)
     times: dict[SweepPoint, float] = {}
     for point in points:
         subject.runner.forget_masks()
         for _ in range(2):
             runs.eager(point)
         between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        for pool, replays in enumerate(shares(passes, min(regime_of(point).graphs, passes))):
+        for pool, replays in enumerate(shares(passes, min(GRAPHS, passes))):
             graph = runs.capture(point, pool=pool)
             torch.cuda.synchronize()
             started = time.monotonic()

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from llm_profile.sweep import SweepPoint
 
 MIN_PASSES = 8
-"""Fewest passes before a point may stop early. What they are worth stands in backends/regimes.py."""
+"""Fewest passes before a point may stop early: two of each of the four graphs that a GPU's passes are shared out among.
+
+Of 48 random lengths in each phase on an H200 (Llama-3.1-8B, a hundred passes, twice), the rows of eight passes were off
+those of all by 0.35 % (median; 99th percentile 4.1 %) in decode and 0.20 % (2.4 %) in prefill. 99.95 and 100 % of them
+were at most 5 % or 100 ns off, as of ten passes; of four, 98.1 and 99.6 %.
+"""
 
 TRIMMED = 10
 """Of every so many passes the fastest and the slowest are left out of a mean; of fewer, one each.

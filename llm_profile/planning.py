@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.architectures import ARCHITECTURES
-from llm_profile.backends.regimes import MANY
+from llm_profile.backends.base import GRAPHS
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
 from llm_profile.footprint import memory_bytes
@@ -230,7 +230,7 @@ def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
     if dtype == "auto":
         dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16")
     longest = max(p.total_len for p in laid_out.points)
-    copies = 1 + MANY.graphs if request.device.startswith("cuda") else 1
+    copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
     needed = memory_bytes(source.config, request.num_layers, DTYPE_BYTES.get(dtype, 2), longest, copies)
     return "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"
 

@@ -15,8 +15,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.backends.base import Reality, StepTimes
-from llm_profile.backends.regimes import REST
-from llm_profile.backends.torch_profiler import check_cuda, pci_bus_id
+from llm_profile.backends.torch_profiler import REST, check_cuda, pci_bus_id
 from llm_profile.cache import PastOfAPrompt
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.graphs import CaptureError, GraphPasses, fits

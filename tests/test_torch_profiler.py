@@ -12,8 +12,9 @@ import torch
 
 from llm_profile import session, trace
 from llm_profile.backends import torch_profiler
-from llm_profile.backends.regimes import FEW, MANY, REST, regime_of
+from llm_profile.backends.base import GRAPHS
 from llm_profile.backends.torch_profiler import (
+    REST,
     SESSION_POINTS,
     TorchProfilerBackend,
     shares,
@@ -142,33 +143,24 @@ def test_points_of_many_sessions_get_their_own_replays(device: Device, backend: 
     assert len(found) == len(POINTS)
     for point, sample in found.items():
         assert sample.timed_by == "graph-replay"
-        passes = regime_of(point).first_passes
-        assert sample.pass_ns == (4 * 100 * point.total_len,) * passes
+        assert sample.pass_ns == (4 * 100 * point.total_len,) * MIN_PASSES
         assert {name: row.pass_ns for name, row in sample.rows.items()} == dict.fromkeys(
-            ROWS, (100 * point.total_len,) * passes
+            ROWS, (100 * point.total_len,) * MIN_PASSES
         )
         assert sample.rows["q_proj"].blocks == 2
         assert sample.rows["attn"].kernels == ("attn",)
-    assert len(device.captures) == sum(regime_of(point).graphs for point in POINTS)
+    assert len(device.captures) == GRAPHS * len(POINTS)
 
 
 @pytest.mark.parametrize(
-    ("point", "rule", "passes"),
-    [
-        (SweepPoint(1, 99), StoppingRule(), FEW.first_passes),
-        (SweepPoint(64, 0), StoppingRule(), FEW.first_passes),
-        (SweepPoint(65, 0), StoppingRule(), MANY.first_passes),
-        (SweepPoint(1, 99), StoppingRule(repeat=3), 3),
-        (SweepPoint(65, 0), StoppingRule(repeat=30, precision=0), 30),
-    ],
+    ("rule", "passes"),
+    [(StoppingRule(), MIN_PASSES), (StoppingRule(repeat=3), 3), (StoppingRule(repeat=12, precision=0), 12)],
 )
-def test_first_passes_are_those_of_the_regime_where_the_rule_allows(
-    point: SweepPoint, rule: StoppingRule, passes: int, device: Device, backend: TorchProfilerBackend
+def test_as_many_first_passes_as_the_rule_says(
+    rule: StoppingRule, passes: int, device: Device, backend: TorchProfilerBackend
 ) -> None:
-    (found,) = backend.sample([point], rule, warmup=1)
-    assert isinstance(found, PointSample)
-    assert len(found.pass_ns) == passes
-    assert len(device.captures) == min(regime_of(point).graphs, passes)
+    assert {len(sample.pass_ns) for sample in samples(backend, rule).values()} == {passes}
+    assert len(device.captures) == min(GRAPHS, passes) * len(POINTS)
 
 
 def test_labels_of_the_same_kernels_are_shared(device: Device, backend: TorchProfilerBackend) -> None:
@@ -190,13 +182,13 @@ def test_kernels_not_seen_before_are_labelled_and_their_replays_kept(
     device.kernels = lambda _point: ("split", *ROWS[1:])
     (found,) = backend.sample([SweepPoint(90, 0)], StoppingRule(), warmup=10)
     assert isinstance(found, PointSample)
-    assert found.timed_by == "graph-replay" and len(found.pass_ns) == MANY.first_passes
+    assert found.timed_by == "graph-replay" and len(found.pass_ns) == MIN_PASSES
     assert found.rows["embedding"].kernels == ("split",)
-    assert len(device.captures) == MANY.graphs, "captured once"
+    assert len(device.captures) == GRAPHS, "captured once"
     assert len(device.eager_passes) == 3, "first use in each session, and one with labels"
 
 
-@pytest.mark.parametrize(("fits", "copies"), [(True, FEW.graphs - 1), (False, 0)])
+@pytest.mark.parametrize(("fits", "copies"), [(True, GRAPHS - 1), (False, 0)])
 def test_copies_of_weights_that_do_not_fit_are_told(
     fits: bool, copies: int, device: Device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +212,7 @@ def test_the_gaps_between_kernels_of_a_run_are_recorded(
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
-    [(8, [FEW.first_passes]), (100, [1] * MANY.first_passes)],
+    [(8, [MIN_PASSES]), (100, [1] * MIN_PASSES)],
 )
 def test_the_device_rests_after_each_pass_of_many_tokens(
     tokens: int,
@@ -284,8 +276,8 @@ def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend:
     device.noise = (number % 50 for number in count())
     found = samples(backend, StoppingRule(repeat=40, precision=0.01))
     counts = {point: len(sample.pass_ns) for point, sample in found.items()}
-    assert counts[SweepPoint(1, 0)] > 10, "the shortest pass is the noisiest"
-    assert min(counts.values()) == MANY.first_passes and max(counts.values()) <= 40
+    assert counts[SweepPoint(1, 0)] > MIN_PASSES, "the shortest pass is the noisiest"
+    assert min(counts.values()) == MIN_PASSES and max(counts.values()) <= 40
     assert all(len(row.pass_ns) == counts[p] for p, sample in found.items() for row in sample.rows.values())
 
 
@@ -304,7 +296,7 @@ def test_a_model_that_cannot_be_captured_is_timed_eagerly_and_says_so(
     device.refuses_capture = True
     found = samples(backend, StoppingRule())
     assert {sample.timed_by for sample in found.values()} == {"eager"}
-    assert all(len(sample.pass_ns) == regime_of(point).first_passes for point, sample in found.items())
+    assert {len(sample.pass_ns) for sample in found.values()} == {MIN_PASSES}
     (notice,) = [text for text in backend.notices if "captured" in text]
     assert "a host sync" in notice
     assert backend.facts()["not_captured"] == "a host sync"
@@ -336,10 +328,10 @@ def test_memory_for_fewer_graphs_is_asked_for_once(
     backend._passes.capture = two_fit  # type: ignore[method-assign,assignment]
     found = samples(backend, StoppingRule())
     assert {sample.timed_by for sample in found.values()} == {"graph-replay"}
-    assert all(len(sample.pass_ns) == regime_of(point).first_passes for point, sample in found.items())
+    assert {len(sample.pass_ns) for sample in found.values()} == {MIN_PASSES}
     assert asked.count(2) == 1 and len(device.captures) == 2 * len(POINTS)
     assert [text for text in backend.notices if "memory" in text] == [
-        "memory suffices for 2 capture(s) of a pass: rows vary a little more"
+        "memory suffices for 2 of 4 captures of a pass: rows vary a little more"
     ]
 
 
@@ -357,8 +349,8 @@ def test_the_cache_is_emptied_before_each_pass_and_counts_to_none(
     backend._flush = flush
     (found,) = backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1)
     assert isinstance(found, PointSample)
-    assert found.pass_ns == (4 * 100 * 8,) * 10 and set(found.rows) == set(ROWS)
-    assert len(flushed) == (10 if refuses_capture else 11), "the labelled pass, and each that counts"
+    assert found.pass_ns == (4 * 100 * 8,) * MIN_PASSES and set(found.rows) == set(ROWS)
+    assert len(flushed) == (MIN_PASSES if refuses_capture else MIN_PASSES + 1), "the labelled pass, and each that counts"
     assert backend.facts()["l2_flushed"]
 
 

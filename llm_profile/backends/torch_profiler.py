@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from llm_profile import session, trace
-from llm_profile.backends.base import BlockKind
-from llm_profile.backends.regimes import FEW, REST, regime_of
+from llm_profile.backends.base import GRAPHS, BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
@@ -34,6 +33,18 @@ from llm_profile.telemetry import Telemetry, sharing_notice
 
 SESSION_POINTS = 32
 """Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
+
+FEW_TOKENS = 64
+"""Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
+
+REST = 0.5
+"""Idle time after each pass of more tokens over the time that it took.
+
+Back to back, such passes draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
+MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. With a rest of half of each
+pass it stayed at 1,965 and more; rows differed as much (median 0.4 %) from those with twice the rest as these did from
+each other.
+"""
 
 SWITCH_S = 5e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
@@ -82,11 +93,11 @@ class TorchProfilerBackend:
         if not self.telemetry.available:
             self.notices.append("no NVML on this machine: clocks and throttling are not recorded")
         self.notices += sharing_notice(self.telemetry)
-        self._passes = GraphPasses(subject, FEW.graphs)
+        self._passes = GraphPasses(subject, GRAPHS)
         if not self._passes.weights:
             self.notices.append("memory does not suffice for copies of weights: rows vary more from run to run")
         self._capture_error: str | None = None
-        self._most_graphs = FEW.graphs
+        self._most_graphs = GRAPHS
         self._flush = l2_flush(subject)
         if self._flush:
             self.notices.append(
@@ -119,18 +130,20 @@ class TorchProfilerBackend:
         self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         """Measure points in sessions, in the given order; one that needs more passes comes again in the next."""
-        queue = deque(_Pending(point, first_passes(point, rule)) for point in points)
+        queue = deque(_Pending(point, rule.first_passes) for point in points)
         with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
-            reading: Future[list[PointSample | PointFailure | _Pending]] | None = None
-            while queue or reading:
+            measured: tuple[session.Events, list[_Pending]] | None = None
+            while queue or measured:
                 batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
-                read = reader.submit(self._read, self._measure(batch, warmup), batch, rule) if batch else None
+                self._prepare(batch)
+                # Read while the session waits for the device: preparing it needs the interpreter for itself.
+                reading = reader.submit(self._read, *measured, rule) if measured else None
+                measured = (self._measure(batch, warmup), batch) if batch else None
                 for result in reading.result() if reading else ():
                     if isinstance(result, _Pending):
                         queue.appendleft(result)
                     else:
                         yield result
-                reading = read
 
     def close(self) -> None:
         gc.unfreeze()
@@ -139,7 +152,6 @@ class TorchProfilerBackend:
 
     def _measure(self, batch: list[_Pending], warmup: int) -> session.Events:
         """Run the wanted passes of each point in one profiling session; each has its place in `batch` as its index."""
-        self._prepare(batch)
         with session.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.RangeRecorder()):
             for index, pending in enumerate(batch):
                 if not pending.failed:
@@ -176,7 +188,7 @@ class TorchProfilerBackend:
             pending.graphs.append(self._passes.capture(pending.point, pool=len(pending.graphs)))
 
         try:
-            while len(pending.graphs) < min(regime_of(pending.point).graphs, self._most_graphs, pending.wanted):
+            while len(pending.graphs) < min(self._most_graphs, pending.wanted):
                 if not fits(capture):
                     self._take_fewer_graphs(len(pending.graphs))
                     break
@@ -188,7 +200,7 @@ class TorchProfilerBackend:
         """Running out of memory costs more than a point: once is enough."""
         if 0 < fitted < self._most_graphs:
             self._most_graphs = fitted
-            self.notices.append(f"memory suffices for {fitted} capture(s) of a pass: rows vary a little more")
+            self.notices.append(f"memory suffices for {fitted} of {GRAPHS} captures of a pass: rows vary a little more")
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
@@ -202,7 +214,7 @@ class TorchProfilerBackend:
             return
         dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
         replays = [graph for graph, times in dealt for _ in range(times)]
-        if not regime_of(pending.point).rest:
+        if tokens_of(pending.point) <= FEW_TOKENS:
             self._rest()
             self._replay(index, replays, settle=warmup > 0)
             return
@@ -317,16 +329,16 @@ def switching_every(seconds: float) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+def tokens_of(point: SweepPoint) -> int:
+    """Tokens that a pass at this point computes."""
+    return point.batch * point.input_len
+
+
 def spread(values: Sequence[int]) -> dict[str, int] | None:
     """The range of all values but the outermost, which single points may have by chance; None without any."""
     ordered = sorted(values)
     edge = len(ordered) // OUTERMOST
     return {"min": ordered[edge], "max": ordered[-1 - edge]} if ordered else None
-
-
-def first_passes(point: SweepPoint, rule: StoppingRule) -> int:
-    """How many passes to run before asking the rule for the first time."""
-    return min(rule.repeat, max(rule.first_passes, regime_of(point).first_passes))
 
 
 def shares(total: int, parts: int) -> list[int]:
