@@ -147,21 +147,23 @@ class Labels:
     """Which row each kernel of a pass belongs to, learned from labelled passes.
 
     A graph captured from one stream replays its kernels in the order of capture, so passes that run the very same
-    kernels in the same order have the same rows.
+    kernels in the same order have the same rows. Should two labelled passes disagree, no replay takes the rows of either.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._rows: dict[tuple[str, ...], tuple[str, ...] | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._rows)
 
     def learn(self, labelled: LabelledPass) -> None:
         """Remember the rows of these kernels."""
-        self._rows[tuple(map(NAME, labelled.kernels))] = labelled.rows
+        names = tuple(map(NAME, labelled.kernels))
+        if self._rows.setdefault(names, labelled.rows) != labelled.rows:
+            self._rows[names] = None
 
     def label(self, kernels: Sequence[Kernel]) -> LabelledPass | None:
-        """The pass that ran these kernels; None where none of the same names in the same order was labelled."""
+        """The pass that ran these kernels; None where their rows are not known."""
         rows = self._rows.get(tuple(map(NAME, kernels)))
         return None if rows is None else LabelledPass(rows, tuple(kernels))
 

@@ -350,7 +350,9 @@ def test_the_cache_is_emptied_before_each_pass_and_counts_to_none(
     (found,) = backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1)
     assert isinstance(found, PointSample)
     assert found.pass_ns == (4 * 100 * 8,) * MIN_PASSES and set(found.rows) == set(ROWS)
-    assert len(flushed) == (MIN_PASSES if refuses_capture else MIN_PASSES + 1), "the labelled pass, and each that counts"
+    assert len(flushed) == (MIN_PASSES if refuses_capture else MIN_PASSES + 1), (
+        "the labelled pass, and each that counts"
+    )
     assert backend.facts()["l2_flushed"]
 
 

@@ -72,6 +72,18 @@ def test_a_replay_with_other_kernels_has_no_labels(recorded: Trace) -> None:
     assert labels.label([replay[1], replay[0], *replay[2:]]) is None
 
 
+def test_labelled_passes_that_disagree_label_no_replay(recorded: Trace) -> None:
+    one = trace.labelled_passes(recorded)[0][0]
+    other = trace.LabelledPass((*one.rows[:-1], "another row"), one.kernels)
+    labels = trace.Labels()
+    labels.learn(one)
+    labels.learn(one)
+    assert labels.label(one.kernels) == one
+    labels.learn(other)
+    labels.learn(one)
+    assert labels.label(one.kernels) is None
+
+
 def test_no_overlap_on_one_stream(recorded: Trace) -> None:
     for replays in trace.graph_replays(recorded).values():
         assert all(trace.overlap(replay) == 0 for replay in replays)
