@@ -147,7 +147,7 @@ class Labels:
     """Which row each kernel of a pass belongs to, learned from labelled passes.
 
     A graph captured from one stream replays its kernels in the order of capture, so passes that run the very same
-    kernels in the same order have the same rows. Should two labelled passes disagree, no replay takes the rows of either.
+    kernels in the same order have the same rows. Should two labelled passes disagree, no replay takes rows of either.
     """
 
     def __init__(self) -> None:
