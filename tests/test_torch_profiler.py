@@ -14,8 +14,10 @@ from llm_profile import session, trace
 from llm_profile.backends import torch_profiler
 from llm_profile.backends.base import GRAPHS
 from llm_profile.backends.torch_profiler import (
+    FIRST_POINTS,
     REST,
     SESSION_POINTS,
+    SESSION_S,
     TorchProfilerBackend,
     shares,
 )
@@ -167,7 +169,7 @@ def test_labels_of_the_same_kernels_are_shared(device: Device, backend: TorchPro
     """Until the first session is read, each point has a labelled pass of its own; from then on, new kernels have."""
     found = samples(backend, StoppingRule())
     labelled = len(device.eager_passes) - len(POINTS)
-    assert SESSION_POINTS <= labelled <= 2 * SESSION_POINTS
+    assert FIRST_POINTS <= labelled <= FIRST_POINTS + SESSION_POINTS
     assert {sample.timed_by for sample in found.values()} == {"graph-replay"}
     assert list(backend.sample([SweepPoint(90, 0)], StoppingRule(), warmup=10))
     assert len(device.eager_passes) == len(POINTS) + labelled + 1, "for the first use of the shape"
@@ -252,7 +254,7 @@ def test_events_are_read_while_the_next_session_runs(
     device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each reader but the last waits for the session after its own to begin."""
-    begun = [threading.Event() for _ in range(-(-len(POINTS) // SESSION_POINTS))]
+    begun = [threading.Event() for _ in range(1 - (FIRST_POINTS - len(POINTS)) // SESSION_POINTS)]
     number = count()
 
     @contextmanager
@@ -270,6 +272,36 @@ def test_events_are_read_while_the_next_session_runs(
     monkeypatch.setattr(session, "record", record)
     assert len(samples(backend, StoppingRule())) == len(POINTS)
     assert next(number) == len(begun) > 1
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.25, 3.0])
+def test_a_session_of_slow_points_has_few_of_them(
+    seconds: float, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each point takes so many seconds; the first session is to find that out."""
+    now = 0.0
+    sessions: list[list[int]] = []
+    run = backend._run
+
+    def slow(index: int, *rest: Any) -> None:
+        nonlocal now
+        now += seconds
+        sessions[-1].append(index)
+        run(index, *rest)
+
+    @contextmanager
+    def record() -> Iterator[Any]:
+        sessions.append([])
+        with device.record() as events:
+            yield events
+
+    monkeypatch.setattr(backend, "_run", slow)
+    monkeypatch.setattr(session, "record", record)
+    monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=lambda _s: None))
+    assert len(samples(backend, StoppingRule())) == len(POINTS)
+    first, *others = map(len, sessions)
+    assert first == FIRST_POINTS
+    assert max(others) == {0.001: SESSION_POINTS, 0.25: SESSION_S / 0.25, 3.0: 1}[seconds]
 
 
 def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend: TorchProfilerBackend) -> None:

@@ -32,7 +32,13 @@ from llm_profile.sweep import SweepPoint
 from llm_profile.telemetry import Telemetry, sharing_notice
 
 SESSION_POINTS = 32
-"""Points of one profiling session: enough to make starting it cheap, few enough for results to come often."""
+"""Most points of one profiling session: enough to make starting it cheap."""
+
+FIRST_POINTS = 8
+"""Points of the first session, when it is not known yet how long they take."""
+
+SESSION_S = 2.0
+"""How long a session is to last at most: what it measured is known when the next one has ended."""
 
 FEW_TOKENS = 64
 """Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
@@ -133,12 +139,16 @@ class TorchProfilerBackend:
         queue = deque(_Pending(point, rule.first_passes) for point in points)
         with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
             measured: tuple[session.Events, list[_Pending]] | None = None
+            size = FIRST_POINTS
             while queue or measured:
-                batch = [queue.popleft() for _ in range(min(SESSION_POINTS, len(queue)))]
+                batch = [queue.popleft() for _ in range(min(size, len(queue)))]
+                started = time.monotonic()
                 self._prepare(batch)
                 # Read while the session waits for the device: preparing it needs the interpreter for itself.
                 reading = reader.submit(self._read, *measured, rule) if measured else None
                 measured = (self._measure(batch, warmup), batch) if batch else None
+                if batch:
+                    size = points_in_time(len(batch), time.monotonic() - started)
                 for result in reading.result() if reading else ():
                     if isinstance(result, _Pending):
                         queue.appendleft(result)
@@ -316,6 +326,11 @@ class TorchProfilerBackend:
             overlap,
             ("kernels overlap",) if overlap > OVERLAP_MARK else (),
         )
+
+
+def points_in_time(points: int, seconds: float) -> int:
+    """How many points the next session is to have, when so many took so long."""
+    return max(1, min(SESSION_POINTS, int(points * SESSION_S / max(seconds, 1e-9))))
 
 
 @contextmanager
