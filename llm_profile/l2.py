@@ -4,7 +4,7 @@ One block of a small model, run again and again, is read from the cache; in the 
 it out by its turn. So the cache is emptied between such passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -19,17 +19,18 @@ MARGIN = 2
 def weight_bytes(model: nn.Module, layout: Layout) -> tuple[int, int]:
     """Bytes of weights that one pass reads: of the profiled model, and of the full one.
 
-    All parameters, but embedding tables only where they are the head's weights too: a pass reads few of their rows.
+    All parameters, and buffers, which some quantised weights are; but embedding tables only where they are the head's
+    weights too: a pass reads few of their rows.
     """
     matrices = {id(p) for m in model.modules() if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     tables = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
     } - matrices
-    profiled = sum(parameter_bytes(p) for p in model.parameters() if id(p) not in tables)
+    profiled = sum(tensor_bytes(t) for t in weights(model) if id(t) not in tables)
     full = float(profiled)
     for kind in layout.kinds:
         blocks = [block for block, name in layout.block_kind.items() if name == kind.name]
-        of_kind = sum(parameter_bytes(p) for block in blocks for p in block.parameters())
+        of_kind = sum(tensor_bytes(t) for block in blocks for t in weights(block))
         full += of_kind * (kind.count / len(kind.profiled) - 1)
     return profiled, round(full)
 
@@ -53,6 +54,12 @@ def l2_flush(subject: Subject) -> Callable[[], None] | None:
     return flush
 
 
-def parameter_bytes(parameter: nn.Parameter) -> int:
+def weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Each parameter and buffer once."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
     """Of its data on the device."""
-    return parameter.numel() * parameter.element_size()
+    return tensor.numel() * tensor.element_size()

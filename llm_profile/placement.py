@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from llm_profile.l2 import parameter_bytes
+from llm_profile.l2 import tensor_bytes
 
 LARGEST_BYTES = 128 * 2**20
 """Weights above this are not copied: they are spread over all of the memory's channels, wherever they lie.
@@ -47,11 +47,11 @@ class WeightCopies:
 
 def copied(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that copies are made of: plain ones, not those of a quantised type."""
-    return [p for p in model.parameters() if type(p) is nn.Parameter and parameter_bytes(p) <= LARGEST_BYTES]
+    return [p for p in model.parameters() if type(p) is nn.Parameter and tensor_bytes(p) <= LARGEST_BYTES]
 
 
 def weight_copies(model: nn.Module, count: int, free_bytes: int) -> list[WeightCopies]:
     """`count` copies, or none where memory is short."""
-    if count * sum(map(parameter_bytes, copied(model))) > MEMORY_SHARE * free_bytes:
+    if count * sum(map(tensor_bytes, copied(model))) > MEMORY_SHARE * free_bytes:
         return []
     return [WeightCopies(model) for _ in range(count)]

@@ -1,9 +1,10 @@
 """Which models' weights would stay in the L2 cache."""
 
 import pytest
+import torch
 from torch import nn
 
-from llm_profile.l2 import flush_bytes, weight_bytes
+from llm_profile.l2 import flush_bytes, tensor_bytes, weight_bytes, weights
 from tests.tiny import CONFIGS, subject
 
 MB = 2**20
@@ -27,11 +28,21 @@ def test_weights_of_blocks_count_as_often_as_the_full_model_has_them(num_layers:
     one, whole = subject("llama", num_layers), subject("llama", CONFIGS["llama"]["num_hidden_layers"])
     profiled, full = weight_bytes(one.model, one.layout)
     table = one.model.get_input_embeddings().weight  # type: ignore[operator]
-    everything = sum(p.numel() * p.element_size() for p in one.model.parameters())
+    everything = sum(map(tensor_bytes, weights(one.model)))
     assert profiled == everything - table.numel() * table.element_size()
     assert full == weight_bytes(whole.model, whole.layout)[0]
     one.close()
     whole.close()
+
+
+def test_weights_held_in_buffers_count() -> None:
+    plain = subject("llama", num_layers=1)
+    before = weight_bytes(plain.model, plain.layout)
+    (block,) = plain.layout.block_kind
+    block.register_buffer("qweight", torch.zeros(3, MB, dtype=torch.int8))
+    copies = CONFIGS["llama"]["num_hidden_layers"]
+    assert weight_bytes(plain.model, plain.layout) == (before[0] + 3 * MB, before[1] + copies * 3 * MB)
+    plain.close()
 
 
 def test_an_embedding_that_is_the_head_counts() -> None:
