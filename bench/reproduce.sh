@@ -61,10 +61,10 @@ case $stage in
             profile "$model" "${every_8th[@]}" --skip-scaling
         done
         ;;
-    architectures) # one block of each kind, on the adaptive grid; what was measured, without what was filled in
+    architectures) # one block of each kind, on the adaptive grid of all prompts and every 8th cache; what was measured
         tables=$(mktemp -d)
         for model in "${named[@]:-${architectures[@]}}"; do
-            profile "$model" --grid adaptive --skip-scaling --output-dir "$tables"
+            profile "$model" --grid adaptive --decode-step 8 --skip-scaling --output-dir "$tables"
             table=$hardware/$model
             mkdir -p "$(dirname "$dir/$table")"
             python3 -c 'import sys, pandas; rows = pandas.read_parquet(sys.argv[1]); \

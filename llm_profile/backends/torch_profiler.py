@@ -52,7 +52,7 @@ pass it stayed at 1,965 and more; rows differed as much (median 0.4 %) from thos
 each other.
 """
 
-SWITCH_S = 5e-4
+SWITCH_S = 1e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
 
 OVERLAP_MARK = 0.01
