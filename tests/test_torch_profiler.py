@@ -1,5 +1,6 @@
 """The GPU backend's sessions without a GPU: a made-up device that writes the events a profiler would."""
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -320,6 +321,37 @@ def test_a_graph_with_other_kernels_gives_way_to_eager_passes(device: Device, ba
     assert {point for point, sample in found.items() if sample.timed_by == "eager"} == {odd}
     assert found[odd].pass_ns == (4 * 100 * 7,) * MIN_PASSES
     assert "a copy" not in found[odd].rows
+
+
+@pytest.mark.parametrize("share", [0.3, 0.1])
+def test_single_replays_that_do_not_match_are_run_again(
+    share: float, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
+    draw = random.Random(1)
+    device.graph_kernels = lambda _point: ROWS[1:] if draw.random() < share else ROWS
+    found = samples(backend, StoppingRule())
+    assert {(sample.timed_by, len(sample.pass_ns)) for sample in found.values()} == {("graph-replay", MIN_PASSES)}
+    assert {len(row.pass_ns) for sample in found.values() for row in sample.rows.values()} == {MIN_PASSES}
+    assert all(sample.pass_ns == (400 * point.total_len,) * MIN_PASSES for point, sample in found.items())
+    expected = MIN_PASSES * len(POINTS) * share / (1 - share)
+    assert expected * 0.8 < backend.facts()["unmatched_replays"] < expected * 1.25
+
+
+def test_replays_that_hardly_ever_match_give_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+    number = count()
+    device.graph_kernels = lambda _point: ROWS if next(number) % 6 == 0 else ROWS[1:]
+    found = samples(backend, StoppingRule())
+    assert {sample.timed_by for sample in found.values()} == {"eager"}
+    assert all(sample.pass_ns == (400 * point.total_len,) * MIN_PASSES for point, sample in found.items())
+
+
+def test_replays_that_are_lost_give_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+    lost = SweepPoint(7, 0)
+    device.graph_kernels = lambda point: () if point == lost else ROWS
+    found = samples(backend, StoppingRule())
+    assert {point for point, sample in found.items() if sample.timed_by == "eager"} == {lost}
+    assert found[lost].pass_ns == (2800,) * MIN_PASSES
 
 
 def test_a_model_that_cannot_be_captured_is_timed_eagerly_and_says_so(

@@ -58,6 +58,8 @@ SWITCH_S = 1e-4
 OVERLAP_MARK = 0.01
 """Share of a pass in which kernels ran side by side from which on a point is marked."""
 
+MOST_UNMATCHED = 3
+"""So many replays that do not match for each that does, and a point is timed eagerly."""
 
 OUTERMOST = 50
 """One in so many is left out at either end of the gaps between kernels that a run reports."""
@@ -67,15 +69,15 @@ OUTERMOST = 50
 class _Pending:
     """A point under way: passes kept so far and how many more to run.
 
-    replays: kernels of each pass that was replayed. unlabelled: no labelled pass has the kernels of some. graphs: of
-    the session to come, none where passes are timed eagerly. failed: memory ran out.
+    replays: kernels of passes that were replayed and are waiting for labels. unmatched: how many were none, since their
+    kernels are others. graphs: of the session to come, none where passes are timed eagerly. failed: memory ran out.
     """
 
     point: SweepPoint
     wanted: int
     passes: list[trace.LabelledPass] = field(default_factory=list)
     replays: list[list[trace.Kernel]] = field(default_factory=list)
-    unlabelled: bool = False
+    unmatched: int = 0
     timed_by: str = "graph-replay"
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
     failed: bool = False
@@ -111,6 +113,7 @@ class TorchProfilerBackend:
                 "before each pass"
             )
         self._labels = trace.Labels()
+        self._unmatched = 0
         self._gaps_ns: list[int] = []  # of each point that was replayed
         self._rest_until = 0.0
         with session.record():
@@ -129,6 +132,7 @@ class TorchProfilerBackend:
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,
             "kernel_gap_ns": spread(self._gaps_ns),
+            "unmatched_replays": self._unmatched,
             "weight_copies": len(self._passes.weights),
         }
 
@@ -214,7 +218,7 @@ class TorchProfilerBackend:
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
-        label = pending.unlabelled or not self._labels
+        label = bool(pending.replays) or not self._labels
         for _ in range(pending.wanted if pending.timed_by == "eager" else label):
             self._empty_l2()
             with session.pass_range(index):
@@ -271,33 +275,35 @@ class TorchProfilerBackend:
                 results.append(PointFailure(pending.point, "out of memory"))
                 continue
             self._add_passes(pending, labelled.get(index, []), replays.get(index, []))
-            pending.wanted = 0 if pending.unlabelled else rule.passes_wanted(pending.pass_ns())
-            results.append(pending if pending.unlabelled or pending.wanted else self._sample(pending))
+            pending.wanted = 0 if pending.replays else rule.passes_wanted(pending.pass_ns())
+            results.append(pending if pending.replays or pending.wanted else self._sample(pending))
         return results
 
     def _add_passes(
         self, pending: _Pending, labelled: list[trace.LabelledPass], replays: list[list[trace.Kernel]]
     ) -> None:
         """Keep what a session recorded of a point: its eager passes and its replays."""
-        if not any(one.kernels for one in labelled) and not replays:
-            raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
+        labelled = [one for one in labelled if one.kernels]
         if pending.timed_by == "eager":
+            if not labelled:
+                raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
             pending.passes += labelled
             return
         for one in labelled:
             self._labels.learn(one)
-        pending.replays += replays
-        matched = [self._labels.label(replay) for replay in pending.replays]
-        complete = len(replays) == pending.wanted
-        if complete and all(matched):
-            pending.passes = [m for m in matched if m is not None]
-            pending.unlabelled = False
-        elif complete and not labelled:
-            pending.unlabelled = True
-        else:  # the graph runs other kernels than the model's code does: only eager passes are right
+        waiting = pending.replays + replays
+        matched = [m for replay in waiting if (m := self._labels.label(replay)) is not None]
+        pending.passes += matched
+        pending.replays = []
+        if pending.passes:  # now and then an event is lost or out of order: what does not match then is no pass
+            pending.unmatched += len(waiting) - len(matched)
+            self._unmatched += len(waiting) - len(matched)
+        elif waiting and not labelled:
+            pending.replays = waiting
+        if not pending.passes and not pending.replays or pending.unmatched > MOST_UNMATCHED * len(pending.passes):
+            # the graph runs other kernels than the model's code does: only eager passes are right
             pending.timed_by = "eager"
             pending.passes = list(labelled)
-            pending.unlabelled = False
 
     def _sample(self, pending: _Pending) -> PointSample:
         times: dict[str, list[int]] = {}
