@@ -35,7 +35,7 @@ LEVELS: tuple[set[str], ...] = (
         "steps",
         "scaling",
     },
-    {"subject", "judgement", "scaled_table", "scaling_options", "profiler"},
+    {"subject", "judgement", "scaled_table", "scaling_options", "profiler", "point_passes"},
     {
         "loading",
         "graphs",

@@ -25,7 +25,8 @@ from llm_profile.errors import UsageError
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
 from llm_profile.l2 import l2_flush
-from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
+from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
@@ -55,35 +56,16 @@ each other.
 SWITCH_S = 1e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
 
-OVERLAP_MARK = 0.01
-"""Share of a pass in which kernels ran side by side from which on a point is marked."""
-
-MOST_UNMATCHED = 3
-"""So many replays that do not match for each that does, and a point is timed eagerly."""
-
 OUTERMOST = 50
 """One in so many is left out at either end of the gaps between kernels that a run reports."""
 
 
 @dataclass
-class _Pending:
-    """A point under way: passes kept so far and how many more to run.
+class _Pending(PointPasses):
+    """A point on the device. graphs: of the session to come, none for eager passes. failed: memory ran out."""
 
-    replays: kernels of passes that were replayed and are waiting for labels. unmatched: how many were none, since their
-    kernels are others. graphs: of the session to come, none where passes are timed eagerly. failed: memory ran out.
-    """
-
-    point: SweepPoint
-    wanted: int
-    passes: list[trace.LabelledPass] = field(default_factory=list)
-    replays: list[list[trace.Kernel]] = field(default_factory=list)
-    unmatched: int = 0
-    timed_by: str = "graph-replay"
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
     failed: bool = False
-
-    def pass_ns(self) -> list[int]:
-        return [labelled.duration_ns for labelled in self.passes]
 
 
 class TorchProfilerBackend:
@@ -191,11 +173,11 @@ class TorchProfilerBackend:
                 continue
             self._capture(pending)
             if pending.wanted and not pending.graphs:
-                pending.timed_by = "eager"
+                pending.timed_by = EAGER
 
     def _capture(self, pending: _Pending) -> None:
         """Give a point its graphs: fewer where memory does not suffice, none where it has to be timed eagerly."""
-        if self._capture_error or pending.timed_by != "graph-replay":
+        if self._capture_error or pending.timed_by == EAGER:
             return
 
         def capture() -> None:
@@ -219,7 +201,7 @@ class TorchProfilerBackend:
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
         label = bool(pending.replays) or not self._labels
-        for _ in range(pending.wanted if pending.timed_by == "eager" else label):
+        for _ in range(pending.wanted if pending.timed_by == EAGER else label):
             self._empty_l2()
             with session.pass_range(index):
                 self._passes.eager(pending.point)
@@ -274,64 +256,16 @@ class TorchProfilerBackend:
             if pending.failed:
                 results.append(PointFailure(pending.point, "out of memory"))
                 continue
-            self._add_passes(pending, labelled.get(index, []), replays.get(index, []))
+            pending.add(labelled.get(index, []), replays.get(index, []), self._labels)
             pending.wanted = 0 if pending.replays else rule.passes_wanted(pending.pass_ns())
             results.append(pending if pending.replays or pending.wanted else self._sample(pending))
         return results
 
-    def _add_passes(
-        self, pending: _Pending, labelled: list[trace.LabelledPass], replays: list[list[trace.Kernel]]
-    ) -> None:
-        """Keep what a session recorded of a point: its eager passes and its replays."""
-        labelled = [one for one in labelled if one.kernels]
-        if pending.timed_by == "eager":
-            if not labelled:
-                raise RuntimeError(f"the profiler recorded no kernels at {pending.point}")
-            pending.passes += labelled
-            return
-        for one in labelled:
-            self._labels.learn(one)
-        waiting = pending.replays + replays
-        matched = [m for replay in waiting if (m := self._labels.label(replay)) is not None]
-        pending.passes += matched
-        pending.replays = []
-        if pending.passes:  # now and then an event is lost or out of order: what does not match then is no pass
-            pending.unmatched += len(waiting) - len(matched)
-            self._unmatched += len(waiting) - len(matched)
-        elif waiting and not labelled:
-            pending.replays = waiting
-        if not pending.passes and not pending.replays or pending.unmatched > MOST_UNMATCHED * len(pending.passes):
-            # the graph runs other kernels than the model's code does: only eager passes are right
-            pending.timed_by = "eager"
-            pending.passes = list(labelled)
-
     def _sample(self, pending: _Pending) -> PointSample:
-        times: dict[str, list[int]] = {}
-        for number, labelled in enumerate(pending.passes):
-            for row, kernel in zip(labelled.rows, labelled.kernels, strict=True):
-                row_times = times.setdefault(row, [0] * len(pending.passes))
-                row_times[number] += kernel.duration_ns
-        first, last = pending.passes[0], pending.passes[-1]
-        if pending.timed_by == "graph-replay":
-            self._gaps_ns.append(trace.median_gap_ns(last.kernels))
-        names: dict[str, list[str]] = {row: [] for row in times}
-        for row, kernel in zip(first.rows, first.kernels, strict=True):
-            names[row].append(kernel.name)
-        samples = {
-            row: RowSample(tuple(pass_ns), self.subject.layout.blocks(row), len(kernels), tuple(dict.fromkeys(kernels)))
-            for (row, pass_ns), kernels in zip(times.items(), names.values(), strict=True)
-        }
-        overlap = max(trace.overlap(labelled.kernels) for labelled in pending.passes)
-        ended_ns = last.kernels[-1].start_ns + last.kernels[-1].duration_ns
-        return PointSample(
-            pending.point,
-            samples,
-            tuple(pending.pass_ns()),
-            pending.timed_by,
-            self.telemetry.sm_clock_mhz(first.kernels[0].start_ns, ended_ns),
-            overlap,
-            ("kernels overlap",) if overlap > OVERLAP_MARK else (),
-        )
+        if pending.timed_by == GRAPH_REPLAY:
+            self._gaps_ns.append(trace.median_gap_ns(pending.passes[-1].kernels))
+        self._unmatched += pending.unmatched
+        return pending.sample(self.subject.layout.blocks, self.telemetry.sm_clock_mhz)
 
 
 def points_in_time(points: int, seconds: float) -> int:

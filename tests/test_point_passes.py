@@ -1,0 +1,105 @@
+"""What becomes of a point's passes: labelled, waiting for labels, run again, given up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_profile.measurement import StoppingRule
+from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
+from llm_profile.sweep import SweepPoint
+from llm_profile.trace import Kernel, LabelledPass, Labels
+
+ROWS = ("embedding", "q_proj", "q_proj", "lm_head")
+NAMES = ("gather", "gemm", "reduce", "gemm")
+
+
+def kernels(names: tuple[str, ...] = NAMES, duration_ns: int = 10) -> list[Kernel]:
+    return [Kernel(0, 100 * at, duration_ns + at, name) for at, name in enumerate(names)]
+
+
+def labelled(names: tuple[str, ...] = NAMES) -> LabelledPass:
+    return LabelledPass(ROWS[: len(names)], tuple(kernels(names)))
+
+
+def a_point(wanted: int = 2) -> PointPasses:
+    return PointPasses(SweepPoint(5, 0), wanted)
+
+
+def test_replays_wait_until_their_kernels_are_labelled() -> None:
+    point, labels = a_point(), Labels()
+    point.add([], [kernels(), kernels()], labels)
+    assert len(point.replays) == 2 and not point.passes and point.timed_by == GRAPH_REPLAY
+    point.add([labelled()], [], labels)
+    assert not point.replays and [one.rows for one in point.passes] == [ROWS, ROWS]
+    assert point.pass_ns() == (46, 46) and point.timed_by == GRAPH_REPLAY
+
+
+def test_labels_of_another_point_serve_too() -> None:
+    labels = Labels()
+    labels.learn(labelled())
+    point = a_point()
+    point.add([], [kernels()], labels)
+    assert len(point.passes) == 1 and not point.replays
+
+
+def test_one_replay_that_does_not_match_is_no_pass() -> None:
+    point, labels = a_point(), Labels()
+    point.add([labelled()], [kernels(), kernels(NAMES[1:])], labels)
+    assert len(point.passes) == 1 and not point.replays
+    assert (point.unmatched, point.timed_by) == (1, GRAPH_REPLAY)
+
+
+def test_a_pass_of_other_kernels_is_timed_eagerly() -> None:
+    point, labels = a_point(), Labels()
+    point.add([labelled()], [kernels((*NAMES, "a copy"))] * 2, labels)
+    assert point.timed_by == EAGER and not point.replays
+    assert point.pass_ns() == (46,), "the labelled one counts"
+    point.add([labelled(), labelled()], [], labels)
+    assert point.pass_ns() == (46, 46, 46)
+
+
+def test_eager_passes_without_kernels_are_a_bug() -> None:
+    point, labels = a_point(), Labels()
+    point.add([LabelledPass((), ())], [], labels)
+    assert point.timed_by == EAGER and not point.passes, "nothing was recorded: once more, eagerly"
+    with pytest.raises(RuntimeError, match="no kernels"):
+        point.add([LabelledPass((), ())], [], labels)
+
+
+def test_rows_of_a_sample_add_up_and_keep_their_kernels() -> None:
+    point, labels = a_point(), Labels()
+    point.add([labelled()], [kernels(), kernels(duration_ns=20)], labels)
+    sample = point.sample(lambda row: 2 if row == "q_proj" else 1, lambda start, end: float(end - start))
+    assert {row: of.pass_ns for row, of in sample.rows.items()} == {
+        "embedding": (10, 20),
+        "q_proj": (23, 43),
+        "lm_head": (13, 23),
+    }
+    assert sample.pass_ns == (46, 86)
+    assert (sample.rows["q_proj"].blocks, sample.rows["q_proj"].launches) == (2, 2)
+    assert sample.rows["q_proj"].kernels == ("gemm", "reduce")
+    assert sample.sm_clock_mhz == 300 + 23, "from the first kernel of the first pass to the last of the last"
+    assert (sample.overlap, sample.notes) == (0.0, ())
+
+
+@given(st.data(), st.integers(1, 20))
+def test_it_ends_whatever_is_lost(data: st.DataObject, repeat: int) -> None:
+    """Each replay may be as labelled, cut short or gone; labelled passes may be cut short, too."""
+    rule = StoppingRule(repeat, precision=0)
+    labels, point = Labels(), a_point(rule.first_passes)
+    whole = st.sampled_from([NAMES, NAMES, NAMES[1:], ()])
+    for _visit in range(10 * repeat + 10):
+        eager = point.wanted if point.timed_by == EAGER else int(bool(point.replays) or not labels)
+        passes = [labelled(data.draw(st.sampled_from([NAMES, NAMES[:3]]))) for _ in range(eager)]
+        replays = [] if point.timed_by == EAGER else [kernels(data.draw(whole)) for _ in range(point.wanted)]
+        point.add(passes, [replay for replay in replays if replay], labels)
+        point.wanted = 0 if point.replays else rule.passes_wanted(point.pass_ns())
+        assert len(point.passes) <= repeat and (point.timed_by == EAGER or point.unmatched <= 3 * len(point.passes))
+        if not point.replays and not point.wanted:
+            break
+    else:
+        pytest.fail("it goes on and on")
+    assert len(point.passes) == repeat
+    assert sum(point.pass_ns()) == sum(sum(k.duration_ns for k in one.kernels) for one in point.passes)
+    for one in point.passes:
+        assert len(one.rows) == len(one.kernels)
