@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What an adaptive grid would have made of a full sweep: which points it measures, and how far off the filled ones are.
 
-The table stands for the device, so a filled point is held against the very sweep that its neighbours are from. How far
-each point is off the line between the two lengths beside it is shown too, which is mostly noise that no grid can avoid.
+The table stands for the device, so a filled point is held against the very sweep that its neighbours are from: its rows,
+and its whole pass, in which their noise averages out. How far each point is off the line between the two lengths beside
+it is shown too, which is mostly noise that no grid can avoid.
 
     python3 bench/adaptive.py H200/meta-llama/Llama-3.1-8B.csv
 """
@@ -25,7 +26,7 @@ from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
 
 WITHIN = 0.04
-"""A filled row that is off by at most this, or by at most 100 ns, is within bounds."""
+"""A filled row or pass that is off by at most this, or by at most 100 ns, is within bounds."""
 
 
 def explored(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
@@ -47,8 +48,18 @@ def row_pairs(table: LatencyTable, made: dict[SweepPoint, PointRecord], phase: s
                 yield measured.measurement.trimmed_mean_ns, record.rows[row].measurement.trimmed_mean_ns
 
 
+def pass_pairs(table: LatencyTable, made: dict[SweepPoint, PointRecord], phase: str) -> Iterator[tuple[float, float]]:
+    """Measured and filled latency of each filled point's whole pass, in nanoseconds."""
+    for point, record in made.items():
+        if point.phase == phase:
+            yield table.records[point].whole_pass.trimmed_mean_ns, record.whole_pass.trimmed_mean_ns
+
+
 def tried_out(table: LatencyTable) -> dict[str, Any]:
-    """How many points are measured, and per phase the Agreement of filled rows with measured ones and the FillError."""
+    """How many points are measured; per phase the Agreement of filled rows, and passes, with measured ones; FillErrors.
+
+    Raises UsageError.
+    """
     known, points = explored(table), table.points()
     made = {p: r for p, r in filled(points, known, {}, 0).items() if isinstance(r, PointRecord)}
     phases = list(dict.fromkeys(point.phase for point in made))
@@ -56,6 +67,7 @@ def tried_out(table: LatencyTable) -> dict[str, Any]:
         "points": len(points),
         "measured": len(known),
         "filled": {phase: Agreement.of(list(row_pairs(table, made, phase)), WITHIN) for phase in phases},
+        "passes": {phase: Agreement.of(list(pass_pairs(table, made, phase)), WITHIN) for phase in phases},
         "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in phases},
     }
 
@@ -65,7 +77,10 @@ def table_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['measured']} of {found['points']} points measured; within: at most {WITHIN:.0%} or {WITHIN_NS:g} ns"
     ]
-    lines += agreement_lines(found["filled"].items())
+    named = {"filled": "rows of {}", "passes": "passes of {}"}
+    lines += agreement_lines(
+        (name.format(phase), of) for key, name in named.items() for phase, of in found[key].items()
+    )
     for phase, floor in found["beside"].items():
         lines.append(f"{phase}, each length from the two beside it: mean {floor.mean:.2%}, p99 {floor.p99:.2%}")
     return lines
@@ -86,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = tried_out(LatencyTable.read(arguments.csv))
         print("\n".join(table_lines(found)))
         if arguments.json:
-            by_phase = {name: {phase: asdict(of) for phase, of in found[name].items()} for name in ("filled", "beside")}
+            by_phase = {
+                name: {phase: asdict(of) for phase, of in found[name].items()}
+                for name in ("filled", "passes", "beside")
+            }
             write_json(arguments.json, found | by_phase)
     except UsageError as error:
         print(f"adaptive.py: {error}", file=sys.stderr)
