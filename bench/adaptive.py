@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What an adaptive grid would have made of a full sweep: which points it measures, and how far off the filled ones are.
 
-The table stands for the device, so a filled point is held against the very sweep that its neighbours are from: its rows,
-and its whole pass, in which their noise averages out. How far each point is off the line between the two lengths beside
-it is shown too, which is mostly noise that no grid can avoid.
+The table stands for the device, so a filled point is held against the very sweep that its neighbours are from: its
+rows, and its whole pass, in which their noise averages out. How far each point is off the line between the two lengths
+beside it is shown too, which is mostly noise that no grid can avoid.
 
     python3 bench/adaptive.py H200/meta-llama/Llama-3.1-8B.csv
 """
@@ -66,7 +66,7 @@ def tried_out(table: LatencyTable) -> dict[str, Any]:
     return {
         "points": len(points),
         "measured": len(known),
-        "filled": {phase: Agreement.of(list(row_pairs(table, made, phase)), WITHIN) for phase in phases},
+        "rows": {phase: Agreement.of(list(row_pairs(table, made, phase)), WITHIN) for phase in phases},
         "passes": {phase: Agreement.of(list(pass_pairs(table, made, phase)), WITHIN) for phase in phases},
         "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in phases},
     }
@@ -77,10 +77,8 @@ def table_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['measured']} of {found['points']} points measured; within: at most {WITHIN:.0%} or {WITHIN_NS:g} ns"
     ]
-    named = {"filled": "rows of {}", "passes": "passes of {}"}
-    lines += agreement_lines(
-        (name.format(phase), of) for key, name in named.items() for phase, of in found[key].items()
-    )
+    for of in ("rows", "passes"):
+        lines += agreement_lines((f"{of} of {phase}", agreement) for phase, agreement in found[of].items())
     for phase, floor in found["beside"].items():
         lines.append(f"{phase}, each length from the two beside it: mean {floor.mean:.2%}, p99 {floor.p99:.2%}")
     return lines
@@ -102,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(table_lines(found)))
         if arguments.json:
             by_phase = {
-                name: {phase: asdict(of) for phase, of in found[name].items()}
-                for name in ("filled", "passes", "beside")
+                name: {phase: asdict(of) for phase, of in found[name].items()} for name in ("rows", "passes", "beside")
             }
             write_json(arguments.json, found | by_phase)
     except UsageError as error:

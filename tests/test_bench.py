@@ -134,7 +134,7 @@ def test_an_adaptive_grid_is_tried_out_on_a_full_table(tmp_path: Path, capsys: p
     csv = tmp_path / "Fake" / "tiny-llama.csv"
     capsys.readouterr()
     assert adaptive.main([str(csv), "--json", str(tmp_path / "found.json")]) == 0
-    head, _, prefill, decode, prefill_passes, decode_passes, *floors = capsys.readouterr().out.splitlines()
+    head, _, prefill, decode, _, prefill_passes, decode_passes, *floors = capsys.readouterr().out.splitlines()
     measured = int(head.split()[0])
     assert head.split()[1:4] == ["of", "256", "points"] and 4 < measured <= 64
     (n, mean, *_), (of_decode, *_) = prefill.split()[3:], decode.split()[3:]
@@ -144,9 +144,9 @@ def test_an_adaptive_grid_is_tried_out_on_a_full_table(tmp_path: Path, capsys: p
     assert float(mean) < 1, "the fake device is a line, and its noise 0.4 % a pass"
     assert len(floors) == 2
     told = json.loads((tmp_path / "found.json").read_text())
-    assert told["measured"] == measured and told["filled"]["prefill"]["n"] == int(n)
+    assert told["measured"] == measured and told["rows"]["prefill"]["n"] == int(n)
     assert set(told["beside"]) == set(told["passes"]) == {"prefill", "decode"}
-    assert told["passes"]["decode"]["mean"] < told["filled"]["decode"]["mean"]
+    assert told["passes"]["decode"]["mean"] < told["rows"]["decode"]["mean"]
 
     partly = changed(csv, tmp_path, lambda table: table.records.update(filled_in(table, SweepPoint(3, 0))))
     assert "filled points" in usage_error(adaptive.main, [partly], capsys)
