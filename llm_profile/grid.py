@@ -49,7 +49,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FillError:
-    """Relative errors of rows where measured points are interpolated from the others. n: rows of all such points."""
+    """Relative errors where measured points are interpolated from the others. n: rows or passes of all such points."""
 
     mean: float
     p99: float
@@ -123,8 +123,8 @@ def filled(
     return made
 
 
-def leave_one_out(points: Sequence[SweepPoint], known: Known) -> FillError | None:
-    """How well measured points are interpolated from their measured neighbours; None where none has two.
+def leave_one_out(points: Sequence[SweepPoint], known: Known, whole_passes: bool = False) -> FillError | None:
+    """How well rows, or passes, of measured points are interpolated from measured neighbours; None where none has two.
 
     Neighbours are twice as far as those of filled points, so the error of these is smaller.
     """
@@ -132,7 +132,7 @@ def leave_one_out(points: Sequence[SweepPoint], known: Known) -> FillError | Non
     for lane in _lanes(points):
         measured = _measured(lane, known)
         if len(measured) > 2:
-            _, times_ns, off_ns = _misses(measured, known)
+            times_ns, off_ns = _misses(measured, known, [None] if whole_passes else _rows(measured, known))
             errors.append((off_ns / np.maximum(times_ns, 1.0)).ravel())
     if not errors:
         return None
@@ -186,7 +186,8 @@ def _gaps(lane: Sequence[SweepPoint], known: Known) -> Iterator[tuple[float, Swe
     measured = _measured(lane, known)
     if len(measured) < 2:
         return
-    rows, times_ns, off_ns = _misses(measured, known)
+    rows = _rows(measured, known)
+    times_ns, off_ns = _misses(measured, known, rows)
     inner = np.where(off_ns > IGNORED_NS, off_ns / np.maximum(times_ns, 1.0), 0.0).mean(axis=1)
     missed = [*inner[:1], *inner, *inner[-1:]] if len(inner) else [1.0, 1.0]
     places = [bisect_left(lane, point) for point in measured]
@@ -199,18 +200,23 @@ def _gaps(lane: Sequence[SweepPoint], known: Known) -> Iterator[tuple[float, Swe
             yield max(miss, TOLERANCE) * inside * (STEP_WEIGHT if step else 1), lane[(start + end) // 2]
 
 
-def _misses(measured: Sequence[SweepPoint], known: Known) -> tuple[list[str], FloatArray, FloatArray]:
-    """Rows; and for all points but the two ends, [point, row]: latency, and how far off its interpolation is, in ns."""
-    rows = list(dict.fromkeys(row for point in measured for row in known[point].rows))
+def _rows(measured: Sequence[SweepPoint], known: Known) -> list[str]:
+    return list(dict.fromkeys(row for point in measured for row in known[point].rows))
+
+
+def _misses(measured: Sequence[SweepPoint], known: Known, rows: Sequence[str | None]) -> tuple[FloatArray, FloatArray]:
+    """For all points but the two ends, [point, row]: latency, and how far off its interpolation is, in ns."""
     times_ns = np.array([[_time_ns(known[point], row) for row in rows] for point in measured])  # [point, row]
     at = np.array([point.total_len for point in measured], dtype=np.float64)
     share = ((at[1:-1] - at[:-2]) / (at[2:] - at[:-2]))[:, np.newaxis]
     off_ns = np.abs(times_ns[:-2] * (1 - share) + times_ns[2:] * share - times_ns[1:-1])
-    return rows, times_ns[1:-1], off_ns
+    return times_ns[1:-1], off_ns
 
 
-def _time_ns(record: PointRecord, row: str) -> float:
-    """A row that launched nothing took no time."""
+def _time_ns(record: PointRecord, row: str | None) -> float:
+    """Of a row, which took no time if it launched nothing; None: of the whole pass."""
+    if row is None:
+        return record.whole_pass.trimmed_mean_ns
     return record.rows[row].measurement.trimmed_mean_ns if row in record.rows else 0.0
 
 

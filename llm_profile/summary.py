@@ -178,10 +178,12 @@ def filled_text(table: LatencyTable) -> Iterator[str]:
     if not filled:
         return
     yield f"filled: {filled} of {len(table.records)} points are interpolated between measured ones"
-    if error := leave_one_out(table.points(), table.records):
+    points, known = table.points(), table.records
+    rows, passes = leave_one_out(points, known), leave_one_out(points, known, whole_passes=True)
+    if rows and passes:
         yield (
-            f"  measured points interpolated from the others, twice as far apart: rows off by {error.mean:.1%} on "
-            f"average, {error.p99:.1%} at the 99th percentile"
+            f"  measured points interpolated from the others, twice as far apart: rows off by {rows.mean:.1%} on "
+            f"average ({rows.p99:.1%} at the 99th percentile), whole passes by {passes.mean:.1%} ({passes.p99:.1%})"
         )
 
 

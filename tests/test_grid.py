@@ -1,6 +1,7 @@
 """Which points an adaptive grid measures, and what it makes of the others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -197,6 +198,10 @@ def test_the_error_of_filling_is_that_of_leaving_one_out() -> None:
     error = leave_one_out(points, known)
     assert error is not None
     assert (error.mean, error.p99, error.n) == (pytest.approx(1 / 3), pytest.approx(1 / 3), 1)
+    longer = {point: replace(r, whole_pass=record(1000.0).whole_pass) for point, r in known.items()}
+    assert leave_one_out(points, longer) == error
+    whole = leave_one_out(points, longer, whole_passes=True)
+    assert whole is not None and (whole.mean, whole.n) == (0.0, 1)
     assert leave_one_out(points[:2], known) is None
 
 
