@@ -96,6 +96,7 @@ class TorchProfilerBackend:
             )
         self._labels = trace.Labels()
         self._unmatched = 0
+        self._points = FIRST_POINTS
         self._gaps_ns: list[int] = []  # of each point that was replayed
         self._rest_until = 0.0
         with session.record():
@@ -125,16 +126,15 @@ class TorchProfilerBackend:
         queue = deque(_Pending(point, rule.first_passes) for point in points)
         with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
             measured: tuple[session.Events, list[_Pending]] | None = None
-            size = FIRST_POINTS
             while queue or measured:
-                batch = [queue.popleft() for _ in range(min(size, len(queue)))]
+                batch = [queue.popleft() for _ in range(min(self._points, len(queue)))]
                 started = time.monotonic()
                 self._prepare(batch)
                 # Read while the session waits for the device: preparing it needs the interpreter for itself.
                 reading = reader.submit(self._read, *measured, rule) if measured else None
                 measured = (self._measure(batch, warmup), batch) if batch else None
                 if batch:
-                    size = points_in_time(len(batch), time.monotonic() - started)
+                    self._points = points_in_time(len(batch), time.monotonic() - started)
                 for result in reading.result() if reading else ():
                     if isinstance(result, _Pending):
                         queue.appendleft(result)
