@@ -78,17 +78,6 @@ class GraphPasses:
             graph.capture_end()
         return graph
 
-    def time_ns(self, graph: torch.cuda.CUDAGraph, replays: int = 1) -> float:
-        """Mean time on the device of replays back to back, behind what its stream has yet to do. Waits for them."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with torch.cuda.stream(self.stream):
-            start.record()
-            for _ in range(replays):
-                graph.replay()
-            end.record()
-        end.synchronize()
-        return 1e6 * start.elapsed_time(end) / replays
-
     def _abandon(self, graph: torch.cuda.CUDAGraph, pool: int) -> None:
         with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
             graph.capture_end()

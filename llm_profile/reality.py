@@ -207,12 +207,17 @@ class GraphReality:
 
     def _time(self, graph: torch.cuda.CUDAGraph) -> int:
         """Mean of REPLAYS back-to-back replays, after one that warms and a rest as the profile takes it."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began = time.monotonic()
         with torch.cuda.stream(self._passes.stream):
             graph.replay()
-        mean_ns = self._passes.time_ns(graph, REPLAYS)
+            start.record()
+            for _ in range(REPLAYS):
+                graph.replay()
+            end.record()
+        end.synchronize()
         time.sleep(REST * (time.monotonic() - began))
-        return round(mean_ns)
+        return round(start.elapsed_time(end) * 1e6 / REPLAYS)
 
 
 def _synchronizer(subject: Subject) -> Callable[[], None]:
