@@ -73,18 +73,20 @@ def running_modules(
         yield stack
 
 
+def noted(function: Callable[..., Any], running: list[Any], note: Callable[[nn.Module], object]) -> Callable[..., Any]:
+    """`function`, that tells first which module calls it: the innermost of `running_modules`."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if running and running[-1] is not None:
+            note(running[-1])
+        return function(*args, **kwargs)
+
+    return run
+
+
 def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
     """Run `forward` (small passes of `model`) and watch it. Leaves no hook behind."""
     seen = Probe()
-
-    def scanning(function: Callable[..., Any]) -> Callable[..., Any]:
-        def scan(*args: Any, **kwargs: Any) -> Any:
-            if stack and stack[-1] is not None:
-                seen.own_kernels.add(stack[-1])
-            return function(*args, **kwargs)
-
-        return scan
-
     original = AttentionInterface.get_interface
 
     def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +106,7 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
     with ExitStack() as undo:
         stack = undo.enter_context(running_modules(model, seen.fired.append))
         for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
-            undo.enter_context(patched(namespace, name, scanning(function)))
+            undo.enter_context(patched(namespace, name, noted(function, stack, seen.own_kernels.add)))
         undo.enter_context(patched(AttentionInterface, "get_interface", get_interface))
         undo.enter_context(_Watch(seen, stack))
         forward()

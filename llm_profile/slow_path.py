@@ -8,6 +8,7 @@ times say little about a serving engine, which runs kernels.
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from inspect import getclosurevars
 from itertools import pairwise
 from types import FunctionType
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.layers import expert_modules
 from llm_profile.patches import ANY_FUNCTION, modelling_functions, patched
-from llm_profile.probe import running_modules
+from llm_profile.probe import noted, running_modules
 from llm_profile.sweep import SweepPoint
 
 LOOP_TOKENS = 63
@@ -95,7 +96,8 @@ class _Watch(TorchDispatchMode):
             self._open = undo.enter_context(running_modules(self._model))
             for namespace, name, function in modelling_functions(self._model, ANY_FUNCTION):
                 if package := missing_package(function):
-                    undo.enter_context(patched(namespace, name, self._noting(function, package)))
+                    noting = noted(function, self._open, partial(self._note, package))
+                    undo.enter_context(patched(namespace, name, noting))
             super().__enter__()
             self._undo = undo.pop_all()
         return self
@@ -117,10 +119,5 @@ class _Watch(TorchDispatchMode):
             self._counts[self._open[-1]] += 1
         return func(*args, **(kwargs or {}))
 
-    def _noting(self, function: Callable[..., Any], package: str) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if self._open:
-                self._lacking.setdefault(self._open[-1], set()).add(package)
-            return function(*args, **kwargs)
-
-        return run
+    def _note(self, package: str, module: nn.Module) -> None:
+        self._lacking.setdefault(module, set()).add(package)
