@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -280,7 +279,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    interrupt.raise_again()
-    code = main()
-    interrupt.ignore()
-    sys.exit(code)
+    interrupt.run(main)

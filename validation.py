@@ -23,7 +23,6 @@ if __name__ == "__main__":
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,7 +211,4 @@ def validate_table(
 
 
 if __name__ == "__main__":
-    interrupt.raise_again()
-    code = main()
-    interrupt.ignore()
-    sys.exit(code)
+    interrupt.run(main)

@@ -5,6 +5,9 @@ background of a script), it stays ignored.
 """
 
 import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 def end_quietly() -> None:
@@ -19,6 +22,9 @@ def raise_again() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ignore() -> None:
-    """From here on nothing is left that SIGINT could stop: all is said and done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command that handles KeyboardInterrupt, and exit with its code."""
+    raise_again()
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done: a second Ctrl-C has nothing left to stop
+    sys.exit(code)
