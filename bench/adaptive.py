@@ -10,7 +10,7 @@ beside it is shown too, which is mostly noise that no grid can avoid.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,18 @@ def explored(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
     return known
 
 
-def row_pairs(table: LatencyTable, made: dict[SweepPoint, PointRecord], phase: str) -> Iterator[tuple[float, float]]:
-    """Measured and filled latency of each row of each filled point of a phase, in nanoseconds."""
-    for point, record in made.items():
-        if point.phase == phase:
-            for row, measured in table.records[point].rows.items():
-                yield measured.measurement.trimmed_mean_ns, record.rows[row].measurement.trimmed_mean_ns
+def row_pairs(points: Sequence[tuple[PointRecord, PointRecord]]) -> list[tuple[float, float]]:
+    """Measured and filled latency of each row of points, each measured and filled, in nanoseconds."""
+    return [
+        (measured.rows[row].measurement.trimmed_mean_ns, made.rows[row].measurement.trimmed_mean_ns)
+        for measured, made in points
+        for row in measured.rows
+    ]
 
 
-def pass_pairs(table: LatencyTable, made: dict[SweepPoint, PointRecord], phase: str) -> Iterator[tuple[float, float]]:
-    """Measured and filled latency of each filled point's whole pass, in nanoseconds."""
-    for point, record in made.items():
-        if point.phase == phase:
-            yield table.records[point].whole_pass.trimmed_mean_ns, record.whole_pass.trimmed_mean_ns
+def pass_pairs(points: Sequence[tuple[PointRecord, PointRecord]]) -> list[tuple[float, float]]:
+    """Measured and filled latency of the whole pass of points, each measured and filled, in nanoseconds."""
+    return [(measured.whole_pass.trimmed_mean_ns, made.whole_pass.trimmed_mean_ns) for measured, made in points]
 
 
 def tried_out(table: LatencyTable) -> dict[str, Any]:
@@ -61,14 +60,16 @@ def tried_out(table: LatencyTable) -> dict[str, Any]:
     Raises UsageError.
     """
     known, points = explored(table), table.points()
-    made = {p: r for p, r in filled(points, known, {}, 0).items() if isinstance(r, PointRecord)}
-    phases = list(dict.fromkeys(point.phase for point in made))
+    both: dict[str, list[tuple[PointRecord, PointRecord]]] = {}  # phase -> measured and filled
+    for point, made in filled(points, known, {}, 0).items():
+        if isinstance(made, PointRecord):
+            both.setdefault(point.phase, []).append((table.records[point], made))
     return {
         "points": len(points),
         "measured": len(known),
-        "rows": {phase: Agreement.of(list(row_pairs(table, made, phase)), WITHIN) for phase in phases},
-        "passes": {phase: Agreement.of(list(pass_pairs(table, made, phase)), WITHIN) for phase in phases},
-        "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in phases},
+        "rows": {phase: Agreement.of(row_pairs(of), WITHIN) for phase, of in both.items()},
+        "passes": {phase: Agreement.of(pass_pairs(of), WITHIN) for phase, of in both.items()},
+        "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in both},
     }
 
 

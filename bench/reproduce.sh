@@ -30,8 +30,7 @@ validate() { # runtime, models
 }
 
 again() { # further options
-    python3 run_profile.py --hardware "$stage" --model meta-llama/Llama-3.1-8B --load-format dummy --overwrite \
-        --skip-scaling --output-dir "$dir" "$@"
+    hardware=$stage profile meta-llama/Llama-3.1-8B --overwrite --skip-scaling "$@"
     python3 bench/compare_tables.py "$dir"/{"$hardware","$stage"}/meta-llama/Llama-3.1-8B.csv
 }
 

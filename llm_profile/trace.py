@@ -52,22 +52,19 @@ class Trace:
         """(point index, each launch with the kernels that it started) for each pass range, by start times."""
         ranges = sorted(self.passes, key=attrgetter("start_ns"))
         starts = [r.start_ns for r in ranges]
-        found: list[dict[int, tuple[Launch, list[Kernel]]]] = [{} for _ in ranges]
+        found: list[list[tuple[Launch, list[Kernel]]]] = [[] for _ in ranges]
         started: dict[int, list[Kernel]] = {}  # by correlation: a replay of a graph is one launch of many kernels
         for launch in sorted(self.launches, key=attrgetter("start_ns")):
             at = bisect_right(starts, launch.start_ns) - 1
             if at >= 0 and launch.start_ns < ranges[at].end_ns:
                 kernels = started[launch.correlation] = []
-                found[at][launch.correlation] = launch, kernels
+                found[at].append((launch, kernels))
         for kernel in self.kernels:
             if kernel.correlation in started:
                 started[kernel.correlation].append(kernel)
         for kernels in started.values():
             kernels.sort(key=attrgetter("start_ns"))
-        return [
-            (int(r.name), [pair for pair in launches.values() if pair[1]])
-            for r, launches in zip(ranges, found, strict=True)
-        ]
+        return [(int(r.name), [pair for pair in of if pair[1]]) for r, of in zip(ranges, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,8 +132,9 @@ class TorchProfilerBackend:
                 self._prepare(batch)
                 # Read while the session waits for the device: preparing it needs the interpreter for itself.
                 reading = reader.submit(self._read, *measured, rule) if measured else None
-                measured = (self._measure(batch, warmup), batch) if batch else None
+                measured = None
                 if batch:
+                    measured = self._measure(batch, warmup), batch
                     self._points = points_in_time(len(batch), time.monotonic() - started)
                 for result in reading.result() if reading else ():
                     if isinstance(result, _Pending):
