@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from llm_profile.sweep import SweepPoint
 
-MIN_PASSES = 8
-"""Fewest passes before a point may stop early: two of each of the four graphs that a GPU's passes are shared out among.
+MIN_PASSES = 6
+"""Fewest passes before a point may stop early: two of each of the graphs that a GPU's passes are shared out among.
 
-Of 48 random lengths in each phase on an H200 (Llama-3.1-8B, a hundred passes, twice), the rows of eight passes were off
-those of all by 0.35 % (median; 99th percentile 4.1 %) in decode and 0.20 % (2.4 %) in prefill. 99.95 and 100 % of them
-were at most 5 % or 100 ns off, as of ten passes; of four, 98.1 and 99.6 %.
+Of 48 random lengths in each phase on an H200 (Llama-3.1-8B, a hundred passes of four graphs, twice), the rows of six
+passes of three graphs were off those of all by 0.53 % (median; 99th percentile 4.8 %) in decode and 0.28 % (2.6 %) in
+prefill, and 99.8 and 100 % of them at most 5 % or 100 ns. Eight passes of four graphs (0.34 and 0.20 %, within bounds
+100 and 100 %) take a third longer; of four passes, one each, 98.1 and 99.6 % are within bounds.
 """
 
 TRIMMED = 10

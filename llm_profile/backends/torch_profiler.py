@@ -2,7 +2,7 @@
 
 At each point the pass, captured in CUDA graphs, is replayed, which costs the host almost nothing. An eager pass with
 ranges on tells which kernel belongs to which row. A replay runs the kernels of the capture in order, so they are
-matched one to one, by name, with those of a labelled pass: the point's own, or another's that ran the very same ones.
+matched one to one with those of a labelled pass: the point's own, or another's that ran the very same ones.
 Where a point's own runs other kernels, or a pass cannot be captured, the point is timed by labelled eager passes.
 """
 
@@ -26,6 +26,7 @@ from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
 from llm_profile.l2 import l2_flush
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.pacing import Pacing
 from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
@@ -43,15 +44,6 @@ SESSION_S = 2.0
 
 FEW_TOKENS = 64
 """Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
-
-REST = 0.5
-"""Idle time after each pass of more tokens over the time that it took.
-
-Back to back, such passes draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700
-MHz on an H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. With a rest of half of each
-pass it stayed at 1,965 and more; rows differed as much (median 0.4 %) from those with twice the rest as these did from
-each other.
-"""
 
 SWITCH_S = 1e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
@@ -98,6 +90,7 @@ class TorchProfilerBackend:
         self._unmatched = 0
         self._points = FIRST_POINTS
         self._gaps_ns: list[int] = []  # of each point that was replayed
+        self._pacing = Pacing()
         self._rest_until = 0.0
         with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
@@ -117,6 +110,7 @@ class TorchProfilerBackend:
             "kernel_gap_ns": spread(self._gaps_ns),
             "unmatched_replays": self._unmatched,
             "weight_copies": len(self._passes.weights),
+            "most_rest": self._pacing.most,
         }
 
     def sample(
@@ -241,7 +235,7 @@ class TorchProfilerBackend:
         """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
         torch.cuda.synchronize()
         ended = time.monotonic()
-        self._rest_until = ended + REST * (ended - started)
+        self._rest_until = ended + self._pacing.share * (ended - started)
 
     def _rest(self) -> None:
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
@@ -260,6 +254,8 @@ class TorchProfilerBackend:
             pending.add(labelled.get(index, []), replays.get(index, []), self._labels)
             pending.wanted = 0 if pending.replays else rule.passes_wanted(pending.pass_ns())
             results.append(pending if pending.replays or pending.wanted else self._sample(pending))
+        known = [result for result in results if isinstance(result, PointSample)]
+        self._pacing.heed(sample.sm_clock_mhz for sample in known if tokens_of(sample.point) > FEW_TOKENS)
         return results
 
     def _sample(self, pending: _Pending) -> PointSample:
