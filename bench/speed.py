@@ -34,6 +34,7 @@ from llm_profile.estimate import is_unnamed_row
 from llm_profile.hooks import LayerRanges
 from llm_profile.layers import MODEL_OTHER
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
+from llm_profile.profiler import in_measuring_order
 from llm_profile.provenance import short_device_name
 from llm_profile.session import ROW, RangeRecorder
 from llm_profile.storage import write_json
@@ -143,7 +144,7 @@ def this_way(backend: TorchProfilerBackend, points: Sequence[SweepPoint], rule: 
     """Time points as run_profile.py does. Raises UsageError for one that fails."""
     timed = Timed()
     started = time.perf_counter()
-    samples = list(backend.sample(points, rule, WARMUP))
+    samples = list(backend.sample(in_measuring_order(points, seed=0), rule, WARMUP))
     timed.seconds = time.perf_counter() - started
     for sample in samples:
         if isinstance(sample, PointFailure):
@@ -213,8 +214,8 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
 def measure(backend: TorchProfilerBackend, count: int, longest: tuple[int, int]) -> dict[str, Any]:
     """Time both ways at `count` points a phase and summarise. longest: prompt and cache."""
     dense = {
-        "prefill": [SweepPoint(length, 0) for length in even_lengths(DENSER * (count - 1) + 1, longest[0])],
         "decode": [SweepPoint(1, length) for length in even_lengths(DENSER * (count - 1) + 1, longest[1])],
+        "prefill": [SweepPoint(length, 0) for length in even_lengths(DENSER * (count - 1) + 1, longest[0])],
     }
     sparse = {phase: points[::DENSER] for phase, points in dense.items()}
     rule, hundred = StoppingRule(REPEAT), StoppingRule(REPEAT, precision=0)
@@ -256,13 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         try:
             found = measure(backend, arguments.points, longest_of(backend, arguments.max_length))
-            conditions = dict(backend.conditions())
+            conditions, facts = dict(backend.conditions()), dict(backend.facts())
         finally:
             backend.close()
         print("\n".join(table_lines(found)))
         name = f"speed_{short_device_name(conditions['gpu'])}_{arguments.model.rpartition('/')[2]}"
         path = arguments.json or RESULTS / f"{name}_{arguments.sdpa_backend}.json"
-        content = {"model": arguments.model, "conditions": conditions} | found
+        content = {"model": arguments.model, "conditions": conditions, "facts": facts} | found
         write_json(path, content)
         print(f"figures: {path}")
     except UsageError as error:

@@ -23,7 +23,7 @@ from llm_profile.backends.torch_profiler import (
 )
 from llm_profile.graphs import CaptureError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
-from llm_profile.pacing import LEAST_REST, MOST_REST
+from llm_profile.pacing import LEAST_REST
 from llm_profile.sweep import SweepPoint
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
@@ -251,15 +251,15 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
         assert next_start - end == pytest.approx(LEAST_REST * (end - start))
 
 
-@pytest.mark.parametrize(("first_tokens", "rests"), [(100, MOST_REST), (1, LEAST_REST)])
+@pytest.mark.parametrize(("first_tokens", "longer"), [(100, True), (1, False)])
 def test_it_rests_longer_where_the_clock_of_many_tokens_falls(
-    first_tokens: int, rests: float, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
+    first_tokens: int, longer: bool, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
     clock = iter(range(2000, 0, -10))
     monkeypatch.setattr(backend.telemetry, "sm_clock_mhz", lambda _start, _end: float(next(clock)))
     list(backend.sample([SweepPoint(first_tokens, k) for k in range(100)], StoppingRule(), warmup=1))
-    assert backend.facts()["most_rest"] == rests
+    assert (backend.facts()["most_rest"] > LEAST_REST) == longer
 
 
 def test_events_are_read_while_the_next_session_runs(

@@ -255,7 +255,7 @@ class TorchProfilerBackend:
             pending.wanted = 0 if pending.replays else rule.passes_wanted(pending.pass_ns())
             results.append(pending if pending.replays or pending.wanted else self._sample(pending))
         known = [result for result in results if isinstance(result, PointSample)]
-        self._pacing.heed(sample.sm_clock_mhz for sample in known if tokens_of(sample.point) > FEW_TOKENS)
+        self._pacing.heed((sample.sm_clock_mhz, tokens_of(sample.point) > FEW_TOKENS) for sample in known)
         return results
 
     def _sample(self, pending: _Pending) -> PointSample:
