@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_profile.measurement import IQR_TO_SIGMA, Measurement, StoppingRule
+from llm_profile.measurement import IQR_TO_SIGMA, MIN_PASSES, Measurement, StoppingRule
 
 PASSES = st.lists(st.integers(1, 10**9), min_size=1, max_size=60)
 
@@ -97,7 +97,7 @@ def run(rule: StoppingRule, draw: random.Random, noise: float) -> int:
     return len(passes)
 
 
-@pytest.mark.parametrize(("noise", "least", "most"), [(0.001, 8, 8), (0.04, 12, 60), (0.5, 100, 100)])
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.001, MIN_PASSES, MIN_PASSES), (0.04, 12, 60), (0.5, 100, 100)])
 def test_quiet_points_stop_early_and_hopeless_noise_ends(noise: float, least: int, most: int) -> None:
     counts = [run(StoppingRule(), random.Random(seed), noise) for seed in range(20)]
     assert least <= statistics.median(counts) <= most

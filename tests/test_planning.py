@@ -55,14 +55,14 @@ def test_the_documented_sweep(tmp_path: Path) -> None:
         f"model: {LLAMA} (configuration from table), 1 decoder block(s) of each kind",
         f"table: {tmp_path}/H200/{LLAMA}.csv",
         "points: 2048 prefill, 2048 decode, 0 of them known",
-        "memory: about 8.4 GiB on the device (bfloat16)",
+        "memory: about 7.2 GiB on the device (bfloat16)",
         "time: unknown until the first batch",
         "validation: 64 (input, output) pairs against the real model (eager)",
     ]
 
 
 def test_memory_follows_the_type_and_is_unknown_for_unknown_models(tmp_path: Path) -> None:
-    assert "memory: about 16.8 GiB on the device (float32)" in lines(tmp_path, dtype="float32")
+    assert "memory: about 14.4 GiB on the device (float32)" in lines(tmp_path, dtype="float32")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", "num_hidden_layers": 3}))
     assert "memory: unknown" in lines(tmp_path, str(tmp_path))
 
