@@ -36,7 +36,8 @@ class Agreement:
     """How far measurements of the same things are apart.
 
     n: how many were measured twice. mean, median, p99: of their relative differences. within: share of them that are at
-    most `within` (WITHIN unless told otherwise) or WITHIN_NS.
+    most `within` (WITHIN unless told otherwise) or WITHIN_NS. bias: mean of the differences with their signs, second
+    over first: noise averages out of it.
     """
 
     n: int
@@ -44,6 +45,7 @@ class Agreement:
     median: float
     p99: float
     within: float
+    bias: float
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, float]], within: float = WITHIN) -> "Agreement":
@@ -60,6 +62,7 @@ class Agreement:
             float(np.median(relative)),
             float(np.quantile(relative, 0.99)),
             float(np.mean(close)),
+            float(np.mean(np.sign(b - a) * relative)),
         )
 
 
@@ -104,10 +107,10 @@ def _counts(one: PointRecord, other: PointRecord, filled: bool) -> bool:
 
 def agreement_lines(named: Iterable[tuple[str, Agreement]]) -> list[str]:
     """A line per name."""
-    lines = [f"{'':24} {'n':>7} {'mean %':>8} {'median %':>9} {'p99 %':>8} {'within %':>9}"]
+    lines = [f"{'':24} {'n':>7} {'mean %':>8} {'median %':>9} {'p99 %':>8} {'within %':>9} {'bias %':>7}"]
     for name, found in named:
         shares = f"{100 * found.mean:8.2f} {100 * found.median:9.2f} {100 * found.p99:8.2f} {100 * found.within:9.2f}"
-        lines.append(f"{name:24} {found.n:7} {shares}")
+        lines.append(f"{name:24} {found.n:7} {shares} {100 * found.bias:+7.2f}")
     return lines
 
 

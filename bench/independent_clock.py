@@ -23,11 +23,10 @@ import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
 from llm_profile.backends.base import GRAPHS
-from llm_profile.backends.torch_profiler import TorchProfilerBackend, shares
+from llm_profile.backends.torch_profiler import REST, TorchProfilerBackend, shares
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
-from llm_profile.pacing import LEAST_REST
 from llm_profile.storage import write_json
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
@@ -82,7 +81,7 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
                 graph.replay()
                 between += pairwise([mark(), *(mark(graph) for _ in range(replays))])
             torch.cuda.synchronize()
-            time.sleep(LEAST_REST * (time.monotonic() - started))
+            time.sleep(REST * (time.monotonic() - started))
             graph.reset()
         times[point] = 1e6 * statistics.median(start.elapsed_time(end) for start, end in between)
     return times

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +160,19 @@ def even_lengths(count: int, longest: int) -> list[int]:
     return sorted({1 + round((longest - 1) * i / max(count - 1, 1)) for i in range(count)})
 
 
-def agreement(a: Phases, b: Phases) -> Agreement:
-    """Of all rows at the points that both ways timed."""
-    return Agreement.of(
-        [
-            (ns, b[phase].rows_ns[point].get(row, 0.0))
-            for phase, timed in a.items()
-            for point, rows in timed.rows_ns.items()
-            if point in b[phase].rows_ns
-            for row, ns in rows.items()
-        ]
-    )
+def agreement(a: Phases, b: Phases) -> dict[str, Agreement]:
+    """Of all rows at the points that both ways timed, by phase."""
+    return {
+        phase: Agreement.of(
+            [
+                (ns, b[phase].rows_ns[point].get(row, 0.0))
+                for point, rows in timed.rows_ns.items()
+                if point in b[phase].rows_ns
+                for row, ns in rows.items()
+            ]
+        )
+        for phase, timed in a.items()
+    }
 
 
 def sweep_seconds(phases: Phases, sizes: Mapping[str, int]) -> float:
@@ -189,8 +191,8 @@ def summary(documented: Phases, equal: Phases, this: Phases, sizes: Mapping[str,
         "sweep_s": seconds,
         "ways": {name: {phase: timed.as_json() for phase, timed in of.items()} for name, of in ways.items()},
         "agreement": {
-            "with_documented": vars(agreement(documented, this)),
-            "with_equal_passes": vars(agreement(equal, this)),
+            name: {phase: asdict(found) for phase, found in agreement(way, this).items()}
+            for name, way in (("with_documented", documented), ("with_equal_passes", equal))
         },
     }
 
@@ -208,7 +210,11 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
     lines.append(f"ratio {found['ratio']:.1f}, at equal passes {found['ratio_at_equal_passes']:.1f}")
     lines.append("rows, this way and")
     named = {"with_documented": "the documented way", "with_equal_passes": f"{REPEAT} passes"}
-    return lines + agreement_lines((named[key], Agreement(**value)) for key, value in found["agreement"].items())
+    return lines + agreement_lines(
+        (f"{named[key]}, {phase}", Agreement(**of_phase))
+        for key, by_phase in found["agreement"].items()
+        for phase, of_phase in by_phase.items()
+    )
 
 
 def measure(backend: TorchProfilerBackend, count: int, longest: tuple[int, int]) -> dict[str, Any]:

@@ -15,12 +15,11 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.backends.base import Reality, StepTimes
-from llm_profile.backends.torch_profiler import check_cuda, pci_bus_id
+from llm_profile.backends.torch_profiler import REST, check_cuda, pci_bus_id
 from llm_profile.cache import PastOfAPrompt
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.loading import profiled_subject
-from llm_profile.pacing import LEAST_REST
 from llm_profile.passes import PassRunner
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
@@ -217,7 +216,7 @@ class GraphReality:
                 graph.replay()
             end.record()
         end.synchronize()
-        time.sleep(LEAST_REST * (time.monotonic() - began))
+        time.sleep(REST * (time.monotonic() - began))
         return round(start.elapsed_time(end) * 1e6 / REPLAYS)
 
 

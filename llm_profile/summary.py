@@ -26,6 +26,9 @@ GAP_CHANGE_NS = 150
 H200s: gaps of 420 ns, and of 65, as far as times tell since another process began to use another GPU of the machine.
 Then kernels of 1 to 2 us took 10 % more, and the whole pass 0.3 to 0.9 %."""
 
+LOW_CLOCK = 0.02
+"""Points this far below the highest SM clock of their table are counted, whatever the points of like length did."""
+
 KERNEL_NAME_LENGTH = 60
 """Characters of a kernel's name that are shown: templates run to thousands."""
 
@@ -161,6 +164,20 @@ def _rows_ns(record: PointRecord) -> float:
     return sum(row.in_pass_ns for row in record.rows.values()) or 1.0
 
 
+def clocks_text(table: LatencyTable) -> Iterator[str]:
+    """How many points the GPU ran at less than its highest clock, as a card at its power limit runs long prompts."""
+    clocks = clocks_mhz(table)
+    highest = max(clocks.values(), default=0.0)
+    low = [clock for clock in clocks.values() if clock < (1 - LOW_CLOCK) * highest]
+    if low:
+        yield (
+            f"clock: {len(low)} of {len(clocks)} points ran over {LOW_CLOCK:.0%} below {highest:.0f} MHz, the highest "
+            f"of the table, the slowest at {min(low):.0f} MHz"
+        )
+    if slow := slow_points(clocks):
+        yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
+
+
 def gaps_text(table: LatencyTable) -> Iterator[str]:
     """Whether the GPU ran its kernels in two ways."""
     gaps = [run["kernel_gap_ns"] for run in table.meta["runs"] if run.get("kernel_gap_ns")]
@@ -208,8 +225,7 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
     timed = Counter(record.timed_by for record in table.records.values())
     if timed:
         yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
-    if slow := slow_points(clocks_mhz(table)):
-        yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
+    yield from clocks_text(table)
     yield from gaps_text(table)
     notes = Counter(note for record in table.records.values() for note in record.notes)
     for note, count in notes.most_common():

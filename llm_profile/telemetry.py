@@ -6,6 +6,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 INTERVAL_S = 0.1
@@ -37,8 +38,7 @@ class Telemetry:
     def __init__(self, pci_bus_id: str | None) -> None:
         self.driver: str | None = None
         self.reasons: set[str] = set()
-        self._times: list[int] = []
-        self._clocks: list[int] = []
+        self._samples: list[tuple[int, int]] = []  # (time.time_ns, MHz)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._handle: Any = None
@@ -72,11 +72,12 @@ class Telemetry:
                 bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
             except nvml.NVMLError:
                 continue
-            self._times.append(time.time_ns())
-            self._clocks.append(clock)
+            self._samples.append((time.time_ns(), clock))
             self.reasons |= {name for bit, name in REASONS.items() if bits & bit} - BENIGN_REASONS
-            if len(self._times) > KEPT_SAMPLES:
-                del self._times[: KEPT_SAMPLES // 2], self._clocks[: KEPT_SAMPLES // 2]
+            if len(self._samples) > KEPT_SAMPLES:
+                self._samples = self._samples[
+                    KEPT_SAMPLES // 2 :
+                ]  # another list, since somebody may be reading this one
 
     def other_processes(self, own_pid: int) -> list[int]:
         """Process ids of others that compute on this GPU now; empty where NVML cannot tell.
@@ -94,7 +95,7 @@ class Telemetry:
 
     def sm_clock_mhz(self, start_ns: int, end_ns: int) -> float | None:
         """Median SM clock from `start_ns` to `end_ns` (time.time_ns), taking in the samples next to both ends."""
-        return median_between(self._times, self._clocks, start_ns, end_ns)
+        return median_between(self._samples, start_ns, end_ns)
 
     def close(self) -> None:
         self._stop.set()
@@ -104,11 +105,11 @@ class Telemetry:
             self._thread = None
 
 
-def median_between(times: Sequence[int], values: Sequence[int], start: int, end: int) -> float | None:
-    """Median of `values` whose time lies in [start, end], with the neighbour on each side; None if there are none."""
-    first = max(bisect_left(times, start) - 1, 0)
-    last = bisect_right(times, end) + 1
-    chosen = values[first:last]
+def median_between(samples: Sequence[tuple[int, int]], start: int, end: int) -> float | None:
+    """Median of (time, value) samples from `start` to `end`, with the neighbour on each side; None without any."""
+    first = max(bisect_left(samples, start, key=itemgetter(0)) - 1, 0)
+    last = bisect_right(samples, end, key=itemgetter(0)) + 1
+    chosen = [value for _, value in samples[first:last]]
     return float(statistics.median(chosen)) if chosen else None
 
 

@@ -52,7 +52,7 @@ def kernel_kind(name: str) -> str:
 
 
 def kinds(kernels: Iterable[Kernel]) -> tuple[str, ...]:
-    """What two passes have in common if they run the same kernels in the same order."""
+    """What two passes of one point have in common if they run the same kernels in the same order."""
     return tuple(map(kernel_kind, map(NAME, kernels)))
 
 
@@ -95,6 +95,11 @@ class LabelledPass:
     @property
     def duration_ns(self) -> int:
         return sum(map(attrgetter("duration_ns"), self.kernels))
+
+    @property
+    def end_ns(self) -> int:
+        """When the last kernel ended."""
+        return self.kernels[-1].start_ns + self.kernels[-1].duration_ns
 
 
 class Timeline:
@@ -173,13 +178,13 @@ class Labels:
 
     def learn(self, labelled: LabelledPass) -> None:
         """Remember the rows of these kernels."""
-        ran = kinds(labelled.kernels)
-        if self._rows.setdefault(ran, labelled.rows) != labelled.rows:
-            self._rows[ran] = None
+        names = tuple(map(NAME, labelled.kernels))
+        if self._rows.setdefault(names, labelled.rows) != labelled.rows:
+            self._rows[names] = None
 
     def label(self, kernels: Sequence[Kernel]) -> LabelledPass | None:
         """The pass that ran these kernels; None where their rows are not known."""
-        rows = self._rows.get(kinds(kernels))
+        rows = self._rows.get(tuple(map(NAME, kernels)))
         return None if rows is None else LabelledPass(rows, tuple(kernels))
 
 

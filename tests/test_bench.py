@@ -105,14 +105,15 @@ def test_agreement_by_hand() -> None:
     assert found.median == pytest.approx((2 / 99 + 200 / 900) / 2)
     assert found.p99 == pytest.approx(2 / 3 - 0.03 * (2 / 3 - 200 / 900))
     assert found.within == 0.75
+    assert found.bias == pytest.approx((2 / 99 + 200 / 900 + 100 / 150) / 4)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), min_size=1, max_size=50))
 def test_agreement_does_not_depend_on_which_is_first(pairs: list[tuple[float, float]]) -> None:
     found = Agreement.of(pairs)
-    assert found == Agreement.of([(b, a) for a, b in pairs])
+    assert replace(found, bias=-found.bias) == Agreement.of([(b, a) for a, b in pairs])
     assert 0 <= found.median <= found.p99 <= 2 and 0 <= found.within <= 1
-    assert Agreement.of([(a, a) for a, _ in pairs]) == Agreement(len(pairs), 0.0, 0.0, 0.0, 1.0)
+    assert Agreement.of([(a, a) for a, _ in pairs]) == Agreement(len(pairs), 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
@@ -454,14 +455,16 @@ def test_speed_figures_by_hand() -> None:
     assert found["ways"]["this"]["decode"] == pytest.approx(
         {"points": 3, "s_per_point": 0.02, "passes_per_point": 10, "gpu_busy": 0.5}
     )
-    assert found["agreement"]["with_documented"]["n"] == 8
-    assert found["agreement"]["with_documented"]["median"] == pytest.approx(10 / 1005)
-    assert found["agreement"]["with_equal_passes"] == {
-        "n": 8,
+    with_documented = found["agreement"]["with_documented"]["decode"]
+    assert with_documented["n"] == 4
+    assert with_documented["median"] == -with_documented["bias"] == pytest.approx(10 / 1005)
+    assert found["agreement"]["with_equal_passes"]["prefill"] == {
+        "n": 4,
         "mean": 0.0,
         "median": 0.0,
         "p99": 0.0,
         "within": 1.0,
+        "bias": 0.0,
     }
     lines = "\n".join(speed.table_lines(found))
     assert "a sweep of 150 points: documented 700 s, equal_passes 50 s, this 5 s" in lines

@@ -121,6 +121,8 @@ def test_doubts_are_told() -> None:
     made.records[DECODE] = record(1500.0, ("kernels overlap",), attn=(1,))
     said = list(summary.end_of_sweep(made, PATHS, Plan((), {})))
     assert "doubtful: 1 of 5 points ran at a low SM clock (first: input 1, kv_cache 4)" in said
+    below = "clock: 1 of 5 points ran over 2% below 1980 MHz, the highest of the table, the slowest at 1500 MHz"
+    assert below in said
     assert "doubtful: 2 of 5 points: kernels overlap" in said
 
 

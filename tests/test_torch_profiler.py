@@ -16,6 +16,7 @@ from llm_profile.backends import torch_profiler
 from llm_profile.backends.base import GRAPHS
 from llm_profile.backends.torch_profiler import (
     FIRST_POINTS,
+    REST,
     SESSION_POINTS,
     SESSION_S,
     TorchProfilerBackend,
@@ -23,7 +24,6 @@ from llm_profile.backends.torch_profiler import (
 )
 from llm_profile.graphs import CaptureError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
-from llm_profile.pacing import LEAST_REST
 from llm_profile.sweep import SweepPoint
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
@@ -248,18 +248,7 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
     labelled, *replays = bursts
     assert labelled[0] == 1 and [passes for passes, _, _ in replays] == expected
     for (_, start, end), (_, next_start, _) in pairwise(replays):
-        assert next_start - end == pytest.approx(LEAST_REST * (end - start))
-
-
-@pytest.mark.parametrize(("first_tokens", "longer"), [(100, True), (1, False)])
-def test_it_rests_longer_where_the_clock_of_many_tokens_falls(
-    first_tokens: int, longer: bool, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
-    clock = iter(range(2000, 0, -10))
-    monkeypatch.setattr(backend.telemetry, "sm_clock_mhz", lambda _start, _end: float(next(clock)))
-    list(backend.sample([SweepPoint(first_tokens, k) for k in range(100)], StoppingRule(), warmup=1))
-    assert (backend.facts()["most_rest"] > LEAST_REST) == longer
+        assert next_start - end == pytest.approx(REST * (end - start))
 
 
 def test_events_are_read_while_the_next_session_runs(

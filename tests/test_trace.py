@@ -72,19 +72,6 @@ def test_a_replay_with_other_kernels_has_no_labels(recorded: Trace) -> None:
     assert labels.label([replay[1], replay[0], *replay[2:]]) is None
 
 
-def test_a_copy_that_is_called_a_memset_keeps_its_row(recorded: Trace) -> None:
-    labels = trace.Labels()
-    one = trace.labelled_passes(recorded)[0][0]
-    called = {"Memcpy DtoD (Device -> Device)": "Memset (Device)", "Memset (Device)": "Memcpy DtoD (Device -> Device)"}
-    with_memory = [*one.kernels, Kernel(0, one.kernels[-1].start_ns + 10**6, 900, "Memset (Device)")]
-    labels.learn(trace.LabelledPass((*one.rows, "lm_head"), tuple(with_memory)))
-    replay = [kernel._replace(name=called.get(kernel.name, kernel.name)) for kernel in with_memory]
-    assert replay != with_memory
-    matched = labels.label(replay)
-    assert matched is not None and matched.rows == (*one.rows, "lm_head")
-    assert labels.label([*replay[:-1], replay[-1]._replace(name="another kernel")]) is None
-
-
 def test_labelled_passes_that_disagree_label_no_replay(recorded: Trace) -> None:
     one = trace.labelled_passes(recorded)[0][0]
     other = trace.LabelledPass((*one.rows[:-1], "another row"), one.kernels)

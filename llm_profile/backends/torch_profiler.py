@@ -26,7 +26,6 @@ from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
 from llm_profile.l2 import l2_flush
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.pacing import Pacing
 from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
@@ -44,6 +43,15 @@ SESSION_S = 2.0
 
 FEW_TOKENS = 64
 """Passes of no more tokens than this wait for memory, and draw less power than the card may: they need no rest."""
+
+REST = 1.0
+"""Idle time after each pass of more tokens over the time that it took.
+
+Back to back, such passes draw more power than the card may. Its clock then falls by a fifth (1,460 to 1,700 MHz on an
+H200 that has 1,980), and that of the small kernels behind `lm_head` falls first. One card stayed at 1,965 and more with
+a rest of half of each pass; another fell to 1,950 at times, with three tenths to 1,905 and with 0.15 to 1,770, where
+rows took 3 % longer. With rests as long as the pass both stayed at 1,965 and more.
+"""
 
 SWITCH_S = 1e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
@@ -90,7 +98,6 @@ class TorchProfilerBackend:
         self._unmatched = 0
         self._points = FIRST_POINTS
         self._gaps_ns: list[int] = []  # of each point that was replayed
-        self._pacing = Pacing()
         self._rest_until = 0.0
         with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
@@ -110,7 +117,6 @@ class TorchProfilerBackend:
             "kernel_gap_ns": spread(self._gaps_ns),
             "unmatched_replays": self._unmatched,
             "weight_copies": len(self._passes.weights),
-            "most_rest": self._pacing.most,
         }
 
     def sample(
@@ -195,27 +201,22 @@ class TorchProfilerBackend:
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
+        needs_rest = tokens_of(pending.point) > FEW_TOKENS
         label = bool(pending.replays) or not self._labels
         for _ in range(pending.wanted if pending.timed_by == EAGER else label):
-            self._empty_l2()
-            with session.pass_range(index):
-                self._passes.eager(pending.point)
-        self._finish_burst(time.monotonic())
+            with self._paced(needs_rest):
+                self._empty_l2()
+                with session.pass_range(index):
+                    self._passes.eager(pending.point)
         if not pending.graphs:
             return
         dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
         replays = [graph for graph, times in dealt for _ in range(times)]
-        if tokens_of(pending.point) <= FEW_TOKENS:
-            self._rest()
-            self._replay(index, replays, settle=warmup > 0)
-            return
-        for graph in replays:
-            self._rest()
-            started = time.monotonic()
-            self._replay(index, [graph])
-            self._finish_burst(started)
+        for burst in [[graph] for graph in replays] if needs_rest else [replays]:
+            with self._paced(needs_rest):
+                self._replay(index, burst, settle=warmup > 0 and not needs_rest)
 
-    def _replay(self, index: int, graphs: Sequence[torch.cuda.CUDAGraph], settle: bool = False) -> None:
+    def _replay(self, index: int, graphs: Sequence[torch.cuda.CUDAGraph], settle: bool) -> None:
         """Replay graphs back to back. settle: one replay more, which does not count, goes first."""
         with torch.cuda.stream(self._passes.stream):
             if settle:
@@ -224,21 +225,22 @@ class TorchProfilerBackend:
                 for graph in graphs:
                     self._empty_l2()  # launched by itself, so it counts to no replay
                     graph.replay()
-        torch.cuda.synchronize()
 
     def _empty_l2(self) -> None:
         if self._flush:
             with torch.cuda.stream(self._passes.stream):
                 self._flush()
 
-    def _finish_burst(self, started: float) -> None:
-        """Wait for the device, busy since `started` (time.monotonic), and note until when it is to rest."""
-        torch.cuda.synchronize()
-        ended = time.monotonic()
-        self._rest_until = ended + self._pacing.share * (ended - started)
-
-    def _rest(self) -> None:
+    @contextmanager
+    def _paced(self, needs_rest: bool) -> Iterator[None]:
+        """Around passes: the device is at rest before, as long as those before need it, and has run them after."""
         time.sleep(max(0.0, self._rest_until - time.monotonic()))
+        started = time.monotonic()
+        yield
+        torch.cuda.synchronize()
+        if needs_rest:
+            ended = time.monotonic()
+            self._rest_until = ended + REST * (ended - started)
 
     def _read(
         self, events: session.Events, batch: list[_Pending], rule: StoppingRule
@@ -254,8 +256,6 @@ class TorchProfilerBackend:
             pending.add(labelled.get(index, []), replays.get(index, []), self._labels)
             pending.wanted = 0 if pending.replays else rule.passes_wanted(pending.pass_ns())
             results.append(pending if pending.replays or pending.wanted else self._sample(pending))
-        known = [result for result in results if isinstance(result, PointSample)]
-        self._pacing.heed((sample.sm_clock_mhz, tokens_of(sample.point) > FEW_TOKENS) for sample in known)
         return results
 
     def _sample(self, pending: _Pending) -> PointSample:
