@@ -106,21 +106,20 @@ def measure_table(
             clock=backend.clock,
             conditions=backend.conditions(),
             kinds=backend.kinds,
+            **planning.model_record(source),
             run=planning.run_record(request, backend.facts()),
             points=laid_out.points,
             append=request.append,
             overwrite=request.overwrite,
         )
         with writer:
-            measure_what_is_left(request, source, backend, laid_out, writer)
+            measure_what_is_left(request, backend, laid_out, writer)
     finally:
         backend.close()
     return laid_out
 
 
-def measure_what_is_left(
-    request: Request, source: ModelSource, backend: Backend, laid_out: Plan, writer: TableWriter
-) -> None:
+def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, writer: TableWriter) -> None:
     """Run the measuring loop over the points that are not in the table yet, then write the table."""
     table, grid = writer.table, GRIDS[request.sweep.grid]
     left, most = grid.left(laid_out.left(()), table.records)
@@ -135,7 +134,7 @@ def measure_what_is_left(
     if len(table.meta["runs"]) > runs_before:  # something was learned
         table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3))
         summary.notice(summary.measured_text(table))
-    table.meta.update(planning.model_record(source), block_rows=dict(backend.block_rows))
+    table.meta["block_rows"] = dict(backend.block_rows)
     writer.finish()
 
 

@@ -56,7 +56,7 @@ class ModelOptions:
 def make_config(fields: Mapping[str, Any]) -> Any:
     """A transformers configuration from the fields of a config.json. Raises UsageError for a type it does not know."""
     model_type = fields.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UsageError(
             f"--model: transformers {transformers.__version__} does not know model type {model_type!r}; "
             "a newer transformers may"
@@ -72,7 +72,13 @@ def make_config(fields: Mapping[str, Any]) -> Any:
 
 
 def _of_decoder(config: Any) -> Any:
-    """The part of a composite configuration that its causal LM is built of, where transformers hands it the whole."""
+    """The part of a composite configuration that its causal LM is built of, where transformers hands it the whole.
+
+    Many multimodal types have no causal LM of their own: then it is that of their text's type.
+    """
+    if not _is_causal(config):
+        text_config = config.get_text_config(decoder=True)
+        return text_config if _is_causal(text_config) else config
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     expected: Any = getattr(model_class, "config_class", None)
     parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
@@ -82,6 +88,16 @@ def _of_decoder(config: Any) -> Any:
     if quantisation := getattr(config, "quantization_config", None):
         part.quantization_config = quantisation
     return part
+
+
+def _is_causal(config: Any) -> bool:
+    """Whether transformers has a causal LM for this type of configuration."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or _whole(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def _whole(config: Any) -> Any:
+    """The composite type of configuration that this one is the decoder's part of; None for others."""
+    return CONFIG_MAPPING.get(str(config.model_type).removesuffix("_decoder"), None)
 
 
 def depth(config: Any) -> int:
@@ -96,6 +112,8 @@ def choose_blocks(full_model: nn.Module, options: ModelOptions) -> Kept:
     """The blocks of a full model (on the meta device) that `options` keeps. Raises UsageError if it has fewer."""
     config: Any = full_model.config
     full = depth(config)
+    if full < 1:
+        raise UsageError(f"--model: its config.json has num_hidden_layers {full}; it must have at least one")
     if options.num_layers > full:
         raise UsageError(f"--num-layers {options.num_layers}: the model has {full} blocks; use 1 to {full}")
     choose = blocks_of_each_kind if options.each_kind else first_blocks
@@ -154,6 +172,10 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
 
     arguments: of `from_config`. Raises UsageError for a configuration or implementation that cannot be built.
     """
+    if not _is_causal(config):
+        raise UsageError(
+            f"--model: transformers {transformers.__version__} has no causal language model of type {config.model_type}"
+        )
     try:
         with torch.device("meta"):
             # a copy: the blocks that a model keeps are written into its configuration
@@ -167,8 +189,8 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
 def _build(config: Any, **arguments: Any) -> nn.Module:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return cast(nn.Module, AutoModelForCausalLM.from_config(config, **arguments))
-    whole = CONFIG_MAPPING[config.model_type.removesuffix("_decoder")]  # its causal LM is built of its decoder's part
-    return cast(nn.Module, MODEL_FOR_CAUSAL_LM_MAPPING[whole]._from_config(config, **arguments))
+    # its causal LM is built of its decoder's part
+    return cast(nn.Module, MODEL_FOR_CAUSAL_LM_MAPPING[_whole(config)]._from_config(config, **arguments))
 
 
 @contextmanager

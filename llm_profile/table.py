@@ -29,7 +29,14 @@ ORIGINS = ("measured", "example", "predicted")
 """Where a table's numbers come from; only measured ones are added to."""
 
 IDENTITY = ("row_schema", "hardware", "model", "origin", "clock", "kinds", "scaling")
-"""Fields of the metadata that, with all of its conditions, must not differ between runs that share a table."""
+"""Fields of the metadata that must not differ between runs that share a table, as its conditions and the model's
+configuration must not."""
+
+NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""Fields of a configuration that say nothing of what a model computes, or that stand among the conditions."""
+
+FIELDS_SHOWN = 4
+"""Most differing fields of a configuration that an error names."""
 
 
 def canonical_order(point: SweepPoint) -> tuple[int, int, int]:
@@ -224,12 +231,32 @@ def _has_all_fields(meta: dict[str, Any]) -> bool:
 def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What keeps two metadata from sharing a table: a text per field that differs, with both values."""
     old_identity, new_identity = ({name: meta.get(name) for name in IDENTITY} for meta in (known, wanted))
-    texts = []
-    for old, new in ((old_identity, new_identity), (known["conditions"], wanted["conditions"])):
-        for name in dict.fromkeys([*old, *new]):
-            if name not in old or name not in new or old[name] != new[name]:
-                texts.append(f"{name} is {_shown(name, old)} there and {_shown(name, new)} now")
+    texts = [*_differing(old_identity, new_identity), *_differing(known["conditions"], wanted["conditions"])]
+    if "config" in known and "config" in wanted:
+        of_config = _differing(_fields(known["config"]), _fields(wanted["config"]))
+        texts += of_config[:FIELDS_SHOWN]
+        if more := len(of_config[FIELDS_SHOWN:]):
+            texts.append(f"{more} more fields of its config.json differ")
     return texts
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} is {_shown(name, old)} there and {_shown(name, new)} now"
+        for name in dict.fromkeys([*old, *new])
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+
+
+def _fields(config: dict[str, Any], path: str = "config.") -> dict[str, Any]:
+    """What a configuration and those in it say of a model, each field by its path."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found |= _fields(value, f"{path}{name}.")
+        elif name not in NOT_COMPUTED:
+            found[path + name] = value
+    return found
 
 
 def _shown(name: str, values: dict[str, Any]) -> str:

@@ -36,9 +36,9 @@ KEPT_FILES = "{stem}{ending}.{label}"
 class TableWriter:
     """Measures go in, a table comes out: entering locks and loads, `add` grows the journal, `finish` writes the table.
 
-    hardware, model, clock, conditions, kinds: what must be the same in all runs that share the table. run: what is only
-    recorded of this one. points: those asked for now. append: other points may already be there. overwrite: start anew.
-    table: what is known, from entering on.
+    hardware, model, clock, conditions, kinds, config (the model's): what must be the same in all runs that share the
+    table. source: where the model came from at first. run: what is only recorded of this one. points: those asked for
+    now. append: other points may already be there. overwrite: start anew. table: what is known, from entering on.
 
     Entering raises UsageError when another process writes the table, when what is there is not ours or is damaged, when
     it was measured under other conditions or has other points; every method does when the file system refuses.
@@ -56,6 +56,8 @@ class TableWriter:
         clock: str,
         conditions: Mapping[str, Any],
         kinds: "Sequence[BlockKind]",
+        source: Mapping[str, Any],
+        config: Mapping[str, Any],
         run: Mapping[str, Any],
         points: Collection[SweepPoint],
         append: bool = False,
@@ -71,6 +73,8 @@ class TableWriter:
             "clock": clock,
             "conditions": dict(conditions),
             "kinds": [asdict(kind) for kind in kinds],
+            "source": dict(source),
+            "config": dict(config),
         }
         self._paths = paths
         self._header: dict[str, Any] = json.loads(to_json(header))  # as it will be read again

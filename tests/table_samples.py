@@ -12,6 +12,7 @@ from llm_profile.sweep import SweepPoint
 from llm_profile.writer import TableWriter
 
 ROWS = ("embedding", "q_proj", "attn", "o_proj", "lm_head")
+CONFIG = {"model_type": "llama", "hidden_size": 64, "dtype": "bfloat16", "rope_parameters": {"rope_theta": 1e4}}
 CONDITIONS = {"dtype": "bfloat16", "torch": "2.13.0", "num_layers": 1, "seed": 0}
 KINDS = (BlockKind("block", 32, tuple(range(32)), (0,)),)
 
@@ -49,6 +50,8 @@ def writer(folder: Path, points: list[SweepPoint], **changes: Any) -> TableWrite
         "clock": "gpu-kernel",
         "conditions": conditions,
         "kinds": KINDS,
+        "source": {"name": "org/model-1.5", "origin": "hub", "revision": None},
+        "config": CONFIG,
         "run": {"repeat": 100},
         "points": points,
     }

@@ -173,6 +173,18 @@ def test_other_conditions_are_refused_by_name(run: Run, tmp_path: Path) -> None:
     assert files_in(tmp_path) == before
 
 
+def test_an_edited_configuration_is_another_model(run: Run, tmp_path: Path) -> None:
+    folder = Path(config_folder(tmp_path / "m", **tiny.CONFIGS["llama"]))
+    options = [*OPTIONS, "--model", str(folder)]
+    assert run(*options).code == 0
+    fields = tiny.CONFIGS["llama"] | {"intermediate_size": 32}
+    (folder / "config.json").write_text(json.dumps(fields))
+    for more in ([], ["--append", "--prefill-max", "9"]):
+        refused = run(*options, *more)
+        assert refused.code == 2
+        assert "config.intermediate_size is" in refused.err and "there and 32 now" in refused.err
+
+
 @pytest.mark.parametrize("prefill_max", ["9", "4"])
 def test_other_ranges_need_append(run: Run, tmp_path: Path, prefill_max: str) -> None:
     run(*OPTIONS)

@@ -12,7 +12,7 @@ from llm_profile.measurement import PointFailure
 from llm_profile.paths import TablePaths
 from llm_profile.storage import write_whole
 from llm_profile.table import LatencyTable
-from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
+from tests.table_samples import CONDITIONS, CONFIG, measure, paths_in, sample, sweep_points, writer
 
 POINTS = sweep_points(6, 5)
 
@@ -112,6 +112,19 @@ def test_other_points_need_append(tmp_path: Path) -> None:
     assert paths.csv.read_bytes() == measure(tmp_path / "whole", POINTS).csv.read_bytes()
 
 
+def test_fields_of_a_configuration_that_change_no_number_do_not_matter(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS[:4])
+    other = CONFIG | {
+        "transformers_version": "6.0",
+        "_name_or_path": "here",
+        "architectures": ["A"],
+        "dtype": "float16",
+    }
+    measure(tmp_path, POINTS, config=other)
+    assert LatencyTable.read(paths.csv).points() == POINTS
+    assert LatencyTable.read(paths.csv).meta["config"] == CONFIG, "the first run's"
+
+
 def test_missing_points_are_points_too(tmp_path: Path) -> None:
     with writer(tmp_path, POINTS) as first:
         first.add(PointFailure(POINTS[-1], "out of memory"))
@@ -130,6 +143,13 @@ def test_missing_points_are_points_too(tmp_path: Path) -> None:
         ({"kinds": [BlockKind("block", 40, (0,), (0,))]}, 'kinds is .*"count": 32.* there and .*"count": 40.* now'),
         ({"model": "org/other"}, 'model is "org/model-1.5" there and "org/other" now'),
         ({"hardware": "H100"}, 'hardware is "H200" there and "H100" now'),
+        ({"config": CONFIG | {"hidden_size": 128}}, "config.hidden_size is 64 there and 128 now"),
+        ({"config": CONFIG | {"head_dim": 8}}, "config.head_dim is not recorded there and 8 now"),
+        (
+            {"config": CONFIG | {"rope_parameters": {"rope_theta": 1e6}}},
+            "config.rope_parameters.rope_theta is 10000.0 there and 1000000.0 now",
+        ),
+        ({"config": {str(n): n for n in range(9)}}, "config.0 is .*; 8 more fields of its config.json differ"),
     ],
 )
 def test_other_conditions_are_refused_by_name(

@@ -1,0 +1,38 @@
+"""Which model a configuration makes."""
+
+from typing import Any
+
+import pytest
+
+from llm_profile.errors import UsageError
+from llm_profile.model import ModelOptions, choose_blocks, make_config, meta_model
+from tests import tiny
+
+LLAMA = tiny.CONFIGS["llama"]
+
+
+@pytest.mark.parametrize("model_type", ["llava", "mistral3", "internvl"])
+def test_of_a_multimodal_type_without_a_causal_model_the_text_is_profiled(model_type: str) -> None:
+    config = make_config({"model_type": model_type, "text_config": LLAMA})
+    assert (config.model_type, config.hidden_size) == ("llama", LLAMA["hidden_size"])
+    assert type(meta_model(config)).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("model_type", ["vit", "clip", "t5"])
+def test_a_type_without_a_causal_model_is_refused_by_name(model_type: str) -> None:
+    with pytest.raises(UsageError, match=f"has no causal language model of type {model_type}$"):
+        meta_model(make_config({"model_type": model_type}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hidden_act": "nosuch"}, "it cannot be built.*nosuch"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0; it must have at least one"),
+        ({"model_type": ["llama"]}, r"does not know model type \['llama'\]"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_refused_in_one_line(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        choose_blocks(meta_model(make_config(LLAMA | fields)), ModelOptions(1, "cpu"))
+    assert "\n" not in str(refused.value)
