@@ -4,7 +4,8 @@ A pass is the model's rows once, and the rows of each kind of block times the nu
 sorts of rows are told apart, because consumers look them up at different points:
 
 * `rope` and `attn` are paid once per request, at the request's own lengths;
-* `lm_head` of a prompt is paid for its last token only, so a prefill pass takes it from (1, 0);
+* `lm_head` of a prompt is paid for its last token only, so a prefill pass takes it from (1, 0), unless the model's code
+  can compute no fewer logits than it has tokens (`logits_to_keep` of a run is false);
 * every other row is paid once per step, at the step's token count.
 """
 
@@ -116,7 +117,8 @@ class Passes:
     """Passes of one phase, by length. All arrays have shape [lengths], times are nanoseconds at the estimate's depth.
 
     lens: input lengths (prefill) or cache lengths (decode), ascending. step_ns: rows paid once per step, without
-    `lm_head`. head_ns: `lm_head` over the pass's own tokens. request_ns: rows paid once per request.
+    `lm_head` where a prompt pays it for one token. head_ns: such an `lm_head`, over the pass's own tokens. request_ns:
+    rows paid once per request.
     """
 
     lens: IntArray
@@ -165,6 +167,8 @@ class Estimate:
             raise UsageError(f"the table of {table.model} lacks the pass at {SHARED_POINT}, which every estimate needs")
         blocks = {kind["name"]: sum(layer < depth for layer in kind["layers"]) for kind in table.meta["kinds"]}
         kind_of = table.meta["block_rows"]
+        every_logit = any(run.get("logits_to_keep") is False for run in table.meta["runs"])
+        head = None if every_logit else HEAD_ROW
         weight = {row: blocks[kind_of[row]] if row in kind_of else 1 for row in table.row_names()}
 
         def passes(points: list[SweepPoint], lens: list[int]) -> Passes:
@@ -172,7 +176,7 @@ class Estimate:
             for column, point in enumerate(points):
                 # A row that launched nothing at this point is not among its record's rows: there is nothing to add.
                 for row in table.records[point].rows:
-                    sort = 2 if is_request_row(row) else 1 if row == HEAD_ROW else 0
+                    sort = 2 if is_request_row(row) else 1 if row == head else 0
                     sums[sort, column] += weight[row] * table.latency_ns(row, point)
             return Passes(np.array(lens, dtype=np.int64), *sums)
 
@@ -191,7 +195,7 @@ class Estimate:
         return any(bool(np.any(np.diff(passes.lens) > 1)) for passes in (self.prefill, self.decode))
 
     def prefill_ns(self, input_lens: ArrayLike) -> FloatArray:
-        """TTFT of prompts of these lengths: the pass at (n, 0), with `lm_head` of one token. Shape of `input_lens`."""
+        """TTFT of prompts of these lengths: passes at (n, 0), `lm_head` as prompts pay it. Shape of `input_lens`."""
         passes = self.prefill
         return passes.at(input_lens, passes.step_ns + passes.request_ns) + passes.head_ns[0]
 

@@ -5,8 +5,8 @@ and what differs between families is data: the tables below.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from llm_profile.backends.base import BlockKind
 from llm_profile.blocks import Kept, Stack, find_kinds, kinds_of
 from llm_profile.errors import UsageError
 from llm_profile.model import takes
+from llm_profile.naming import Named, Place, distinct, without_indices
 from llm_profile.probe import Probe, probe
 
 ALIASES: dict[tuple[str, str], str] = {
@@ -29,6 +30,10 @@ ALIASES: dict[tuple[str, str], str] = {
     ("model", "ln_f"): "final_layernorm",
     ("model", "final_layer_norm"): "final_layernorm",
     ("model", "final_layernorm"): "final_layernorm",
+    ("model", "final_norm"): "final_layernorm",
+    ("model", "norm_f"): "final_layernorm",
+    ("model", "ln_out"): "final_layernorm",
+    ("model", "out_norm"): "final_layernorm",
     ("model", "embed_out"): "lm_head",
     ("block", "self_attn_layer_norm"): "input_layernorm",
     ("block", "ln_1"): "input_layernorm",
@@ -42,6 +47,12 @@ ALIASES: dict[tuple[str, str], str] = {
     ("mlp", "router"): "gate",
 }
 """The one place where a layer gets a canonical name. What is not here keeps its attribute name."""
+
+FINAL_NORM = "final_layernorm"
+"""Name of the first module of such an alias that runs behind the blocks. Others are of the embedding or of the head."""
+
+ENDS: dict[str, str] = {"get_input_embeddings": "embedding", "get_output_embeddings": "lm_head"}
+"""Method of a model that tells its first or its last layer -> the layer's row, whatever its attribute is called."""
 
 MODEL_OTHER = "model_other"
 """Row of everything launched outside blocks that is no layer: the rotary table, positions, masks."""
@@ -126,17 +137,20 @@ def is_experts(module: nn.Module) -> bool:
     return isinstance(getattr(module, "num_experts", None), int) and takes(module, CHOICE)
 
 
-def _block_rows(block: nn.Module, seen: Probe, mixtures: set[nn.Module]) -> list[tuple[nn.Module, str]]:
-    """(module, row) for each module of one block that ran, outer before inner. mixtures: those that hold experts."""
+def _block_rows(block: nn.Module, above: Place, seen: Probe, mixtures: set[nn.Module]) -> list[Named]:
+    """Each module of one block that ran, outer before inner, with the row that it would have if it were alone.
+
+    above: stands in front of their places, where a block is several modules. mixtures: modules that hold experts.
+    """
     fired = set(seen.fired)
     paths = {path: m for path, m in block.named_modules() if m in fired}
     mixers = {m for path, m in paths.items() if m in seen.attention_callers or _attends(path, m, seen)}
     experts = [path for path, m in paths.items() if path and m in mixtures]
-    named: list[tuple[nn.Module, str, str]] = []  # (module, path without indices, row)
+    named: list[Named] = []
     for path, module in paths.items():
         if any(path.startswith(outer + ".") for outer in experts):
             continue
-        parts = [p for p in path.split(".") if p and not p.isdigit()]
+        parts = without_indices(path)
         if path in experts:
             row = "experts"
         elif any(m in fired for m in module.children()):
@@ -146,8 +160,8 @@ def _block_rows(block: nn.Module, seen: Probe, mixtures: set[nn.Module]) -> list
             level = "attn" if parent in mixers else "block" if parent is block else "mlp"
             attribute = parts[-1] if parts else "block"
             row = "attn" if module in mixers else ALIASES.get((level, attribute), attribute)
-        named.append((module, ".".join(parts), row))
-    return _resolve_collisions(named)
+        named.append(Named(module, (*above, *parts), row))
+    return named
 
 
 def _attends(path: str, module: nn.Module, seen: Probe) -> bool:
@@ -157,7 +171,7 @@ def _attends(path: str, module: nn.Module, seen: Probe) -> bool:
     return computes and bool(ATTENTION_NAME.search(attribute)) and not LINEAR_NAME.search(attribute)
 
 
-def _container_row(parts: list[str], module: nn.Module, mixers: set[nn.Module], seen: Probe) -> str:
+def _container_row(parts: Place, module: nn.Module, mixers: set[nn.Module], seen: Probe) -> str:
     """A module with parts: what it launches besides them is its `_other` row, unless it launches big kernels itself."""
     attribute = CONTAINER_ALIASES.get(parts[-1], parts[-1]) if parts else "block"
     stem = "attn" if module in mixers else attribute
@@ -166,14 +180,38 @@ def _container_row(parts: list[str], module: nn.Module, mixers: set[nn.Module], 
     return attribute if module in seen.attention_callers else stem
 
 
-def _resolve_collisions(named: list[tuple[nn.Module, str, str]]) -> list[tuple[nn.Module, str]]:
-    """Qualify rows by their parent where two different places would share a name."""
-    places = {(row, place) for _, place, row in named}
-    shared = Counter(row for row, _ in places)
-    rows = []
-    for module, place, row in named:
-        parent = place.rpartition(".")[0].rpartition(".")[2]
-        rows.append((module, f"{parent}.{row}" if shared[row] > 1 and parent else row))
+def _model_rows(model: nn.Module, seen: Probe, inside: set[nn.Module], taken: set[str]) -> list[tuple[nn.Module, str]]:
+    """Each layer outside blocks with its row, outer before inner. inside: modules of blocks. taken: rows of blocks."""
+    order = {module: number for number, module in enumerate(seen.fired)}
+    behind_blocks = max(order[module] for module in inside & order.keys())
+    ends = _ends(model)
+    known: list[Named] = []
+    others: list[Named] = []
+    for path, module in model.named_modules():
+        works = module in seen.own_kernels or not any(True for _ in module.children())
+        if module not in order or module in inside or not works or not any(True for _ in module.parameters()):
+            continue
+        place = ("model", *without_indices(path))
+        if module in ends:  # all of its parts have one row
+            known.append(Named(module, ("model", ends[module]), ends[module]))
+        else:
+            row = ALIASES.get(("model", place[-1]), place[-1]) if path else "lm_head"
+            others.append(Named(module, place, row))
+    norms = [layer for layer in others if layer.row == FINAL_NORM and order[layer.module] > behind_blocks]
+    known += sorted(norms, key=lambda norm: order[norm.module])[:1]
+    rows = {FINAL_NORM, *(layer.row for layer in known)}
+    others = [o._replace(row=o.place[-1]) if o.row in rows else o for o in others if o not in known]
+    row_of = dict(distinct(known, taken) + distinct(others, taken | rows))
+    return [(module, row_of[module]) for module in model.modules() if module in row_of]
+
+
+def _ends(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules of the first and the last layer, each with its row. A module that is both runs as the first."""
+    rows: dict[nn.Module, str] = {}
+    for method, row in ENDS.items():
+        with suppress(NotImplementedError):
+            end = getattr(model, method)()
+            rows = dict.fromkeys(end.modules() if end is not None else (), row) | rows
     return rows
 
 
@@ -201,25 +239,26 @@ def walk(model: nn.Module, full_model: nn.Module, kept: Kept, forward: Callable[
         raise UsageError(f"--model: no list of decoder blocks was found in {type(model).__name__}")
     kinds: list[BlockKind] = []
     block_kind: dict[nn.Module, str] = {}
+    above: dict[nn.Module, Place] = {}  # blocks that are several modules -> the name of each one's list
     for stack, label in zip(ran, _labels(ran), strict=True):
         names = [_label_kind(label, kind) for kind in find_kinds(full_model, stack)]
         kinds += kinds_of(names, kept[stack])
         for index, block in zip(kept[stack], stack.blocks(model), strict=True):
             block_kind.update(dict.fromkeys(block, names[index]))
+            if len(block) > 1:
+                above |= {part: without_indices(path)[-1:] for path, part in zip(stack.paths, block, strict=True)}
     layout = Layout((), tuple(kinds), block_kind, _learned_positions(model, seen.fired))
 
     mixtures = set(expert_modules(model))
     sites: dict[nn.Module, Site] = {}  # a module that several blocks share has one site
-    inside: set[nn.Module] = set()
-    for block_part, kind in block_kind.items():
-        inside.update(block_part.modules())
-        for module, row in _block_rows(block_part, seen, mixtures):
-            sites.setdefault(module, Site(module, layout.qualify(kind, row), kind))
-    for path, module in model.named_modules():
-        layer = module in seen.own_kernels or not any(True for _ in module.children())
-        if module in fired and module not in inside and layer and any(True for _ in module.parameters()):
-            attribute = path.rpartition(".")[2] or "lm_head"
-            sites[module] = Site(module, ALIASES.get(("model", attribute), attribute), None)
+    for kind in layout.kinds:
+        blocks = [block for block, name in block_kind.items() if name == kind.name]
+        named = [row for block in blocks for row in _block_rows(block, above.get(block, ()), seen, mixtures)]
+        for module, row in distinct(named):
+            sites.setdefault(module, Site(module, layout.qualify(kind.name, row), kind.name))
+    inside = {module for block in block_kind for module in block.modules()}
+    taken = set(replace(layout, sites=tuple(sites.values())).block_rows())
+    sites |= {module: Site(module, row, None) for module, row in _model_rows(model, seen, inside, taken)}
     return replace(layout, sites=tuple(sites.values()))
 
 

@@ -62,7 +62,7 @@ class PassRunner:
         self._routes = ExitStack()
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
-        self._takes_logits_to_keep = takes(model, "logits_to_keep")
+        self.takes_logits_to_keep = takes(model, "logits_to_keep")
         self._model_type = config.model_type
         self.cache_argument = cache_argument(model)
         self.cache = self._make_cache(config, max_total)
@@ -97,7 +97,7 @@ class PassRunner:
         self._masks.clear()
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
-        """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served."""
+        """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served, if the model's code can."""
         past = self.past(point.kv_len)  # may run the model
         self._point = point
         self._calls.clear()
@@ -110,7 +110,7 @@ class PassRunner:
         first, last = point.kv_len, point.total_len
         if self._takes_positions:
             arguments["position_ids"] = self.position_ids[:, first:last]
-        if last_token_only and self._takes_logits_to_keep:
+        if last_token_only and self.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
         try:
             return self.model(**arguments)

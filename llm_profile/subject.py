@@ -195,7 +195,11 @@ class Subject:
 
     def facts(self) -> dict[str, Any]:
         """What is recorded of the model as it was measured in a run, and never compared. The first call runs passes."""
-        return {"slow_path": self.slow_path, "expert_load": self._expert_load}
+        return {
+            "slow_path": self.slow_path,
+            "expert_load": self._expert_load,
+            "logits_to_keep": self.runner.takes_logits_to_keep,
+        }
 
     @cached_property
     def _expert_load(self) -> dict[str, Any]:

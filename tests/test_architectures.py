@@ -218,6 +218,7 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
     """Hooks change no output; every operator runs in a row, and those that are a layer's work in a named one."""
     subject = open_subject(fields)
     try:
+        check_names(subject)
         for point in POINTS:  # caches get their buffers
             subject.runner.run(point)
         for point in POINTS:
@@ -227,12 +228,27 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
                 hooked = logits_of(subject, point)
             assert torch.equal(plain, hooked) and torch.isfinite(plain).all()
             assert not recorder.open
+            assert {"embedding", "lm_head"} <= recorder.rows
             unnamed = {(row, name) for row, name in recorder.kernels if row.endswith("_other") or row == OUTSIDE}
             assert not unnamed - TABLES, unnamed
         assert not [row for row in subject.slow_path if row.endswith("_other")], "loops over tokens are scans"
         assert not OF_RELEASE or described(model_type, subject) in LINES, "run python -m tests.test_architectures"
     finally:
         subject.close()
+
+
+def check_names(subject: Subject) -> None:
+    """A row is of one place. The ends of the model are one place each, whatever their parts are called."""
+    model: Any = subject.model
+    parts = {"embedding": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+    ends = {id(module): row for row, end in parts.items() for module in end.modules()}
+    paths = {module: path for path, module in model.named_modules()}
+    places: dict[str, set[tuple[str | None, str]]] = {}
+    for site in subject.layout.sites:
+        place = ends.get(id(site.module)) or re.sub(r"\.\d+(?=\.|$)", "", paths[site.module])
+        places.setdefault(site.row, set()).add((site.kind, place))
+    assert not {row: found for row, found in places.items() if len(found) > 1}
+    assert {row: places[row] for row in parts} == {row: {(None, row)} for row in parts}
 
 
 TABLES = {(MODEL_OTHER, "aten::bmm")}

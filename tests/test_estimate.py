@@ -27,6 +27,15 @@ def test_a_prompt_pays_lm_head_for_one_token():
     assert ESTIMATE.prefill_ns(200) == whole - 60 * 199
 
 
+def test_a_prompt_pays_lm_head_for_all_tokens_where_the_model_computes_all_logits():
+    table = make_table()
+    table.meta["runs"][0]["logits_to_keep"] = False
+    estimate = Estimate.of(table)
+    assert estimate.prefill_ns(200) == ESTIMATE.prefill_ns(200) + 60 * 199
+    assert estimate.decode_ns(9) == ESTIMATE.decode_ns(9)
+    assert estimate.composed_ns(9, 4) == ESTIMATE.composed_ns(9, 4)
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 100))
 def test_a_pair_is_its_prefill_and_its_steps(input_len, output_len):

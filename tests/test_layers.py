@@ -7,6 +7,7 @@ from llm_profile.errors import UsageError
 from llm_profile.layers import expert_modules
 from llm_profile.measurement import PointSample, StoppingRule
 from llm_profile.model import meta_model
+from llm_profile.naming import without_indices
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import tiny_config
 from tests.test_architectures import open_subject, write_model
@@ -126,3 +127,37 @@ def test_experts_are_told_from_heads(model_type: str, rows: set[str], others: se
     found = {site.row for site in tiny.layout.sites}
     tiny.close()
     assert rows <= found and not others & found
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rows"),
+    [
+        ("bert", {"lm_head": "cls.predictions.decoder", "transform.LayerNorm": "cls.predictions.transform.LayerNorm"}),
+        ("megatron-bert", {"ln": "bert.encoder.layer.0.ln", "encoder.ln": "bert.encoder.ln"}),
+        ("modernbert-decoder", {"final_layernorm": "model.final_norm", "lm_head.norm": "lm_head.norm"}),
+        ("musicgen", {"lm_head": "lm_heads.3", "embedding": "model.decoder.embed_tokens.3"}),
+        ("gemma3n_text", {"altup_projections": "model.altup_projections.2", "final_layernorm": "model.norm"}),
+        ("jetmoe", {"experts.router.layer": "model.layers.0.self_attention.experts.router.layer"}),
+        ("inkling_text", {"hybrid.shared_experts": "model.layers.5.mlp.shared_experts"}),
+        ("rwkv", {"embedding": "rwkv.embeddings", "final_layernorm": "rwkv.ln_out", "lm_head": "head"}),
+    ],
+)
+def test_names_of_places(model_type: str, rows: dict[str, str], tmp_path: Path) -> None:
+    tiny = open_subject(write_model(model_type, tmp_path / model_type))
+    places = {module: place(path) for path, module in tiny.model.named_modules()}
+    named = {site.row: places[site.module] for site in tiny.layout.sites}
+    tiny.close()
+    assert {row: named.get(row) for row in rows} == {row: place(path) for row, path in rows.items()}
+
+
+def place(path: str) -> str:
+    return ".".join(without_indices(path))
+
+
+def test_a_row_of_the_model_is_never_one_of_blocks(tmp_path: Path) -> None:
+    for model_type in ("megatron-bert", "xlm-roberta-xl"):
+        tiny = open_subject(write_model(model_type, tmp_path / model_type), num_layers=2)
+        of_model = {site.row for site in tiny.layout.sites if site.kind is None}
+        assert not of_model & tiny.layout.block_rows().keys()
+        assert {tiny.layout.blocks(row) for row in of_model} == {1}
+        tiny.close()

@@ -120,3 +120,12 @@ def test_backends_that_a_cpu_lacks_are_refused(backend: str, capsys: pytest.Capt
     assert run_profile.main(["--model", "tiny-llama", "--device", "cpu", "--sdpa-backend", backend]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"run_profile.py: --sdpa-backend {backend}: not on a CPU; use auto, torch, flash or math"
+
+
+@pytest.mark.parametrize(("model_type", "kept"), [("llama", True), ("bert", True), ("prophetnet", False)])
+def test_models_that_compute_all_logits_are_known(model_type: str, kept: bool, tmp_path: Path) -> None:
+    subject = opened(model_type, tmp_path)
+    prompt = SweepPoint(5, 0)
+    assert subject.facts()["logits_to_keep"] is kept
+    assert subject.runner.run(prompt, last_token_only=True).logits.shape[-2] == (1 if kept else 5)
+    subject.close()
