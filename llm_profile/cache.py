@@ -22,6 +22,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from llm_profile.errors import UsageError
+
 
 class BufferLayer(DynamicLayer):
     """Keys and values of one layer: preallocated, [batch, heads, capacity, head_dim], of random past tokens."""
@@ -74,6 +76,10 @@ class SlidingBufferLayer(BufferLayer, DynamicSlidingWindowLayer):
     """
 
     def __init__(self, capacity: int, sliding_window: int) -> None:
+        if sliding_window < 1:
+            raise UsageError(
+                f"--model: its sliding_window is {sliding_window}, and has to be at least 1; mend its config.json"
+            )
         DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
         self.capacity = capacity
         self.length = 0
@@ -227,6 +233,8 @@ class InPlaceCache(Cache):
         super().__init__(layers=layers)
         self._counts_tokens = any(isinstance(layer, BufferLayer) for layer in layers)
         self._kv_len = 0
+        self._capacity = capacity
+        self._positions: torch.Tensor | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens in the cache. States alone do not count them: then those that it was rewound to."""
@@ -244,6 +252,15 @@ class InPlaceCache(Cache):
         self._kv_len = kv_len
         for layer in self.layers:
             layer.rewind(kv_len)
+        self._rewind_positions(kv_len)
+
+    def _rewind_positions(self, kv_len: int) -> None:
+        """Some models bind the positions of all tokens so far to their cache, and add those of each pass."""
+        bound = self.__dict__.pop("position_ids", None)  # [..., tokens]
+        if bound is not None and self._positions is None:
+            self._positions = torch.arange(self._capacity, device=bound.device).expand(*bound.shape[:-1], -1)
+        if self._positions is not None and kv_len:
+            self.position_ids = self._positions[..., :kv_len]
 
     def restore(self) -> None:
         """Undo what passes wrote into past states. Touches the device, so it belongs outside timed passes."""

@@ -25,6 +25,9 @@ COMMON_CACHES = ("past_key_values", "cache_params")
 OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""
 
+POSITIONS_OF_PASS = frozenset({"git"})
+"""Model types that count the tokens of the past themselves, on top of the position numbers that they are given."""
+
 WHOLE_SEQUENCE = frozenset({"cpmant"})
 """Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
 
@@ -55,6 +58,8 @@ class PassRunner:
         config: Any = model.config
         generator = torch.Generator(self.device).manual_seed(seed)
         vocab_size = config.get_text_config(decoder=True).vocab_size
+        if vocab_size < 1:
+            raise UsageError(f"--model: its vocab_size is {vocab_size}, and has to be at least 1; mend its config.json")
         self.input_ids = torch.randint(vocab_size, (batch, max_input), device=self.device, generator=generator)
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
@@ -107,9 +112,9 @@ class PassRunner:
             self.cache_argument: past,
             "use_cache": True,
         }
-        first, last = point.kv_len, point.total_len
         if self._takes_positions:
-            arguments["position_ids"] = self.position_ids[:, first:last]
+            first = 0 if self._model_type in POSITIONS_OF_PASS else point.kv_len
+            arguments["position_ids"] = self.position_ids[:, first : first + point.input_len]
         if last_token_only and self._takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
         try:
