@@ -216,6 +216,10 @@ IN_PLACE: dict[type, Callable[[Any, int], Any]] = {
 }
 
 
+BOUND_POSITIONS = ("position_ids", "indexer_position_ids")
+"""Where models bind the positions of all tokens so far to their cache, or to its layers, and add those of each pass."""
+
+
 class InPlaceCache(Cache):
     """A cache of the model's own kinds of layers, in place. capacity: most tokens, past and new, of any pass.
 
@@ -255,12 +259,15 @@ class InPlaceCache(Cache):
         self._rewind_positions(kv_len)
 
     def _rewind_positions(self, kv_len: int) -> None:
-        """Some models bind the positions of all tokens so far to their cache, and add those of each pass."""
-        bound = self.__dict__.pop("position_ids", None)  # [..., tokens]
-        if bound is not None and self._positions is None:
-            self._positions = torch.arange(self._capacity, device=bound.device).expand(*bound.shape[:-1], -1)
-        if self._positions is not None and kv_len:
-            self.position_ids = self._positions[..., :kv_len]
+        for holder in (self, *self.layers):
+            for name in BOUND_POSITIONS:
+                bound = vars(holder).get(name)  # [..., tokens]
+                if isinstance(bound, torch.Tensor):
+                    if self._positions is None:
+                        self._positions = torch.arange(self._capacity, device=bound.device).expand(
+                            *bound.shape[:-1], -1
+                        )
+                    setattr(holder, name, self._positions[..., :kv_len])
 
     def restore(self) -> None:
         """Undo what passes wrote into past states. Touches the device, so it belongs outside timed passes."""

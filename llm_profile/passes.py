@@ -1,5 +1,6 @@
 """One forward pass at a sweep point, run again and again from the same state."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,8 +26,8 @@ COMMON_CACHES = ("past_key_values", "cache_params")
 OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""
 
-POSITIONS_OF_PASS = frozenset({"git"})
-"""Model types that count the tokens of the past themselves, on top of the position numbers that they are given."""
+ADDS_PAST = "position_ids = position_ids + past_key_values_length"
+"""In the code of a model: it counts the tokens of the past itself, on top of the position numbers that it is given."""
 
 WHOLE_SEQUENCE = frozenset({"cpmant"})
 """Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
@@ -67,6 +68,7 @@ class PassRunner:
         self._routes = ExitStack()
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
+        self._adds_past = adds_past(model)
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
         self._model_type = config.model_type
         self.cache_argument = cache_argument(model)
@@ -113,7 +115,7 @@ class PassRunner:
             "use_cache": True,
         }
         if self._takes_positions:
-            first = 0 if self._model_type in POSITIONS_OF_PASS else point.kv_len
+            first = 0 if self._adds_past else point.kv_len
             arguments["position_ids"] = self.position_ids[:, first : first + point.input_len]
         if last_token_only and self._takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
@@ -191,6 +193,14 @@ def cache_argument(model: nn.Module) -> str:
         if takes(model, name):
             return name
     raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
+
+
+def adds_past(model: nn.Module) -> bool:
+    """Whether the model's code adds the tokens of the past to position numbers (Git, in some releases)."""
+    module = inspect.getmodule(type(model))
+    with suppress(OSError):  # no source to be read
+        return module is not None and ADDS_PAST in inspect.getsource(module)
+    return False
 
 
 def is_choice(value: Any) -> bool:

@@ -78,8 +78,8 @@ class Subject:
     """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches.
 
     max_input, max_total: of options, as far as the model has positions. slow_path: rows that run slowly for want of a
-    kernel, each with the reason. notices: what the user should know, a
-    line each. Raises UsageError for what cannot be measured, and for slow rows that were not allowed.
+    kernel, each with the reason. notices: what the user should know, a line each. Raises UsageError for what cannot be
+    measured, and for slow rows that were not allowed.
     """
 
     def __init__(self, options: SubjectOptions) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import run_profile
 from llm_profile import passes
+from llm_profile.cache import BOUND_POSITIONS
 from llm_profile.errors import UsageError
 from llm_profile.hooks import LayerRanges
 from llm_profile.model import ModelOptions
@@ -18,7 +19,7 @@ from llm_profile.model_errors import place, told_in_a_line
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable
-from tests.test_architectures import OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model
+from tests.test_architectures import OF_RELEASE, OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model
 
 Command = Callable[..., tuple[int, str, str, LatencyTable | None]]
 
@@ -59,7 +60,10 @@ SMALL = ["--prefill-max", "4", "--decode-max", "4"]
     ("model_type", "fields", "told"),
     [
         ("llama", {"num_key_value_heads": 3}, r"llama does not run: RuntimeError: The size of tensor a (4) must"),
-        ("llama", {"head_dim": 15}, "llama does not run: RuntimeError: The size of tensor a (15) must"),
+        pytest.param(
+            *("llama", {"head_dim": 15}, "llama does not run: RuntimeError: The size of tensor a (15) must"),
+            marks=pytest.mark.skipif(not OF_RELEASE, reason="later releases refuse the configuration"),
+        ),
         ("llama", {"vocab_size": 0}, "its vocab_size is 0, and has to be at least 1; mend its config.json"),
         ("llama", {"model_type": ["llama"]}, "does not know model type ['llama']"),
         ("mixtral", {"num_experts_per_tok": 8, "num_local_experts": 4}, "mixtral does not run: RuntimeError: "),
@@ -104,7 +108,7 @@ ENDS = {
 
 
 PROMPTS_GO_ON = ("musicgen", "musicgen_melody")
-"""Longer prompts make their tables anew, steps do not. One limit is for both: what a step can do follows no prompt."""
+"""Longer prompts make their tables anew, steps do so in later releases alone. One limit is for both."""
 
 STOP_EARLIER = ("reformer",)
 """Steps behind a whole chunk want what only a longer prompt leaves."""
@@ -118,8 +122,9 @@ def test_positions_end_where_the_model_says(model_type: str, tmp_path: Path) -> 
     beyond = (IndexError, RuntimeError, ValueError, TypeError)
     if model_type not in STOP_EARLIER:
         subject.runner.run(SweepPoint(1, end - 1))
-    with pytest.raises(beyond):
-        subject.runner.run(SweepPoint(1, end))
+    if OF_RELEASE or model_type not in PROMPTS_GO_ON:
+        with pytest.raises(beyond):
+            subject.runner.run(SweepPoint(1, end))
     subject.runner.run(SweepPoint(end, 0))
     if model_type not in PROMPTS_GO_ON:
         with pytest.raises(beyond):
@@ -208,7 +213,9 @@ def test_what_is_bound_to_the_cache_does_not_grow_from_pass_to_pass(tmp_path: Pa
     cache: Any = subject.runner.cache
     for kv_len in (40, 7, 0, 40, 40):
         subject.runner.run(SweepPoint(1, kv_len))
-        assert cache.position_ids[0, 0].tolist() == [*range(kv_len + 1)]
+        bound = [vars(holder).get(name) for holder in (cache, *cache.layers) for name in BOUND_POSITIONS]
+        (positions,) = {tuple(tensor[0, 0].tolist()) for tensor in bound if tensor is not None}
+        assert positions == tuple(range(kv_len + 1))
     subject.close()
 
 
