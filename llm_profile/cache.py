@@ -22,6 +22,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from llm_profile.errors import UsageError
+
 
 class BufferLayer(DynamicLayer):
     """Keys and values of one layer: preallocated, [batch, heads, capacity, head_dim], of random past tokens."""
@@ -74,6 +76,10 @@ class SlidingBufferLayer(BufferLayer, DynamicSlidingWindowLayer):
     """
 
     def __init__(self, capacity: int, sliding_window: int) -> None:
+        if sliding_window < 1:
+            raise UsageError(
+                f"--model: its sliding_window is {sliding_window}, and has to be at least 1; mend its config.json"
+            )
         DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
         self.capacity = capacity
         self.length = 0
@@ -210,6 +216,10 @@ IN_PLACE: dict[type, Callable[[Any, int], Any]] = {
 }
 
 
+BOUND_POSITIONS = ("position_ids", "indexer_position_ids")
+"""Where models bind the positions of all tokens so far to their cache, or to its layers, and add those of each pass."""
+
+
 class InPlaceCache(Cache):
     """A cache of the model's own kinds of layers, in place. capacity: most tokens, past and new, of any pass.
 
@@ -227,6 +237,8 @@ class InPlaceCache(Cache):
         super().__init__(layers=layers)
         self._counts_tokens = any(isinstance(layer, BufferLayer) for layer in layers)
         self._kv_len = 0
+        self._capacity = capacity
+        self._positions: torch.Tensor | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens in the cache. States alone do not count them: then those that it was rewound to."""
@@ -244,6 +256,18 @@ class InPlaceCache(Cache):
         self._kv_len = kv_len
         for layer in self.layers:
             layer.rewind(kv_len)
+        self._rewind_positions(kv_len)
+
+    def _rewind_positions(self, kv_len: int) -> None:
+        for holder in (self, *self.layers):
+            for name in BOUND_POSITIONS:
+                bound = vars(holder).get(name)  # [..., tokens]
+                if isinstance(bound, torch.Tensor):
+                    if self._positions is None:
+                        self._positions = torch.arange(self._capacity, device=bound.device).expand(
+                            *bound.shape[:-1], -1
+                        )
+                    setattr(holder, name, self._positions[..., :kv_len])
 
     def restore(self) -> None:
         """Undo what passes wrote into past states. Touches the device, so it belongs outside timed passes."""

@@ -16,7 +16,7 @@ CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What torch says, in an error of no type of its own, when the host has no memory left."""
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: the host's, or that of a GPU (torch.OutOfMemoryError)."""
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_OUT_OF_MEMORY in str(error)

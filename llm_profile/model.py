@@ -38,6 +38,13 @@ UNSUPPORTED: dict[str, str] = {
 """Model types that cannot be profiled, with the reason."""
 
 
+NO_ATTENTION: dict[str, str] = {
+    "flex_attention": "torch compiles it at its first use, which cannot be watched to find the layers",
+    "paged|": "it is for continuous batching, and passes here are of one batch",
+}
+"""Beginnings of names of attention implementations that cannot be profiled, with the reason."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """How a model is built. num_layers: decoder blocks kept, of each kind; if not each_kind, the first so many of
@@ -126,6 +133,13 @@ def resolve_dtype(config: Any, dtype: str) -> torch.dtype:
         return DTYPES[dtype]
     own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
     return own if isinstance(own, torch.dtype) else DTYPES.get(str(own), torch.bfloat16)
+
+
+def check_attention(name: str) -> None:
+    """Raise UsageError for an implementation of attention that cannot be profiled."""
+    for beginning, why in NO_ATTENTION.items():
+        if name.startswith(beginning):
+            raise UsageError(f"--attn-implementation {name}: {why}; use auto, sdpa or eager")
 
 
 def implementation_arguments(options: ModelOptions) -> dict[str, str]:

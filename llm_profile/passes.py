@@ -1,5 +1,6 @@
 """One forward pass at a sweep point, run again and again from the same state."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,9 @@ COMMON_CACHES = ("past_key_values", "cache_params")
 
 OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""
+
+ADDS_PAST = "position_ids = position_ids + past_key_values_length"
+"""In the code of a model: it counts the tokens of the past itself, on top of the position numbers that it is given."""
 
 WHOLE_SEQUENCE = frozenset({"cpmant"})
 """Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
@@ -55,6 +59,8 @@ class PassRunner:
         config: Any = model.config
         generator = torch.Generator(self.device).manual_seed(seed)
         vocab_size = config.get_text_config(decoder=True).vocab_size
+        if vocab_size < 1:
+            raise UsageError(f"--model: its vocab_size is {vocab_size}, and has to be at least 1; mend its config.json")
         self.input_ids = torch.randint(vocab_size, (batch, max_input), device=self.device, generator=generator)
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing
@@ -62,6 +68,7 @@ class PassRunner:
         self._routes = ExitStack()
         self.max_tokens = batch * max_input
         self._takes_positions = takes(model, "position_ids") and config.model_type not in OWN_POSITIONS
+        self._adds_past = adds_past(model)
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
         self._model_type = config.model_type
         self.cache_argument = cache_argument(model)
@@ -107,9 +114,9 @@ class PassRunner:
             self.cache_argument: past,
             "use_cache": True,
         }
-        first, last = point.kv_len, point.total_len
         if self._takes_positions:
-            arguments["position_ids"] = self.position_ids[:, first:last]
+            first = 0 if self._adds_past else point.kv_len
+            arguments["position_ids"] = self.position_ids[:, first : first + point.input_len]
         if last_token_only and self.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
         try:
@@ -186,6 +193,14 @@ def cache_argument(model: nn.Module) -> str:
         if takes(model, name):
             return name
     raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
+
+
+def adds_past(model: nn.Module) -> bool:
+    """Whether the model's code adds the tokens of the past to position numbers (Git, in some releases)."""
+    module = inspect.getmodule(type(model))
+    with suppress(OSError):  # no source to be read
+        return module is not None and ADDS_PAST in inspect.getsource(module)
+    return False
 
 
 def is_choice(value: Any) -> bool:

@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_profile.blocks import Kept
-from llm_profile.errors import UsageError, one_line
+from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.expert_load import expert_load
-from llm_profile.layers import Layout, expert_modules, walk
-from llm_profile.model import ModelOptions, choose_blocks, dummy_model, make_config, resolve_dtype
+from llm_profile.layers import Layout, expert_modules, learned_positions, walk
+from llm_profile.model import ModelOptions, check_attention, choose_blocks, dummy_model, make_config, resolve_dtype
+from llm_profile.model_errors import place, told_in_a_line
 from llm_profile.passes import PassRunner
+from llm_profile.probe import running_modules
 from llm_profile.quantisation import method_of, parameters_of
 from llm_profile.quantizer import ADVICE, compressed_modules, full_model_of, quantisation_of
 from llm_profile.remote_code import code_id
@@ -75,12 +77,23 @@ def attention_backend(name: str) -> Iterator[None]:
 class Subject:
     """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches.
 
-    slow_path: rows that run slowly for want of a kernel, each with the reason. notices: what the user should know, a
-    line each. Raises UsageError for what cannot be measured, and for slow rows that were not allowed.
+    max_input, max_total: of options, as far as the model has positions. slow_path: rows that run slowly for want of a
+    kernel, each with the reason. notices: what the user should know, a line each. Raises UsageError for what cannot be
+    measured, and for slow rows that were not allowed.
     """
 
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
+        with told_in_a_line(options.config.get("model_type"), self._advice()):
+            self._open()
+
+    def _advice(self) -> str:
+        named = self.options.model.attn_implementation
+        return "check its config.json" if named == "auto" else f"try another --attn-implementation than {named}"
+
+    def _open(self) -> None:
+        options = self.options
+        check_attention(options.model.attn_implementation)
         full_config = make_config(options.config)
         full_model = full_model_of(full_config, options.model)
         kept = choose_blocks(full_model, options.model)
@@ -98,25 +111,55 @@ class Subject:
             self.runner = undo.enter_context(
                 PassRunner(self.model, options.max_input, options.max_total, options.model.seed, self.routing)
             )
-            self.layout: Layout = self._walk(full_model, kept)
+            with self._refusals():
+                positions = self._positions()
+                self.max_input = min(options.max_input, positions or options.max_input)
+                self.max_total = min(options.max_total, positions or options.max_total)
+                self.layout: Layout = walk(self.model, full_model, kept, self._probe)
             self._settle_routing()
             self.decompressed = not compressed <= compressed_modules(self.model)
-            slow = slow_layers(self.model, self.runner.run, options.max_input, options.max_total)
+            slow = slow_layers(self.model, self.runner.run, self.max_input, self.max_total)
             self.missing_packages = sorted({package for packages in slow.values() for package in packages})
             self.slow_path = {self.layout.row_of(module): reason(packages) for module, packages in slow.items()}
             self._refuse_slow_path()
             self._undo = undo.pop_all()
 
-    def _walk(self, full_model: nn.Module, kept: Kept) -> Layout:
-        prompt = min(PROBE_TOKENS, self.options.max_input)
-        probes = [SweepPoint(prompt, 0)] + [SweepPoint(1, 1)] * (self.options.max_total > 1)
+    def _positions(self) -> int | None:
+        """Most tokens that the model has positions for. Raises UsageError for one that returns no cache."""
+        fired: list[nn.Module] = []
+        with running_modules(self.model, fired.append):
+            output = self.runner.run(SweepPoint(1, 0))
+        if getattr(output, self.runner.cache_argument, None) is None:
+            raise UsageError(
+                f"--model: this {self.options.config.get('model_type')} returns no cache, so it is an encoder and "
+                'cannot decode; "is_decoder": true in the config.json of a local copy would make it a decoder'
+            )
+        return learned_positions(self.model, fired)
 
-        def forward() -> None:
-            for probe in probes:
-                self.runner.run(probe)
+    def _probe(self) -> None:
+        """The passes that show what the layers are: a prompt, a step behind one token, and steps behind longer caches.
 
+        Layers that compress their cache run each so many tokens, mostly a power of two: longer caches are shorter by
+        one than those, and the last is the longest.
+        """
+        self.runner.run(SweepPoint(min(PROBE_TOKENS, self.max_input), 0))
+        longest = self.max_total - 1
+        powers = [2**n - 1 for n in range(1, longest.bit_length()) if 2**n - 1 < longest]
+        for kv_len in [*powers, longest] if longest else []:
+            try:
+                self.runner.run(SweepPoint(1, kv_len))
+            except Exception as error:
+                # what memory or the model's code does not allow: the point will be told to be missing
+                if kv_len == 1 or not (is_out_of_memory(error) or place(error)):
+                    raise
+                break
+        self.runner.forget_masks()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Raise UsageError in place of the errors of first passes whose reason is known."""
         try:
-            return walk(self.model, full_model, kept, forward)
+            yield
         except (RuntimeError, ImportError, OSError) as error:  # the last two: kernels that are fetched when they run
             if self.quantisation is not None:
                 raise UsageError(
@@ -203,7 +246,7 @@ class Subject:
 
     @cached_property
     def _expert_load(self) -> dict[str, Any]:
-        return expert_load(self.runner, self.layout, self.options.max_input)
+        return expert_load(self.runner, self.layout, self.max_input)
 
     def close(self) -> None:
         self._undo.close()

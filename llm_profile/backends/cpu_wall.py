@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.backends.base import BlockKind
-from llm_profile.errors import is_out_of_memory
+from llm_profile.errors import is_out_of_memory, one_line
 from llm_profile.hooks import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
+from llm_profile.model_errors import place
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
@@ -83,15 +84,25 @@ class CpuWallBackend:
                             recorder.start()
                             runner.run(point)
                             passes.append(recorder.rows)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    yield PointFailure(point, "out of memory")
+                except Exception as error:
+                    # a model's own code may raise errors of any type, past its positions for one
+                    yield PointFailure(point, self._reason(error))
                     continue
                 yield self._sample(point, passes, recorder.launches)
 
     def close(self) -> None:
         self.subject.close()
+
+    def _reason(self, error: Exception) -> str:
+        """Why a point is missing, of an error of its passes. Raises one that is not the model's."""
+        if is_out_of_memory(error):
+            return "out of memory"
+        if (where := place(error)) is None:
+            raise error
+        reason = f"the model fails with {type(error).__name__} ({where})"
+        if not any(text.startswith(reason) for text in self.notices):
+            self.notices.append(f"{reason}: {one_line(error)}")
+        return reason
 
     def _sample(self, point: SweepPoint, passes: list[dict[str, int]], launches: dict[str, int]) -> PointSample:
         rows = {}
