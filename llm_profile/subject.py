@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_profile.blocks import Kept
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.expert_load import expert_load
-from llm_profile.layers import Layout, expert_modules, learned_positions, walk
+from llm_profile.layers import Layout, expert_modules, walk
 from llm_profile.model import ModelOptions, check_attention, choose_blocks, dummy_model, make_config, resolve_dtype
 from llm_profile.model_errors import place, told_in_a_line
 from llm_profile.passes import PassRunner
+from llm_profile.positions import learned_positions
 from llm_profile.probe import running_modules
 from llm_profile.quantisation import method_of, parameters_of
 from llm_profile.quantizer import ADVICE, compressed_modules, full_model_of, quantisation_of
@@ -115,7 +116,7 @@ class Subject:
                 positions = self._positions()
                 self.max_input = min(options.max_input, positions or options.max_input)
                 self.max_total = min(options.max_total, positions or options.max_total)
-                self.layout: Layout = walk(self.model, full_model, kept, self._probe)
+                self.layout: Layout = walk(self.model, full_model, kept, self._probe, positions)
             self._settle_routing()
             self.decompressed = not compressed <= compressed_modules(self.model)
             slow = slow_layers(self.model, self.runner.run, self.max_input, self.max_total)

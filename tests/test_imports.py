@@ -29,6 +29,7 @@ LEVELS: tuple[set[str], ...] = (
         "request",
         "blocks",
         "probe",
+        "positions",
         "naming",
         "layers",
         "cache",
