@@ -22,7 +22,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import check_at_least_one
 
 
 class BufferLayer(DynamicLayer):
@@ -76,10 +76,7 @@ class SlidingBufferLayer(BufferLayer, DynamicSlidingWindowLayer):
     """
 
     def __init__(self, capacity: int, sliding_window: int) -> None:
-        if sliding_window < 1:
-            raise UsageError(
-                f"--model: its sliding_window is {sliding_window}, and has to be at least 1; mend its config.json"
-            )
+        check_at_least_one("sliding_window", sliding_window)
         DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
         self.capacity = capacity
         self.length = 0

@@ -28,3 +28,9 @@ class UsageError(Exception):
 
     Commands print it to stderr without a traceback and exit with 2.
     """
+
+
+def check_at_least_one(field: str, value: int) -> None:
+    """Raise UsageError for a field of a config.json that makes no model when it is less."""
+    if value < 1:
+        raise UsageError(f"--model: its {field} is {value}, and has to be at least 1; mend its config.json")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.cache import InPlaceCache, PastOfAPrompt
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, check_at_least_one
 from llm_profile.layers import expert_modules, num_experts
 from llm_profile.model import takes
 from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
@@ -59,8 +59,7 @@ class PassRunner:
         config: Any = model.config
         generator = torch.Generator(self.device).manual_seed(seed)
         vocab_size = config.get_text_config(decoder=True).vocab_size
-        if vocab_size < 1:
-            raise UsageError(f"--model: its vocab_size is {vocab_size}, and has to be at least 1; mend its config.json")
+        check_at_least_one("vocab_size", vocab_size)
         self.input_ids = torch.randint(vocab_size, (batch, max_input), device=self.device, generator=generator)
         self.position_ids = torch.arange(max_total, device=self.device)[None]  # [1, max_total]
         self.routing = routing

@@ -75,9 +75,8 @@ class Telemetry:
             self._samples.append((time.time_ns(), clock))
             self.reasons |= {name for bit, name in REASONS.items() if bits & bit} - BENIGN_REASONS
             if len(self._samples) > KEPT_SAMPLES:
-                self._samples = self._samples[
-                    KEPT_SAMPLES // 2 :
-                ]  # another list, since somebody may be reading this one
+                # another list, since somebody may be reading this one
+                self._samples = self._samples[KEPT_SAMPLES // 2 :]
 
     def other_processes(self, own_pid: int) -> list[int]:
         """Process ids of others that compute on this GPU now; empty where NVML cannot tell.

@@ -201,7 +201,7 @@ class TorchProfilerBackend:
 
     def _run(self, index: int, pending: _Pending, warmup: int) -> None:
         """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
-        needs_rest = tokens_of(pending.point) > FEW_TOKENS
+        needs_rest = pending.point.batch * pending.point.input_len > FEW_TOKENS
         label = bool(pending.replays) or not self._labels
         for _ in range(pending.wanted if pending.timed_by == EAGER else label):
             with self._paced(needs_rest):
@@ -279,11 +279,6 @@ def switching_every(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def tokens_of(point: SweepPoint) -> int:
-    """Tokens that a pass at this point computes."""
-    return point.batch * point.input_len
 
 
 def spread(values: Sequence[int]) -> dict[str, int] | None:
