@@ -202,14 +202,15 @@ def test_copies_of_weights_that_do_not_fit_are_told(
     assert any("copies of weights" in notice for notice in opened.notices) != fits
 
 
-def test_the_gaps_between_kernels_of_a_run_are_recorded(
+def test_the_gaps_between_kernels_are_those_of_points_that_ran_the_same_ones(
     device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_profiler, "device_facts", lambda _device: {})
     assert backend.facts()["kernel_gap_ns"] is None
+    device.kernels = lambda point: ROWS if point.kv_len < 100 else ("split", *ROWS[1:])
     gaps = iter([7] + [65] * 50 + [420] * 49)
-    monkeypatch.setattr(trace, "median_gap_ns", lambda _kernels: next(gaps))
-    list(backend.sample([SweepPoint(1, k) for k in range(100)], StoppingRule(), warmup=1))
+    monkeypatch.setattr(trace, "kernel_gap_ns", lambda kernels: 900 if kernels[0].name == "split" else next(gaps))
+    list(backend.sample([SweepPoint(1, k) for k in range(199)], StoppingRule(), warmup=1))
     assert backend.facts()["kernel_gap_ns"] == {"min": 65, "max": 420}
 
 

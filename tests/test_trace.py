@@ -116,7 +116,7 @@ def test_innermost_range_owns_the_time(tree: list[object]) -> None:
     assert timeline.owner(-1) is None
 
 
-def test_the_gap_between_kernels_is_the_median_one() -> None:
-    kernels = [Kernel(0, start, 10, "k") for start in (0, 15, 35, 46, 500)]
-    assert trace.median_gap_ns(kernels) == 5
-    assert trace.median_gap_ns(kernels[:1]) == 0
+def test_the_gap_between_kernels_is_that_of_kernels_that_wait() -> None:
+    kernels = [Kernel(0, start, 10, "k") for start in (0, 5, 25, 29, 50, 500)]  # gaps: -5, 10, -6, 11, 440
+    assert trace.kernel_gap_ns(kernels) == 11
+    assert trace.kernel_gap_ns(kernels[:1]) == 0

@@ -97,7 +97,8 @@ class TorchProfilerBackend:
         self._labels = trace.Labels()
         self._unmatched = 0
         self._points = FIRST_POINTS
-        self._gaps_ns: list[int] = []  # of each point that was replayed
+        # by the kernels that a replayed point ran, as not all kernels wait alike
+        self._gaps_ns: dict[tuple[str, ...], list[int]] = {}
         self._rest_until = 0.0
         with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
@@ -114,7 +115,7 @@ class TorchProfilerBackend:
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,
-            "kernel_gap_ns": spread(self._gaps_ns),
+            "kernel_gap_ns": spread(max(self._gaps_ns.values(), key=len, default=[])),
             "unmatched_replays": self._unmatched,
             "weight_copies": len(self._passes.weights),
         }
@@ -260,7 +261,8 @@ class TorchProfilerBackend:
 
     def _sample(self, pending: _Pending) -> PointSample:
         if pending.timed_by == GRAPH_REPLAY:
-            self._gaps_ns.append(trace.median_gap_ns(pending.passes[-1].kernels))
+            kernels = pending.passes[-1].kernels
+            self._gaps_ns.setdefault(trace.kinds(kernels), []).append(trace.kernel_gap_ns(kernels))
         self._unmatched += pending.unmatched
         return pending.sample(self.subject.layout.blocks, self.telemetry.sm_clock_mhz)
 
