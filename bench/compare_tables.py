@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.estimate import is_unnamed_row
 from llm_profile.records import PointRecord
 from llm_profile.storage import write_json
 from llm_profile.table import LatencyTable, differences
@@ -28,7 +29,8 @@ WITHIN = 0.05
 WITHIN_NS = 100.0
 """So is one of so few nanoseconds."""
 
-ALL_ROWS = "all rows"
+ALL_ROWS, NAMED_ROWS = "all rows", "named rows"
+"""Of the whole phase: every row, and those of layers, which are what the documented way of timing has."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two tables. points: how many both have. by_row: phase -> row -> agreement, ALL_ROWS first.
+    """Two tables. points: how many both have. by_row: phase -> row -> agreement, ALL_ROWS and NAMED_ROWS first.
     only_one: rows that only one of them has. conditions: what they were measured under differs in, a text each."""
 
     points: int
@@ -88,11 +90,13 @@ def compare(a: LatencyTable, b: LatencyTable, filled: bool = False) -> Compariso
     rows = [row for row in a.row_names() if row in set(b.row_names())]
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
-        of_phase = pairs.setdefault(point.phase, {ALL_ROWS: []})
+        of_phase = pairs.setdefault(point.phase, {ALL_ROWS: [], NAMED_ROWS: []})
         for row in rows:
             pair = (a.latency_ns(row, point), b.latency_ns(row, point))
             of_phase.setdefault(row, []).append(pair)
             of_phase[ALL_ROWS].append(pair)
+            if not is_unnamed_row(row):
+                of_phase[NAMED_ROWS].append(pair)
     return Comparison(
         len(points),
         {phase: {row: Agreement.of(both) for row, both in of_row.items()} for phase, of_row in pairs.items()},

@@ -2,11 +2,11 @@
 # Measures what the README quotes, in stages of a few minutes each on one H200:
 #     bench/reproduce.sh STAGE [DIR [MODEL...]]
 # Tables and JSON go to DIR/<hardware>/ (default: this repository). Stages stand in the README beside their figures.
-# Stages of several models (families, architectures, graph, eager) measure all, or those that are named.
+# Stages of several models (full, families, architectures, graph, eager) measure all, or those that are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stage=${1:?give a stage: llama, families, architectures, repeat, hundred, clock, graph, eager, deep}
+stage=${1:?give a stage: full, families, architectures, hundred, clock, graph, eager, deep}
 dir=${2:-.}
 hardware=${HARDWARE:-H200}
 every_8th=(--prefill-step 8 --decode-step 8)
@@ -29,16 +29,13 @@ validate() { # runtime, models
     done
 }
 
-again() { # further options
-    hardware=$stage profile meta-llama/Llama-3.1-8B --overwrite --skip-scaling "$@"
-    python3 bench/compare_tables.py "$dir"/{"$hardware","$stage"}/meta-llama/Llama-3.1-8B.csv
-}
-
-models=(meta-llama/Llama-3.1-8B facebook/opt-6.7b Qwen/Qwen3-8B microsoft/Phi-mini-MoE-instruct)
+full=(meta-llama/Llama-3.1-8B facebook/opt-6.7b microsoft/Phi-mini-MoE-instruct)
+families=(Qwen/Qwen3-8B Qwen/Qwen3-32B)
+validated=("${full[@]}" Qwen/Qwen3-8B)
 declare -A options=(
     [facebook/opt-6.7b]="--decode-max 2047" # its positions end at 2,048 tokens
-    # its rotary table, once a model, takes as long as some layers of one block: four blocks put it in proportion
-    [microsoft/Phi-mini-MoE-instruct]="--num-layers 4"
+    # its rotary table, once a model, takes as long as some layers of one block: two blocks put it in proportion
+    [microsoft/Phi-mini-MoE-instruct]="--num-layers 2"
     # without packages of kernels
     [Qwen/Qwen3-Next-80B-A3B-Instruct]="--allow-slow-path"
     [tiiuae/falcon-mamba-7b]="--allow-slow-path --prefill-max 256 --decode-max 256"
@@ -51,12 +48,14 @@ architectures=(
 named=("${@:3}")
 
 case $stage in
-    llama) # the full sweep: every length from 1 to 2,048 in both phases
-        profile meta-llama/Llama-3.1-8B --skip-scaling
-        python3 bench/roofline.py "$dir/$hardware/meta-llama/Llama-3.1-8B.csv" --bandwidth 4.8e12 --flops 989e12
+    full) # the full sweep: every length from 1 to 2,048 in both phases
+        for model in "${named[@]:-${full[@]}}"; do
+            profile "$model" --skip-scaling
+            python3 bench/roofline.py "$dir/$hardware/$model.csv" --bandwidth 4.8e12 --flops 989e12
+        done
         ;;
-    families) # every 8th length of the other families
-        for model in "${named[@]:-${models[@]:1}}"; do
+    families) # every 8th length of other models
+        for model in "${named[@]:-${families[@]}}"; do
             profile "$model" "${every_8th[@]}" --skip-scaling
         done
         ;;
@@ -72,11 +71,10 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
             cp "$tables/$table.meta.json" "$dir/$table.measured.meta.json"
         done
         ;;
-    repeat) # every 8th length again, against the table of the full sweep
-        again "${every_8th[@]}"
-        ;;
     hundred) # every 16th length with exactly 100 passes, against the table of the full sweep
-        again --prefill-step 16 --decode-step 16 --repeat 100 --precision 0
+        hardware=$stage profile meta-llama/Llama-3.1-8B --overwrite --skip-scaling \
+            --prefill-step 16 --decode-step 16 --repeat 100 --precision 0
+        python3 bench/compare_tables.py "$dir"/{"$hardware","$stage"}/meta-llama/Llama-3.1-8B.csv
         ;;
     clock) # the same passes by CUDA events
         python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
@@ -84,14 +82,14 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
     graph | eager) # estimated against real, at full depth
         runtime=$stage
         [ "$stage" = eager ] || runtime=cuda-graph
-        validate "$runtime" "${named[@]:-${models[@]}}"
+        validate "$runtime" "${named[@]:-${validated[@]}}"
         ;;
     deep) # a model whose weights fill most of the card
         profile mistralai/Mixtral-8x7B-v0.1 --prefill-step 16 --decode-step 16 --skip-scaling
         validate cuda-graph mistralai/Mixtral-8x7B-v0.1
         ;;
     *)
-        echo "bench/reproduce.sh: no stage $stage: choose llama, families, architectures, repeat, hundred, clock, graph, eager or deep" >&2
+        echo "bench/reproduce.sh: no stage $stage: choose full, families, architectures, hundred, clock, graph, eager or deep" >&2
         exit 2
         ;;
 esac

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import run_profile
 from bench import adaptive, compare_tables, independent_clock, roofline, speed
-from bench.compare_tables import ALL_ROWS, Agreement, compare
+from bench.compare_tables import ALL_ROWS, NAMED_ROWS, Agreement, compare
 from bench.independent_clock import TwoClocks, spread_points
 from bench.loading import longest_of, sweep_sizes
 from bench.roofline import bound_ns, bounds, gemm_weights
@@ -125,7 +125,8 @@ def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
         "decode": 8 * len(table.row_names()),
     }
     for of_row in found.by_row.values():
-        assert list(of_row) == [ALL_ROWS, *table.row_names()]
+        assert list(of_row) == [ALL_ROWS, NAMED_ROWS, *table.row_names()]
+        assert of_row[NAMED_ROWS].n == sum(of_row[row].n for row in table.row_names() if not row.endswith("_other"))
         assert all(agreement.p99 == 0 and agreement.within == 1 for agreement in of_row.values())
 
 
@@ -175,7 +176,7 @@ def test_a_slower_row_shows_in_its_own_line(fake_csv: Path, tmp_path: Path) -> N
     assert of_row["lm_head"].median == pytest.approx(0.10 / 1.05, rel=1e-3)
     assert of_row["lm_head"].within == 0
     assert of_row["q_proj"].median == 0
-    assert of_row[ALL_ROWS].within == pytest.approx(1 - 1 / (len(of_row) - 1))
+    assert of_row[ALL_ROWS].within == pytest.approx(1 - 1 / (len(of_row) - 2))
 
 
 def test_compare_command(fake_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
