@@ -9,7 +9,6 @@ cd "$(dirname "$0")/.."
 stage=${1:?give a stage: full, families, architectures, hundred, clock, graph, eager, deep}
 dir=${2:-.}
 hardware=${HARDWARE:-H200}
-every_8th=(--prefill-step 8 --decode-step 8)
 
 profile() { # model, further options
     local model=$1 own
@@ -56,7 +55,7 @@ case $stage in
         ;;
     families) # every 8th length of other models
         for model in "${named[@]:-${families[@]}}"; do
-            profile "$model" "${every_8th[@]}" --skip-scaling
+            profile "$model" --prefill-step 8 --decode-step 8 --skip-scaling
         done
         ;;
     architectures) # one block of each kind, on the adaptive grid of all prompts and every 8th cache; what was measured
