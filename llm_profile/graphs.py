@@ -1,30 +1,21 @@
 """Passes captured as CUDA graphs: the same kernels as the model's code runs, at next to no cost to the host."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 import torch
 
 from llm_profile.errors import one_line
 from llm_profile.passes import HostCopies
-from llm_profile.patches import patched
 from llm_profile.placement import weight_copies
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
+from llm_profile.transformers_names import masks_as_in_eager
 
 
 class CaptureError(RuntimeError):
     """A pass that cannot be captured in a CUDA graph, with the reason that the device gave."""
-
-
-@contextmanager
-def masks_as_in_eager() -> Iterator[None]:
-    """Keep transformers from building other attention masks while a stream is captured than it does otherwise."""
-    from transformers import masking_utils
-
-    with patched(masking_utils, "is_tracing", lambda *_args, **_kwargs: False):
-        yield
 
 
 class _Pool:

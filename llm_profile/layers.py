@@ -16,9 +16,9 @@ from torch import nn
 from llm_profile.backends.base import BlockKind
 from llm_profile.blocks import Kept, Stack, find_kinds, kinds_of
 from llm_profile.errors import UsageError
-from llm_profile.model import takes
 from llm_profile.naming import Named, Place, distinct, without_indices
 from llm_profile.probe import Probe, probe
+from llm_profile.transformers_names import takes
 
 ALIASES: dict[tuple[str, str], str] = {
     # (level, attribute) -> canonical name; level: model (outside blocks), attn, mlp, block (anywhere else in a block)

@@ -1,7 +1,6 @@
 """The model with few blocks: built at full depth without weights, cut, then given real or random ones."""
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,8 +225,3 @@ def built_with_few_blocks(model_class: type[nn.Module], kept: Kept) -> Iterator[
             model_class.__init__ = construct  # type: ignore[method-assign]
         else:
             del model_class.__init__
-
-
-def takes(model: nn.Module, argument: str) -> bool:
-    """Whether the model's forward has an argument of this name."""
-    return argument in inspect.signature(model.forward).parameters

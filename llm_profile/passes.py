@@ -1,6 +1,5 @@
 """One forward pass at a sweep point, run again and again from the same state."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,23 +10,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.cache import InPlaceCache, PastOfAPrompt
-from llm_profile.errors import UsageError, check_at_least_one
+from llm_profile.errors import check_at_least_one
 from llm_profile.layers import expert_modules, num_experts
-from llm_profile.model import takes
 from llm_profile.patches import MASK_FUNCTION, modelling_functions, patched
 from llm_profile.sweep import SweepPoint
-
-CACHE_ARGUMENTS = ("past_key_values", "cache_params", "past_buckets_states", "state", "mems")
-"""What models call their cache, as an argument and in their output."""
-
-COMMON_CACHES = ("past_key_values", "cache_params")
-"""Those that take a cache of transformers' common class; the others are tensors of the model's own making."""
+from llm_profile.transformers_names import COMMON_CACHES, adds_past, cache_argument, takes
 
 OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""
-
-ADDS_PAST = "position_ids = position_ids + past_key_values_length"
-"""In the code of a model: it counts the tokens of the past itself, on top of the position numbers that it is given."""
 
 WHOLE_SEQUENCE = frozenset({"cpmant"})
 """Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
@@ -184,22 +174,6 @@ class PassRunner:
             module.__dict__["_llm_profile_assignment"] = table
             self._undo.callback(module.__dict__.pop, "_llm_profile_assignment", None)
         return table[:tokens]
-
-
-def cache_argument(model: nn.Module) -> str:
-    """What this model calls its cache. Raises UsageError for one that has none: it cannot decode."""
-    for name in CACHE_ARGUMENTS:
-        if takes(model, name):
-            return name
-    raise UsageError(f"--model: {type(model).__name__} keeps no cache between tokens, so it has no decode to measure")
-
-
-def adds_past(model: nn.Module) -> bool:
-    """Whether the model's code adds the tokens of the past to position numbers (Git, in some releases)."""
-    module = inspect.getmodule(type(model))
-    with suppress(OSError):  # no source to be read
-        return module is not None and ADDS_PAST in inspect.getsource(module)
-    return False
 
 
 def is_choice(value: Any) -> bool:

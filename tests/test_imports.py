@@ -21,6 +21,7 @@ LEVELS: tuple[set[str], ...] = (
     {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download"},
     {"architectures", "footprint", "model_errors"},
     {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate", "patches"},
+    {"transformers_names"},
     {
         "journal",
         "rows_file",

@@ -13,16 +13,17 @@ from tests.tiny import CONFIGS, subject
 def test_in_place_cache_decodes_like_the_model_does(name: str) -> None:
     """Prefill in one pass, then step by step on the in-place cache: the logits of one long pass with a fresh cache."""
     tiny = subject(name, 4, routing="model")
-    ids = tiny.runner.input_ids
+    ids, argument = tiny.runner.input_ids, tiny.runner.cache_argument
     prompt, total = (4, 7) if name == "gemma3" else (12, 20)  # within its window of 8
     with torch.no_grad():
-        whole = tiny.model(input_ids=ids[:, :total], past_key_values=DynamicCache(config=tiny.model.config)).logits
+        fresh = {argument: DynamicCache(config=tiny.model.config)}
+        whole = tiny.model(input_ids=ids[:, :total], **fresh).logits
         tiny.runner.run(SweepPoint(prompt, 0))
         for position in range(prompt, total):
             step = tiny.model(
                 input_ids=ids[:, position : position + 1],
-                past_key_values=tiny.runner.cache,
                 position_ids=torch.tensor([[position]]),
+                **{argument: tiny.runner.cache},
             )
             assert tiny.runner.cache.get_seq_length() == position + 1
             torch.testing.assert_close(step.logits[0, 0], whole[0, position], rtol=1e-3, atol=1e-4)

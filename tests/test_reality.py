@@ -47,7 +47,7 @@ def test_every_family_runs_exactly_the_steps_asked_for(eager: Any, name: str) ->
     forward, seen = model.forward, []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        seen.append((kwargs["input_ids"].shape[1], kwargs["past_key_values"].get_seq_length()))
+        seen.append((kwargs["input_ids"].shape[1], kwargs[real._subject.runner.cache_argument].get_seq_length()))
         return forward(*args, **kwargs)
 
     model.forward = noting
