@@ -98,12 +98,12 @@ def find_model(
     if entry and "/" not in name:  # ours: no hub has it
         if table is None or load_format == "hf":
             raise UsageError(f"--model {name}: in the built-in table only; use --load-format dummy and no --revision")
-        return replace(table, notice=_dummy_notice(f"--model {name}: in the built-in table only"))
+        return replace(table, notice=dummy_notice(f"--model {name}: in the built-in table only"))
     try:
         return replace(_from_hub(name, load_format, revision, token, allow_pickle), trusted=trust_remote_code)
     except HubError as error:
         if table and load_format == "auto":
-            return replace(table, notice=_dummy_notice(error))
+            return replace(table, notice=dummy_notice(error))
         if isinstance(error, ModelNotFound) or entry is None:
             raise type(error)(f"{error}{_hint(model)}") from None
         raise
@@ -134,7 +134,7 @@ def _from_hub(name: str, load_format: str, revision: str | None, token: str | No
     except HubError as error:
         if load_format != "auto":
             raise
-        return replace(source, notice=_dummy_notice(error))
+        return replace(source, notice=dummy_notice(error))
 
 
 def _with_weights(
@@ -158,7 +158,7 @@ def _with_weights(
     message = f"--model {source.name}: {problem}"
     if load_format == "hf":
         raise UsageError(f"{message}; --load-format dummy needs none")
-    return replace(source, notice=_dummy_notice(message))
+    return replace(source, notice=dummy_notice(message))
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -187,7 +187,8 @@ def _without_code(value: Any) -> Any:
     return value
 
 
-def _dummy_notice(reason: object) -> str:
+def dummy_notice(reason: object) -> str:
+    """What is said where `--load-format auto` takes random weights."""
     return f"dummy (random) weights, because of {reason}"
 
 

@@ -50,7 +50,7 @@ class SubjectOptions:
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
     load: loads the real weights of the kept blocks, None for dummy ones.
     max_input, max_total: the largest pass that will be run. allow_slow_path: measure layers that run slowly for want of
-    a kernel; if not, they are refused.
+    a kernel; if not, they are refused. notice: what the user should know of the weights.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +62,7 @@ class SubjectOptions:
     sdpa_backend: str = "auto"
     routing: str = "balanced"
     allow_slow_path: bool = False
+    notice: str | None = None
 
 
 @contextmanager
@@ -197,7 +198,7 @@ class Subject:
     @property
     def notices(self) -> list[str]:
         """What the user should know of the model, a line each."""
-        said = []
+        said = [self.options.notice] if self.options.notice else []
         if self.decompressed:
             dtype = str(self.dtype).removeprefix("torch.")
             said.append(f"transformers decompresses the weights at their first use: products are those of {dtype}")

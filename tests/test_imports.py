@@ -43,6 +43,7 @@ LEVELS: tuple[set[str], ...] = (
         "slow_path",
         "expert_load",
         "checkpoint",
+        "stored_shapes",
         "remote_code",
         "trace",
         "session",
