@@ -58,9 +58,9 @@ def are_plain(stored: Mapping[str, Stored], plain_model: nn.Module, kept: Kept) 
     matrices = {
         key: tuple(parameter.shape)
         for key, parameter in plain_model.named_parameters()
-        if parameter.ndim == 2 and key.startswith(tuple(blocks))  # experts of a checkpoint may lie one by one
+        if parameter.ndim == 2 and key in found and key.startswith(tuple(blocks))  # others go by other names there
     }
-    return bool(matrices) and all(key in found and found[key] == (shape, True) for key, shape in matrices.items())
+    return bool(matrices) and all(found[key] == (shape, True) for key, shape in matrices.items())
 
 
 def _of_blocks(
