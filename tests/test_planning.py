@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_profile import planning
+from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource
 from llm_profile.planning import plan_lines
 from llm_profile.request import Request, Scaling
@@ -181,3 +182,35 @@ def test_longer_than_trained_is_one_warning_for_points_that_run() -> None:
     unrunnable = plan(Sweep("both", 12, 12), learned_positions=12)
     assert list(unrunnable.unrunnable) == [SweepPoint(1, 12)]
     assert planning.beyond_training(nested, unrunnable) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 4},
+        {"model_type": "mpt", "n_layers": 4},
+        {"model_type": "llava", "text_config": {"model_type": "gpt2", "n_layer": 4}},
+        {"model_type": "nemotron_h", "hybrid_override_pattern": "M*M-"},
+        {"model_type": "bart", "encoder_layers": 60, "decoder_layers": 4, "is_decoder": True},
+    ],
+)
+def test_a_plan_refuses_more_blocks_than_there_are_by_any_name(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="--num-layers 50: the model has 4 blocks; use 1 to 4"):
+        lines(tmp_path, str(tmp_path), num_layers=50)
+    lines(tmp_path, str(tmp_path), num_layers=4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 4, "n_positions": 10},
+        {"model_type": "mpt", "n_layers": 4, "max_seq_len": 10},
+        {"model_type": "whisper", "decoder_layers": 4, "max_target_positions": 10},
+        {"model_type": "llava", "text_config": {"model_type": "gpt2", "n_positions": 10}},
+    ],
+)
+def test_a_plan_tells_positions_by_any_name(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = lines(tmp_path, str(tmp_path), sweep=Sweep("both", 12, 12))
+    assert any("5 of 24 points go beyond the model's 10 positions" in line for line in told)
