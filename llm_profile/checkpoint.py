@@ -6,7 +6,6 @@ asks for is never read.
 """
 
 import json
-import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -182,7 +181,9 @@ def load_weights(
     except torch.OutOfMemoryError as error:
         raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
     except (ImportError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}") from error
+        raise CheckpointError(
+            f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}"
+        ) from error
     mismatched = [
         f"{name} is {list(stored)} where its config.json makes it {list(made)}"
         for name, stored, made in info["mismatched_keys"]
@@ -203,7 +204,7 @@ def load_weights(
 
 
 def _read_index(name: str, index: Path) -> dict[str, str]:
-    """The shard of each tensor. Raises CheckpointError for an index that is none or empty, or that points out of its folder."""
+    """The shard of each tensor. Raises CheckpointError for one that is none, empty, or points out of its folder."""
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         inside = bool(shard_of) and all(
@@ -212,7 +213,9 @@ def _read_index(name: str, index: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         inside = False
     if not inside:
-        raise CheckpointError(f"--model {name}: {index.name} is no index of shards beside it; fetch the checkpoint again")
+        raise CheckpointError(
+            f"--model {name}: {index.name} is no index of shards beside it; fetch the checkpoint again"
+        )
     return dict(shard_of)
 
 

@@ -138,7 +138,7 @@ def _assigned(node: ast.ClassDef) -> dict[str, Any]:
     """The values of a class that stand there in full."""
     values: dict[str, Any] = {}
     for part in node.body:
-        target = part.target if isinstance(part, ast.AnnAssign) else None
+        target: ast.expr | None = part.target if isinstance(part, ast.AnnAssign) else None
         target = part.targets[0] if isinstance(part, ast.Assign) else target
         if isinstance(target, ast.Name) and getattr(part, "value", None) is not None:
             with suppress(ValueError):

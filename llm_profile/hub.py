@@ -5,6 +5,7 @@ kept apart, and run only where that is asked for (remote_code.py).
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "trans
 }
 
 JSON_NAMES = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+
+REPOSITORY = "models--"
+"""How the folder of a model in the hub's cache begins: `models--org--name/snapshots/<commit>`."""
 
 CONFIG, CAUSAL_LM = "AutoConfig", "AutoModelForCausalLM"
 """The classes of a repository that matter here, as the `auto_map` of its config.json calls them."""
@@ -60,6 +64,15 @@ class ModelSource:
     def weights(self) -> str:
         """`hf` (real) or `dummy` (random)."""
         return "hf" if self.weights_file else "dummy"
+
+
+def folder_name(path: Path) -> str:
+    """What a folder is called: its own last part, not that of what it links to; a snapshot of the hub by its model."""
+    there = path.resolve() if path.name == ".." else Path(os.path.abspath(path))
+    repository = there.parent.parent.name
+    if there.parent.name == "snapshots" and repository.startswith(REPOSITORY):
+        return repository.removeprefix(REPOSITORY).replace("--", "/", 1)
+    return there.name
 
 
 def find_model(
@@ -167,7 +180,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again") from None
+        raise UsageError(
+            f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again"
+        ) from None
     except RecursionError:
         raise UsageError(f"--model: {path} is nested too deeply; fetch or write it again") from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, numbers of too many digits

@@ -1,7 +1,9 @@
 """From what a user named to what is measured: weights fetched, options settled."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -114,7 +116,10 @@ def settle_weights(request: Request, source: ModelSource) -> ModelSource:
     if source.weights_file is None:
         return source
     try:
-        with code_of(source, request.hf_token), told_in_a_line(source.config.get("model_type"), "check its config.json"):
+        with (
+            code_of(source, request.hf_token),
+            told_in_a_line(source.config.get("model_type"), "check its config.json"),
+        ):
             return _settled(request, source)
     except (HubError, CheckpointError) as error:
         if request.load_format != "auto":
@@ -183,7 +188,7 @@ def weights_id(source: ModelSource) -> str:
     """What tells one set of weights from another: resolved revision, or a folder's name; `dummy` for random ones."""
     if source.weights_file is None:
         return DUMMY
-    return source.revision or f"folder {source.path.name if source.path else source.name}"
+    return source.revision or f"folder {Path(os.path.abspath(source.path)).name if source.path else source.name}"
 
 
 def as_profiled(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:

@@ -16,7 +16,7 @@ from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
 from llm_profile.footprint import memory_bytes
 from llm_profile.grid import GRIDS
-from llm_profile.hub import ModelSource, find_model
+from llm_profile.hub import ModelSource, find_model, folder_name
 from llm_profile.journal import read_journal
 from llm_profile.paths import TablePaths
 from llm_profile.provenance import short_device_name
@@ -60,7 +60,7 @@ def hardware_name(request: Request) -> str:
 
 def table_name(request: Request, source: ModelSource) -> str:
     """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
-    return request.model_name or (source.path.resolve().name if source.path is not None else source.name)
+    return request.model_name or (folder_name(source.path) if source.path is not None else source.name)
 
 
 def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
@@ -74,6 +74,10 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
     not ours or cannot be written.
     """
+    if source.config.get("model_type") is None:
+        from llm_profile.model import make_config  # which refuses it; imports torch
+
+        make_config(source.config)
     blocks = _field(source.config, "num_hidden_layers")
     _check_depth("--num-layers", request.num_layers, blocks)
     _check_writable(paths.csv)

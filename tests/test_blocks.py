@@ -121,7 +121,9 @@ def test_lists_that_a_model_reads_make_kinds(model_type: str, fields: dict[str, 
     assert unread == []
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_next", "deepseek_v4", "granitemoehybrid", "jamba", "zamba2", "llama4_text"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_next", "deepseek_v4", "granitemoehybrid", "jamba", "zamba2", "llama4_text"]
+)
 def test_no_type_has_lists_of_its_own_that_it_does_not_read(model_type: str) -> None:
     assert kinds_of_type(model_type)[1] == []
 
@@ -129,7 +131,10 @@ def test_no_type_has_lists_of_its_own_that_it_does_not_read(model_type: str) -> 
 def test_lists_that_are_not_read_are_told_of_the_subject() -> None:
     subject = Subject(
         SubjectOptions(
-            tiny_config("llama").to_dict() | {"layer_inter_size": [128, 96] * 3}, ModelOptions(1, "cpu", "float32"), 4, 4
+            tiny_config("llama").to_dict() | {"layer_inter_size": [128, 96] * 3},
+            ModelOptions(1, "cpu", "float32"),
+            4,
+            4,
         )
     )
     subject.close()

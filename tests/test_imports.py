@@ -20,7 +20,18 @@ LEVELS: tuple[set[str], ...] = (
     # what is below nothing else of the house comes first; a module may import from earlier levels and its own
     {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download", "config_names"},
     {"architectures", "footprint", "model_errors"},
-    {"storage", "code_names", "paths", "provenance", "records", "hub", "backends.base", "estimate", "patches"},
+    {
+        "storage",
+        "code_names",
+        "config_errors",
+        "paths",
+        "provenance",
+        "records",
+        "hub",
+        "backends.base",
+        "estimate",
+        "patches",
+    },
     {
         "journal",
         "rows_file",

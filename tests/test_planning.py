@@ -214,3 +214,42 @@ def test_a_plan_tells_positions_by_any_name(tmp_path: Path, config: dict[str, An
     (tmp_path / "config.json").write_text(json.dumps(config))
     told = lines(tmp_path, str(tmp_path), sweep=Sweep("both", 12, 12))
     assert any("5 of 24 points go beyond the model's 10 positions" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "name"),
+    [
+        ("somewhere/0123abc", "my-granite", "my-granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "my-granite", "my-granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "hub/models--ibm--granite/snapshots/0123abc", "ibm/granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "hub/models--ibm--granite/snapshots/0123abc/", "ibm/granite"),
+        ("hub/models--gpt2/snapshots/0123abc", "hub/models--gpt2/snapshots/0123abc", "gpt2"),
+        ("snapshots/0123abc", "./snapshots/0123abc", "0123abc"),
+        ("one/two", "one/two/.", "two"),
+        ("one/two", "one/two/../two", "two"),
+    ],
+)
+def test_a_folder_goes_by_its_own_last_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, given: str, name: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
+    if not (tmp_path / given).exists():
+        (tmp_path / given).symlink_to(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    assert f"table: H200/{name}.csv" in lines(Path("."), f"./{given}")
+
+
+def test_dots_lead_to_the_name_of_where_they_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    (snapshot / "inner").mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
+    for place, given in ((snapshot, "."), (snapshot / "inner", "..")):
+        monkeypatch.chdir(place)
+        assert f"table: {tmp_path}/H200/org/name.csv" in lines(tmp_path, given)
+
+
+def test_a_plan_refuses_a_config_without_a_type_as_the_run_does(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"], "num_hidden_layers": 2}))
+    with pytest.raises(UsageError, match=r'no model_type.*"opt"'):
+        lines(tmp_path, str(tmp_path))

@@ -1,4 +1,4 @@
-"""What is found wrong with real weights before anything is measured: hf refuses it, auto says it and takes random ones."""
+"""What is wrong with real weights before anything is measured: hf refuses it, auto says it and takes random ones."""
 
 import json
 from collections.abc import Callable
