@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from llm_profile.backends.base import BlockKind
+from llm_profile.code_names import is_read
 
 LAYER_TYPE_KEYS = ("layer_types", "layers_block_type", "block_types", "attention_layers", "mlp_layer_types")
 """Config keys that name each block's type where structure cannot tell (sliding against full attention)."""
@@ -70,11 +71,12 @@ def find_stacks(model: nn.Module) -> list[Stack]:
 def find_kinds(model: nn.Module, stack: Stack) -> list[str]:
     """The kind of each block of a full model's stack, by name.
 
-    Alike are blocks of the same modules, of the same shapes, with the same traits and entries in the configuration.
+    Alike are blocks of the same modules, of the same shapes, with the same traits and entries in those lists of the
+    configuration that the model's code reads.
     """
     blocks = stack.blocks(model)
-    entries = _entries(model.config, len(blocks))
-    types: list[str | None] = _layer_types(model.config, len(blocks)) or [None] * len(blocks)
+    entries = _entries(model, len(blocks))
+    types: list[str | None] = _layer_types(model, len(blocks)) or [None] * len(blocks)
     made = [_signature(block) for block in blocks]
     switched_on = {name for _, _, traits in made for *_, name, value in traits if value is True}
     idle = {name for name, other in MATTERS_WITH.items() if other not in switched_on}
@@ -213,22 +215,23 @@ def _traits(module: nn.Module) -> list[tuple[str, bool | str | None]]:
     ]
 
 
-def _entries(config: Any, depth: int) -> list[tuple[Any, ...]]:
+def _entries(model: Any, depth: int) -> list[tuple[Any, ...]]:
     """What the configuration's lists say of each block."""
     lists = [
         tuple(value)
-        for _, value in sorted(vars(config.get_text_config(decoder=True)).items())
+        for key, value in sorted(vars(model.config.get_text_config(decoder=True)).items())
         if isinstance(value, list | tuple)
         and len(value) == depth
         and all(isinstance(entry, bool | str | int | float) for entry in value)
         and len(set(value)) <= min(MOST_VALUES, depth - 1)
+        and is_read(model, key)
     ]
     return list(zip(*lists, strict=True)) if lists else [()] * depth
 
 
-def _layer_types(config: Any, depth: int) -> Any:
-    text_config = config.get_text_config(decoder=True)
-    named = (getattr(text_config, key, None) for key in LAYER_TYPE_KEYS)
+def _layer_types(model: Any, depth: int) -> Any:
+    text_config = model.config.get_text_config(decoder=True)
+    named = (getattr(text_config, key, None) for key in LAYER_TYPE_KEYS if is_read(model, key))
     return next((list(value) for value in named if isinstance(value, list | tuple) and len(value) == depth), None)
 
 

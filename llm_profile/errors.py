@@ -30,6 +30,10 @@ class UsageError(Exception):
     """
 
 
+class CheckpointError(UsageError):
+    """Real weights that cannot be used: `--load-format auto` takes random ones in their place."""
+
+
 def check_at_least_one(field: str, value: int) -> None:
     """Raise UsageError for a field of a config.json that makes no model when it is less."""
     if value < 1:

@@ -5,6 +5,7 @@ kept apart, and run only where that is asked for (remote_code.py).
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 
 from llm_profile import catalog, download
 from llm_profile.download import HubError, ModelNotFound
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 
 LOAD_FORMATS = ("auto", "hf", "dummy")
 
-WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors")
-PICKLE_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
-"""The file that lists a checkpoint's shards, or the only one: in the order in which they are looked for."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The only file of a checkpoint, or the one that lists its shards: in the order in which transformers looks for them,
+so that an index that was left behind when a model was saved again in one file is not read."""
 
 CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "transformers_weights"}) | {
     # an implementation may be the name of a repository of kernels: which one runs is for the command line to say
@@ -27,6 +29,11 @@ CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "trans
     for underscore in ("", "_")
     for internal in ("", "_internal")
 }
+
+JSON_NAMES = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+
+REPOSITORY = "models--"
+"""How the folder of a model in the hub's cache begins: `models--org--name/snapshots/<commit>`."""
 
 CONFIG, CAUSAL_LM = "AutoConfig", "AutoModelForCausalLM"
 """The classes of a repository that matter here, as the `auto_map` of its config.json calls them."""
@@ -57,6 +64,15 @@ class ModelSource:
     def weights(self) -> str:
         """`hf` (real) or `dummy` (random)."""
         return "hf" if self.weights_file else "dummy"
+
+
+def folder_name(path: Path) -> str:
+    """What a folder is called: its own last part, not that of what it links to; a snapshot of the hub by its model."""
+    there = path.resolve() if path.name == ".." else Path(os.path.abspath(path))
+    repository = there.parent.parent.name
+    if there.parent.name == "snapshots" and repository.startswith(REPOSITORY):
+        return repository.removeprefix(REPOSITORY).replace("--", "/", 1)
+    return there.name
 
 
 def find_model(
@@ -95,12 +111,12 @@ def find_model(
     if entry and "/" not in name:  # ours: no hub has it
         if table is None or load_format == "hf":
             raise UsageError(f"--model {name}: in the built-in table only; use --load-format dummy and no --revision")
-        return replace(table, notice=_dummy_notice(f"--model {name}: in the built-in table only"))
+        return replace(table, notice=dummy_notice(f"--model {name}: in the built-in table only"))
     try:
         return replace(_from_hub(name, load_format, revision, token, allow_pickle), trusted=trust_remote_code)
     except HubError as error:
         if table and load_format == "auto":
-            return replace(table, notice=_dummy_notice(error))
+            return replace(table, notice=dummy_notice(error))
         if isinstance(error, ModelNotFound) or entry is None:
             raise type(error)(f"{error}{_hint(model)}") from None
         raise
@@ -131,7 +147,7 @@ def _from_hub(name: str, load_format: str, revision: str | None, token: str | No
     except HubError as error:
         if load_format != "auto":
             raise
-        return replace(source, notice=_dummy_notice(error))
+        return replace(source, notice=dummy_notice(error))
 
 
 def _with_weights(
@@ -155,17 +171,25 @@ def _with_weights(
     message = f"--model {source.name}: {problem}"
     if load_format == "hf":
         raise UsageError(f"{message}; --load-format dummy needs none")
-    return replace(source, notice=_dummy_notice(message))
+    return replace(source, notice=dummy_notice(message))
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """A config without what names code, and the classes that it names."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(
+            f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again"
+        ) from None
+    except RecursionError:
+        raise UsageError(f"--model: {path} is nested too deeply; fetch or write it again") from None
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, numbers of too many digits
+        raise UsageError(f"--model: {path} cannot be read ({one_line(error)}); fetch or write it again") from None
     if not isinstance(config, dict):
-        raise UsageError(f"--model: {path} cannot be read as a JSON object; fetch or write it again")
+        found = JSON_NAMES.get(type(config), "null")
+        raise UsageError(f"--model: {path} holds {found} where a JSON object has to be; fetch or write it again")
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
     return _without_code(config), {kind: str(named[kind]) for kind in (CONFIG, CAUSAL_LM) if kind in named}
@@ -178,7 +202,8 @@ def _without_code(value: Any) -> Any:
     return value
 
 
-def _dummy_notice(reason: object) -> str:
+def dummy_notice(reason: object) -> str:
+    """What is said where `--load-format auto` takes random weights."""
     return f"dummy (random) weights, because of {reason}"
 
 

@@ -1,21 +1,32 @@
 """From what a user named to what is measured: weights fetched, options settled."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from llm_profile.blocks import Kept
-from llm_profile.checkpoint import checkpoint_view, load_weights
+from llm_profile.checkpoint import checkpoint_view, load_weights, stored_shapes
 from llm_profile.download import HubError
-from llm_profile.errors import UsageError
-from llm_profile.hub import ModelSource, find_model
-from llm_profile.model import ModelOptions, choose_blocks, implementation_arguments, make_config, resolve_dtype
-from llm_profile.quantisation import method_of, quantisation_fields
+from llm_profile.errors import CheckpointError, UsageError
+from llm_profile.hub import ModelSource, dummy_notice, find_model
+from llm_profile.model import (
+    ModelOptions,
+    choose_blocks,
+    implementation_arguments,
+    make_config,
+    meta_model,
+    resolve_dtype,
+)
+from llm_profile.model_errors import told_in_a_line
+from llm_profile.quantisation import method_of, quantisation_fields, without_quantisation
 from llm_profile.quantizer import full_model_of
 from llm_profile.remote_code import code_of
 from llm_profile.request import Request
+from llm_profile.stored_shapes import are_plain, check_shapes
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.table import LatencyTable, slow_path
 
@@ -36,7 +47,12 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
         allow_slow_path=request.allow_slow_path,
     )
     with code_of(source, request.hf_token):
-        return Subject(options)
+        try:
+            return Subject(options)
+        except (HubError, CheckpointError) as error:
+            if request.load_format != "auto" or options.load is None or quantisation_fields(source.config):
+                raise
+            return Subject(replace(options, weights=DUMMY, load=None, notice=dummy_notice(error)))
 
 
 def _model_options(request: Request) -> ModelOptions:
@@ -91,23 +107,57 @@ def profiled_subject(
 
 
 def settle_weights(request: Request, source: ModelSource) -> ModelSource:
-    """Fetch what the kept blocks of a request need.
+    """Fetch what the kept blocks of a request need, and compare the shapes in its headers with those of the model.
 
-    `--load-format auto`: random weights take their place where the hub fails, and `notice` says why. Raises UsageError
-    for a broken checkpoint and for one that cannot be used here, HubError for one that cannot be fetched.
+    `--load-format auto`: random weights take the place of those that cannot be fetched or used, and `notice` says why.
+    Raises UsageError for a configuration that cannot be used here; for weights CheckpointError, or HubError where they
+    cannot be fetched.
     """
-    if source.weights_file is None or source.path is not None:
+    if source.weights_file is None:
         return source
     try:
-        options = _model_options(request)
-        with code_of(source, request.hf_token):
-            kept = choose_blocks(full_model_of(make_config(source.config), options), options)
-        checkpoint_view(source, kept=kept, token=request.hf_token)
-    except HubError as error:
-        if request.load_format == "hf":
+        with (
+            code_of(source, request.hf_token),
+            told_in_a_line(source.config.get("model_type"), "check its config.json"),
+        ):
+            return _settled(request, source)
+    except (HubError, CheckpointError) as error:
+        if request.load_format != "auto":
             raise
-        return replace(source, weights_file=None, notice=f"random weights: {error}")
+        return replace(source, weights_file=None, notice=dummy_notice(error))
+
+
+def _settled(request: Request, source: ModelSource) -> ModelSource:
+    options = _model_options(request)
+    source = _as_plain(source, options)  # before a quantizer is asked whether it runs here
+    full_model = full_model_of(make_config(source.config), options)
+    kept = choose_blocks(full_model, options)
+    checkpoint_view(source, kept=kept, token=request.hf_token)
+    if (plain := _as_plain(source, options)) is not source:  # told by what was fetched
+        return _settled(request, plain)
+    quantised = quantisation_fields(source.config) is not None
+    check_shapes(source.name, stored_shapes(source), full_model, kept, quantised)
     return source
+
+
+def _as_plain(source: ModelSource, options: ModelOptions) -> ModelSource:
+    """`source` without its quantization_config where the weights that are here turn out plain, which it then says.
+
+    Merged and converted models keep the field by mistake. A method that quantises plain weights as they are loaded is
+    left alone.
+    """
+    fields = quantisation_fields(source.config)
+    if fields is None or fields.get("quantization_mode") == "online":
+        return source
+    config = without_quantisation(source.config)
+    full_model = meta_model(make_config(config))
+    if not are_plain(stored_shapes(source), full_model, choose_blocks(full_model, options)):
+        return source
+    notice = (
+        f"the weights of {source.name} are plain, although its config.json has a quantization_config: they are "
+        "measured as plain, and the field can go"
+    )
+    return replace(source, config=config, notice=f"{source.notice}; {notice}" if source.notice else notice)
 
 
 def subject_options(
@@ -138,7 +188,7 @@ def weights_id(source: ModelSource) -> str:
     """What tells one set of weights from another: resolved revision, or a folder's name; `dummy` for random ones."""
     if source.weights_file is None:
         return DUMMY
-    return source.revision or f"folder {source.path.name if source.path else source.name}"
+    return source.revision or f"folder {Path(os.path.abspath(source.path)).name if source.path else source.name}"
 
 
 def as_profiled(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:

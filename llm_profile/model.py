@@ -1,8 +1,10 @@
 """The model with few blocks: built at full depth without weights, cut, then given real or random ones."""
 
 import copy
+import difflib
+import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,10 +13,11 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
-from llm_profile.errors import UsageError, one_line
+from llm_profile.config_errors import dtype_problem, explained
+from llm_profile.errors import UsageError
 
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -62,19 +65,38 @@ class ModelOptions:
 def make_config(fields: Mapping[str, Any]) -> Any:
     """A transformers configuration from the fields of a config.json. Raises UsageError for a type it does not know."""
     model_type = fields.get("model_type")
+    if model_type is None:
+        raise UsageError(
+            f"--model: its config.json has no model_type, which says how to read it; {_type_advice(fields)}"
+        )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=2)
+        meant = f"did you mean {' or '.join(near)}? If not, a" if near else "a"
         raise UsageError(
             f"--model: transformers {transformers.__version__} does not know model type {model_type!r}; "
-            "a newer transformers may"
+            f"{meant} newer transformers may"
         )
     if model_type in UNSUPPORTED:
         raise UsageError(f"--model: {model_type} is not supported: {UNSUPPORTED[model_type]}")
+    if problem := dtype_problem(fields):
+        raise UsageError(f"--model: {problem}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(fields)))
         return _of_decoder(config)
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
-        raise UsageError(f"--model: its config.json is refused by transformers: {one_line(error)}") from error
+        raise UsageError(f"--model: its config.json is refused by transformers: {explained(error, fields)}") from error
+
+
+def _type_advice(fields: Mapping[str, Any]) -> str:
+    """How to mend a config.json without a model_type: its architectures may tell it."""
+    named = fields.get("architectures")
+    for name in named if isinstance(named, list) else []:
+        types = [kind for kind, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if class_name == name]
+        if types:  # several may share a class, which has the name of one
+            own = next((kind for kind in types if name.lower().startswith(kind.replace("_", ""))), types[0])
+            return f'add "model_type": "{own}", that of {name}'
+    return 'add one, such as "model_type": "llama"'
 
 
 def _of_decoder(config: Any) -> Any:
@@ -196,8 +218,15 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
             model: nn.Module = _build(copy.deepcopy(config), **arguments)
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
-        raise UsageError(f"--model: it cannot be built: {one_line(error)}") from error
+        raise UsageError(f"--model: it cannot be built: {explained(error, _fields_of(config))}") from error
     return model
+
+
+def _fields_of(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, as far as its class can write them down."""
+    with suppress(Exception):
+        return dict(config.to_dict())
+    return {}
 
 
 def _build(config: Any, **arguments: Any) -> nn.Module:

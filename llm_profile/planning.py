@@ -11,11 +11,12 @@ from typing import Any
 
 from llm_profile.architectures import ARCHITECTURES
 from llm_profile.backends.base import GRAPHS
+from llm_profile.config_names import POSITION_FIELDS, WorkedOut, field_of_decoder
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
 from llm_profile.footprint import memory_bytes
 from llm_profile.grid import GRIDS
-from llm_profile.hub import ModelSource, find_model
+from llm_profile.hub import ModelSource, find_model, folder_name
 from llm_profile.journal import read_journal
 from llm_profile.paths import TablePaths
 from llm_profile.provenance import short_device_name
@@ -59,7 +60,7 @@ def hardware_name(request: Request) -> str:
 
 def table_name(request: Request, source: ModelSource) -> str:
     """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
-    return request.model_name or (source.path.resolve().name if source.path is not None else source.name)
+    return request.model_name or (folder_name(source.path) if source.path is not None else source.name)
 
 
 def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
@@ -73,7 +74,11 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
     not ours or cannot be written.
     """
-    blocks = _text_config(source.config).get("num_hidden_layers")
+    if source.config.get("model_type") is None:
+        from llm_profile.model import make_config  # which refuses it; imports torch
+
+        make_config(source.config)
+    blocks = _field(source.config, "num_hidden_layers")
     _check_depth("--num-layers", request.num_layers, blocks)
     _check_writable(paths.csv)
     table = _table_there(request, paths)
@@ -114,8 +119,8 @@ def model_record(source: ModelSource) -> dict[str, Any]:
 
 def longest_trained(config: Mapping[str, Any]) -> int | None:
     """Positions that a model was made for, None where its configuration does not say."""
-    value = _text_config(config).get("max_position_embeddings")
-    return value if isinstance(value, int) else None
+    values = (_field(config, name) for name in POSITION_FIELDS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def learned_positions(config: Mapping[str, Any]) -> int | None:
@@ -172,9 +177,14 @@ def _unusual_points(source: ModelSource, laid_out: Plan) -> Iterator[str]:
         yield text if known_type else f"{text}, or left out where positions are learned"
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
+def _field(config: Mapping[str, Any], name: str) -> Any:
+    """A field of a configuration as transformers reads it; None if unknown. Raises UsageError as the run would."""
+    try:
+        return field_of_decoder(config, name)
+    except WorkedOut:
+        from llm_profile.model import make_config  # imports torch, which takes seconds
+
+        return getattr(make_config(config).get_text_config(decoder=True), name, None)
 
 
 def _check_depth(option: str, asked: int | None, blocks: Any) -> None:

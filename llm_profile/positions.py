@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-POSITION_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
-"""Fields of configurations that declare the number of positions."""
+from llm_profile.config_names import POSITION_FIELDS
 
 POSITION_NAME = re.compile(r"pos(ition|_)", re.IGNORECASE)
 """What says of a tensor that is no weight, or of its module, that it is a table of positions."""

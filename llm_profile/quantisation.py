@@ -16,6 +16,14 @@ def quantisation_fields(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return fields
 
 
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json as if its weights were plain."""
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    if isinstance(inner := plain.get("text_config"), Mapping):
+        plain["text_config"] = without_quantisation(inner)
+    return plain
+
+
 def method_of(fields: Mapping[str, Any]) -> str:
     """`fp8`, `gptq`, ...: old configurations of bitsandbytes have its switches alone."""
     by_switch = "bitsandbytes" if fields.get("load_in_8bit") or fields.get("load_in_4bit") else "unknown"

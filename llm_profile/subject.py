@@ -10,10 +10,19 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_profile.blocks import Kept
+from llm_profile.code_names import unread_lists
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.expert_load import expert_load
 from llm_profile.layers import Layout, expert_modules, walk
-from llm_profile.model import ModelOptions, check_attention, choose_blocks, dummy_model, make_config, resolve_dtype
+from llm_profile.model import (
+    ModelOptions,
+    check_attention,
+    choose_blocks,
+    depth,
+    dummy_model,
+    make_config,
+    resolve_dtype,
+)
 from llm_profile.model_errors import place, told_in_a_line
 from llm_profile.passes import PassRunner
 from llm_profile.positions import learned_positions
@@ -50,7 +59,7 @@ class SubjectOptions:
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
     load: loads the real weights of the kept blocks, None for dummy ones.
     max_input, max_total: the largest pass that will be run. allow_slow_path: measure layers that run slowly for want of
-    a kernel; if not, they are refused.
+    a kernel; if not, they are refused. notice: what the user should know of the weights.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +71,7 @@ class SubjectOptions:
     sdpa_backend: str = "auto"
     routing: str = "balanced"
     allow_slow_path: bool = False
+    notice: str | None = None
 
 
 @contextmanager
@@ -98,6 +108,7 @@ class Subject:
         full_config = make_config(options.config)
         full_model = full_model_of(full_config, options.model)
         kept = choose_blocks(full_model, options.model)
+        self.unread_lists = unread_lists(full_model, depth(full_config))
         self.model = (options.load or dummy_model)(full_config, options.model, kept)
         self.code = code_id(self.model)
         self.device = next(self.model.parameters()).device
@@ -197,7 +208,12 @@ class Subject:
     @property
     def notices(self) -> list[str]:
         """What the user should know of the model, a line each."""
-        said = []
+        said = [self.options.notice] if self.options.notice else []
+        if self.unread_lists:
+            said.append(
+                f"its config.json has an entry a block in {', '.join(self.unread_lists)}, which the code of a "
+                f"{self.options.config.get('model_type')} does not read: blocks are made alike whatever it says"
+            )
         if self.decompressed:
             dtype = str(self.dtype).removeprefix("torch.")
             said.append(f"transformers decompresses the weights at their first use: products are those of {dtype}")

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from llm_profile.blocks import blocks_of_each_kind, find_kinds, find_stacks, first_blocks
 from llm_profile.cache import InPlaceCache
-from llm_profile.model import ModelOptions, dummy_model, meta_model
+from llm_profile.code_names import unread_lists
+from llm_profile.model import ModelOptions, dummy_model, make_config, meta_model
 from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import DEPTH, tiny_config
@@ -78,3 +79,64 @@ def test_keys_and_values_that_blocks_share_come_from_a_kept_block(tmp_path: Path
         pytest.skip("this release of transformers shares keys and values in another way")
     needed = {module.kv_shared_layer_index for module in attention if module.kv_shared_layer_index is not None}
     assert needed and needed <= set(kept)
+
+
+def kinds_of_type(model_type: str, **fields: Any) -> tuple[list[str], list[str]]:
+    """The kinds of a tiny model's blocks, and the lists of its configuration that its code does not read."""
+    full: Any = meta_model(make_config(tiny_config(model_type).to_dict() | fields))
+    (stack,) = find_stacks(full)
+    return find_kinds(full, stack), unread_lists(full, DEPTH)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"layer_inter_size": [128, 128, 128, 96, 96, 96]},
+        {"heads_by_layer": [4, 4, 2, 2, 4, 4], "pruned": [True, False] * 3},
+        {"mlp_layer_types": ["dense", "sparse"] * 3},
+        {"block_configs": [{"ffn": 128}] * 5 + [{"ffn": 64}]},
+        {"attention_layers": ["global", "local"] * 3},
+        {"widths": list(range(DEPTH))},
+    ],
+)
+def test_lists_that_a_model_does_not_read_make_no_kinds_and_are_told(lists: dict[str, Any]) -> None:
+    kinds, unread = kinds_of_type("llama", **lists)
+    assert set(kinds) == {"block"}
+    assert unread == sorted(lists)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "number"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0] * 3}, 2),
+        ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"] * 3}, 2),
+        ("gpt_neo", {"attention_types": [[["global", "local"], DEPTH // 2]]}, 2),
+        ("lfm2_moe", {"layer_types": ["conv", "conv", "full_attention"] * 2}, 3),
+        ("llama", {"all_alike": [128] * DEPTH, "too_short": [1, 2]}, 1),
+    ],
+)
+def test_lists_that_a_model_reads_make_kinds(model_type: str, fields: dict[str, Any], number: int) -> None:
+    kinds, unread = kinds_of_type(model_type, **fields)
+    assert len(set(kinds)) == number
+    assert unread == []
+
+
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_next", "deepseek_v4", "granitemoehybrid", "jamba", "zamba2", "llama4_text"]
+)
+def test_no_type_has_lists_of_its_own_that_it_does_not_read(model_type: str) -> None:
+    assert kinds_of_type(model_type)[1] == []
+
+
+def test_lists_that_are_not_read_are_told_of_the_subject() -> None:
+    subject = Subject(
+        SubjectOptions(
+            tiny_config("llama").to_dict() | {"layer_inter_size": [128, 96] * 3},
+            ModelOptions(1, "cpu", "float32"),
+            4,
+            4,
+        )
+    )
+    subject.close()
+    (told,) = subject.notices
+    assert "layer_inter_size" in told and "llama does not read" in told

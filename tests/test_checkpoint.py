@@ -216,6 +216,7 @@ def test_cut_file_is_refused(llama: Any, llama_file: Path) -> None:
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {"lm_head.weight": "../secret.safetensors"}}'])
 def test_broken_index_is_refused(llama: Any, llama_file: Path, index: str) -> None:
+    (llama_file / "model.safetensors").unlink()
     (llama_file / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UsageError, match="is no index of shards"):
         load_llama(llama_file, llama)

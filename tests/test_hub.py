@@ -579,3 +579,24 @@ def test_imports_no_torch_and_no_hub_for_the_table() -> None:
 def test_every_table_name_can_be_found() -> None:
     for model_id in catalog.MODELS:
         assert find_model(model_id, load_format="dummy").origin == "table"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{\n "model_type": "llama",\n "hidden_size": 64,\n}', r"is no JSON: .* at line [34], column"),
+        (b'{\n "model_type": "llama"\n "hidden_size": 64\n}', r"is no JSON: .* at line 3, column 2"),
+        (b'{\n// a comment\n"model_type": "llama"}', r"is no JSON: .* at line 2, column 1"),
+        (b"", r"is no JSON: .* at line 1, column 1"),
+        (b"[" * 100_000, r"nested too deeply"),
+        (b'{"model_type": "\xff"}', r"cannot be read \(.*utf-8"),
+        (b"[1]", r"holds a list where a JSON object has to be"),
+        (b"null", r"holds null where"),
+        (b"Infinity", r"holds a number where"),
+    ],
+)
+def test_a_broken_config_is_told_by_its_line(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=told) as refused:
+        find_model(str(tmp_path), load_format="dummy")
+    assert "\n" not in str(refused.value)

@@ -18,9 +18,20 @@ NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement",
 
 LEVELS: tuple[set[str], ...] = (
     # what is below nothing else of the house comes first; a module may import from earlier levels and its own
-    {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download"},
+    {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download", "config_names"},
     {"architectures", "footprint", "model_errors"},
-    {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate", "patches"},
+    {
+        "storage",
+        "code_names",
+        "config_errors",
+        "paths",
+        "provenance",
+        "records",
+        "hub",
+        "backends.base",
+        "estimate",
+        "patches",
+    },
     {"transformers_names"},
     {
         "journal",
@@ -44,6 +55,7 @@ LEVELS: tuple[set[str], ...] = (
         "slow_path",
         "expert_load",
         "checkpoint",
+        "stored_shapes",
         "remote_code",
         "trace",
         "session",

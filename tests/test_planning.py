@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_profile import planning
+from llm_profile.errors import UsageError
 from llm_profile.hub import ModelSource
 from llm_profile.planning import plan_lines
 from llm_profile.request import Request, Scaling
@@ -181,3 +182,74 @@ def test_longer_than_trained_is_one_warning_for_points_that_run() -> None:
     unrunnable = plan(Sweep("both", 12, 12), learned_positions=12)
     assert list(unrunnable.unrunnable) == [SweepPoint(1, 12)]
     assert planning.beyond_training(nested, unrunnable) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 4},
+        {"model_type": "mpt", "n_layers": 4},
+        {"model_type": "llava", "text_config": {"model_type": "gpt2", "n_layer": 4}},
+        {"model_type": "nemotron_h", "hybrid_override_pattern": "M*M-"},
+        {"model_type": "bart", "encoder_layers": 60, "decoder_layers": 4, "is_decoder": True},
+    ],
+)
+def test_a_plan_refuses_more_blocks_than_there_are_by_any_name(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="--num-layers 50: the model has 4 blocks; use 1 to 4"):
+        lines(tmp_path, str(tmp_path), num_layers=50)
+    lines(tmp_path, str(tmp_path), num_layers=4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 4, "n_positions": 10},
+        {"model_type": "mpt", "n_layers": 4, "max_seq_len": 10},
+        {"model_type": "whisper", "decoder_layers": 4, "max_target_positions": 10},
+        {"model_type": "llava", "text_config": {"model_type": "gpt2", "n_positions": 10}},
+    ],
+)
+def test_a_plan_tells_positions_by_any_name(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = lines(tmp_path, str(tmp_path), sweep=Sweep("both", 12, 12))
+    assert any("5 of 24 points go beyond the model's 10 positions" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "name"),
+    [
+        ("somewhere/0123abc", "my-granite", "my-granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "my-granite", "my-granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "hub/models--ibm--granite/snapshots/0123abc", "ibm/granite"),
+        ("hub/models--ibm--granite/snapshots/0123abc", "hub/models--ibm--granite/snapshots/0123abc/", "ibm/granite"),
+        ("hub/models--gpt2/snapshots/0123abc", "hub/models--gpt2/snapshots/0123abc", "gpt2"),
+        ("snapshots/0123abc", "./snapshots/0123abc", "0123abc"),
+        ("one/two", "one/two/.", "two"),
+        ("one/two", "one/two/../two", "two"),
+    ],
+)
+def test_a_folder_goes_by_its_own_last_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, given: str, name: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
+    if not (tmp_path / given).exists():
+        (tmp_path / given).symlink_to(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    assert f"table: H200/{name}.csv" in lines(Path("."), f"./{given}")
+
+
+def test_dots_lead_to_the_name_of_where_they_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    (snapshot / "inner").mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
+    for place, given in ((snapshot, "."), (snapshot / "inner", "..")):
+        monkeypatch.chdir(place)
+        assert f"table: {tmp_path}/H200/org/name.csv" in lines(tmp_path, given)
+
+
+def test_a_plan_refuses_a_config_without_a_type_as_the_run_does(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"], "num_hidden_layers": 2}))
+    with pytest.raises(UsageError, match=r'no model_type.*"opt"'):
+        lines(tmp_path, str(tmp_path))

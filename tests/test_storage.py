@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedConfig
 
 from llm_profile.errors import UsageError
 from llm_profile.storage import locked, storage_errors, to_json, write_whole
@@ -102,3 +103,18 @@ def test_no_token_gets_into_a_file() -> None:
     assert token not in text
     assert json.loads(text)["reason"] == "refused\nhf_***."
     assert to_json({"kernel": "hf_gemm_bf16_128x128"}) == '{"kernel":"hf_gemm_bf16_128x128"}'
+
+
+@pytest.mark.parametrize("text", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_numbers_that_json_has_not_are_read_as_they_were_written(text: str) -> None:
+    """As transformers writes and reads them; two files are alike where the numbers are."""
+    value = json.loads(f'{{"limit": [0.0, {text}], "deep": {{"x": {text}}}}}')
+    written = to_json(value)
+    name = "Infinity" if text == "1e999" else text
+    assert json.loads(written, parse_constant=pytest.fail) == {
+        "limit": [0.0, {"__float__": name}],
+        "deep": {"x": {"__float__": name}},
+    }
+    assert to_json(json.loads(written)) == written
+    decoded = PreTrainedConfig._decode_special_floats(json.loads(written))
+    assert repr(decoded) == repr(value)
