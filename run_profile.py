@@ -122,6 +122,8 @@ def measure_table(
 def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, writer: TableWriter) -> None:
     """Run the measuring loop over the points that are not in the table yet, then write the table."""
     table, grid = writer.table, GRIDS[request.sweep.grid]
+    for text in table.notices:
+        summary.notice(text)
     left, most = grid.left(laid_out.left(()), table.records)
     summary.notice(summary.resuming_text(left, most))
     rule = StoppingRule(request.repeat, request.precision)

@@ -39,7 +39,7 @@ from llm_profile.scaling import Scaling, average_factor
 from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.table import LatencyTable, is_as_written
 from llm_profile.validate import measure_fitted, run_validation, validate
 
 __all__ = [
@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_scaling(arguments)
     table = LatencyTable.read(arguments.csv)
+    for text in table.notices:
+        summary.notice(text)
     device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
     token = arguments.hf_token or os.environ.get("HF_TOKEN") or None
     return validate_table(table, arguments.csv, wanted, device, token, arguments.trust_remote_code)
@@ -145,8 +147,11 @@ def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling
         over_tolerance = told["over_tolerance"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    scaled = scaling_paths(csv_path, wanted.output)[1].csv
-    if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.exists():
+    scaled = scaling_paths(csv_path, wanted.output)[1]
+    if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.csv.exists():
+        return None
+    if not is_as_written(scaled):
+        summary.notice(f"{scaled.csv} is damaged: its checksum is not that of {scaled.meta.name}; it is made anew")
         return None
     return EXIT_OVER_TOLERANCE if over_tolerance else EXIT_COMPLETE
 

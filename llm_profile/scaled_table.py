@@ -14,7 +14,7 @@ from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
 from llm_profile.scaling import Scaling
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import CSV_HEADER, LatencyTable, write_csv
+from llm_profile.table import CSV_HEADER, LatencyTable
 
 SCALED_COLUMN = "scaled_latency(ns)"
 
@@ -95,6 +95,7 @@ def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: Tab
     a column more; the rows file has scaled statistics either way."""
     column = SCALED_COLUMN if measured else CSV_HEADER[-1]
     scaled.meta["scaling"]["column"] = column
-    scaled.write(paths)
+    frame = scaled.to_frame()
     if measured:
-        write_csv(paths.csv, measured.to_frame().assign(**{SCALED_COLUMN: scaled.to_frame()[CSV_HEADER[-1]]}))
+        frame = measured.to_frame().assign(**{SCALED_COLUMN: frame[CSV_HEADER[-1]]})
+    scaled.write(paths, frame)

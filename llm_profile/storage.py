@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -47,6 +48,23 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def without_tokens(text: str) -> str:
     """`text` with what looks like an access token left out."""
     return TOKEN.sub(r"\1_***", text)
+
+
+def sha256_of(content: bytes) -> str:
+    """Checksum of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def from_json(content: bytes) -> Any:
+    """The value of a JSON file. Raises ValueError for what is none, `NaN` and lists in thousands of lists included."""
+    try:
+        return json.loads(content, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def sync_folder(folder: Path) -> None:
