@@ -36,7 +36,7 @@ from llm_profile.report import ValidationReport
 from llm_profile.report_text import print_report
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
 from llm_profile.scaling import Scaling, average_factor
-from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
+from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling, validation_device
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable, is_as_written
@@ -134,7 +134,8 @@ def _run(arguments: argparse.Namespace) -> int:
     table = LatencyTable.read(arguments.csv)
     for text in table.notices:
         summary.notice(text)
-    device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
+    refuse_scaled(table)
+    device = validation_device(arguments.device, table.meta["clock"], wanted.runtime)
     token = arguments.hf_token or os.environ.get("HF_TOKEN") or None
     return validate_table(table, arguments.csv, wanted, device, token, arguments.trust_remote_code)
 

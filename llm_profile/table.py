@@ -291,6 +291,11 @@ def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return texts
 
 
+def differing_conditions(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the conditions `now` differs in those of a table, `known`; others of a table are not looked at."""
+    return _differing({name: value for name, value in known.items() if name in now}, now)
+
+
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{name} is {_shown(name, old)} there and {_shown(name, new)} now"

@@ -2,6 +2,7 @@ import csv
 import inspect
 import io
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -449,6 +450,50 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, na
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
     assert real_model == []
+
+
+@pytest.mark.parametrize(
+    ("clock", "argv", "complaint"),
+    [
+        ("gpu-kernel", ["--device", "tpu"], "--device tpu: use cuda, cuda:N or cpu"),
+        ("gpu-kernel", ["--device", ""], "--device : use cuda, cuda:N or cpu"),
+        ("gpu-kernel", ["--device", "cuda:-1"], "--device cuda:-1: use"),
+        ("gpu-kernel", ["--device", "cuda:00"], "--device cuda:00: use"),
+        ("gpu-kernel", ["--device", "cuda:4294967296"], "--device cuda:4294967296: use"),
+        ("gpu-kernel", ["--device", "fake"], "--device fake: use cuda"),
+        ("gpu-kernel", ["--device", "cpu"], "clock is gpu-kernel there and cpu-wall now; use --device cuda"),
+        ("cpu-wall", ["--device", "cuda"], "clock is cpu-wall there and gpu-kernel now; use --device cpu"),
+        ("cpu-wall", ["--scaling-runtime", "cuda-graph"], "a CPU has no CUDA graphs; use --scaling-runtime eager"),
+        ("fake", [], "its clock is fake, so there is no real model"),
+        ("fake", ["--device", "cpu"], "its clock is fake, so there is no real model"),
+        ("predicted-ns", ["--device", "cuda"], "its clock is predicted-ns, so there is no real model"),
+    ],
+)
+def test_devices_that_a_table_cannot_be_held_against(tmp_path, real_model, capsys, clock, argv, complaint):
+    table = make_table()
+    table.meta["clock"] = clock
+    before = contents(tmp_path)
+    assert main(["--csv", str(write_table(tmp_path, table)), *GRID, *argv]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+    assert real_model == [] and before.items() <= contents(tmp_path).items()
+
+
+def test_a_refused_device_is_told_before_torch_is_imported(tmp_path):
+    script = (
+        "import sys, validation; code = validation.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    )
+    argv = ["--csv", str(write_table(tmp_path)), *GRID, "--device", "tpu"]
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+
+
+def test_a_damaged_csv_is_told_and_its_rows_are_used(tmp_path, real_model, capsys):
+    source = write_table(tmp_path)
+    source.write_bytes(source.read_bytes()[:5000])
+    assert main(["--csv", str(source), *GRID]) == 0
+    assert "fake.csv is damaged: its checksum" in capsys.readouterr().err
+    assert len(read_csv(source.with_name("fake-scaled.csv"))) == len(ROWS) * (256 + 320)
 
 
 def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):
