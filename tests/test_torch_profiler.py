@@ -428,9 +428,9 @@ def test_kernels_that_run_side_by_side_are_marked(device: Device, backend: Torch
     assert found[SweepPoint(70, 0)].notes == ("kernels overlap",)
 
 
-def test_no_kernels_at_all_is_a_bug_not_a_zero(device: Device, backend: TorchProfilerBackend) -> None:
+def test_no_kernels_at_all_is_an_error_not_a_zero(device: Device, backend: TorchProfilerBackend) -> None:
     device.kernel = lambda *_args: None  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="no kernels"):
+    with pytest.raises(UsageError, match="no kernels"):
         list(backend.sample([SweepPoint(1, 0)], StoppingRule(), warmup=1))
 
 
