@@ -31,7 +31,7 @@ from typing import Any
 from llm_profile import request, summary
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
-from llm_profile.estimate import Estimate, Pair, check_pairs
+from llm_profile.estimate import Estimate, Pair, check_pairs, whole_pairs
 from llm_profile.report import ValidationReport
 from llm_profile.report_text import print_report
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
@@ -66,8 +66,10 @@ def compute_average_scaling_factor(
 
     measured: wall times of real steps in nanoseconds, per repeat: prefill at (n, 0), decode at (1, k). Decode steps
     that were not timed are interpolated. pairs: (input length, output length) in tokens. depth: blocks that the real
-    model had (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair.
+    model had (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair, and
+    for values that are no positive numbers.
     """
+    pairs = whole_pairs(pairs)
     check_pairs(pairs, table.records, table.missing)
     steps = measured if isinstance(measured, MeasuredSteps) else MeasuredSteps.of(measured)
     return average_factor(Estimate.of(table, depth), steps, pairs)
@@ -88,7 +90,7 @@ def apply_scaling_to_latency_csv(
     add a `scaled_latency(ns)` column. details: kept in the metadata's `scaling` (runtime, errors).
 
     The measured table is never touched. Raises UsageError for a table that is scaled already, for an output that would
-    replace a measured one, and for a factor that is not positive.
+    replace a measured one, for factors outside 1e-6 to 1e6, and for latencies that no table can hold.
     """
     source, target = scaling_paths(csv_path, output_path)
     table = LatencyTable.read(source.csv)

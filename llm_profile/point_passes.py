@@ -23,8 +23,8 @@ MOST_UNMATCHED = 3
 """So many replays that do not match for each that does, and a point is timed eagerly."""
 
 NO_EVENTS = (
-    "the profiler recorded no kernels{at}: most likely another one holds the GPU's events, which go to one at a time; end "
-    "nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
+    "the profiler recorded no kernels{at}: most likely another one holds the GPU's events, which go to one at a time; "
+    "end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
 )
 """Said where a session ends without events. at: where in the sweep."""
 

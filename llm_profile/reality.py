@@ -272,8 +272,8 @@ def open_reality(
         check_cuda(device)
     if differing := differing_conditions(table.meta["conditions"], machine_conditions(torch.device(device))):
         raise UsageError(
-            f"--csv: the table was measured under other conditions: {'; '.join(differing)}; validate it under the same, "
-            "or measure it anew with run_profile.py"
+            f"--csv: the table was measured under other conditions: {'; '.join(differing)}; validate it under the "
+            "same, or measure it anew with run_profile.py"
         )
     if device.startswith("cuda"):
         gc.collect()  # an earlier, shallower model may still hold memory

@@ -237,7 +237,7 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
 
 
 def is_as_written(paths: TablePaths) -> bool:
-    """Whether a CSV has the checksum that its metadata says; without one, any has. Raises as `read_meta`, and OSError."""
+    """Whether a CSV has the checksum that its metadata says; without one, any has. Raises UsageError and OSError."""
     wanted = (read_meta(paths) or {}).get("sha256", {}).get("csv")
     return wanted is None or not paths.csv.exists() or sha256_of(paths.csv.read_bytes()) == wanted
 

@@ -163,7 +163,9 @@ def test_a_kernel_keeps_its_number_in_later_runs(tmp_path: Path) -> None:
 def test_a_journal_of_before_the_checksums_is_read_and_continued(tmp_path: Path) -> None:
     path = tmp_path / "j"
     whole = written(path)
-    old = [json.dumps({k: v for k, v in json.loads(line).items() if k != "crc32"}) + "\n" for line in whole.splitlines()]
+    old = [
+        json.dumps({k: v for k, v in json.loads(line).items() if k != "crc32"}) + "\n" for line in whole.splitlines()
+    ]
     reference = read_journal(path)
     path.write_text("".join(old))
     contents = read_journal(path)

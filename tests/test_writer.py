@@ -401,7 +401,9 @@ def test_a_damaged_csv_is_named_and_written_anew(
 ) -> None:
     paths = measure(tmp_path, POINTS)
     if not with_checksums:  # tables of before
-        paths.meta.write_text(json.dumps({k: v for k, v in json.loads(paths.meta.read_text()).items() if k != "sha256"}))
+        paths.meta.write_text(
+            json.dumps({k: v for k, v in json.loads(paths.meta.read_text()).items() if k != "sha256"})
+        )
     before = content(paths)
     wrong = damage(before[paths.csv.name])
     paths.csv.write_bytes(wrong)
