@@ -36,7 +36,13 @@ from llm_profile.report import ValidationReport
 from llm_profile.report_text import print_report
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
 from llm_profile.scaling import Scaling, average_factor
-from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling, validation_device
+from llm_profile.scaling_options import (
+    OneLineParser,
+    add_scaling_arguments,
+    named_path,
+    parse_scaling,
+    validation_device,
+)
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import LatencyTable, is_as_written
@@ -111,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance.",
     )
-    parser.add_argument("--csv", type=Path, required=True, help="the measured table")
+    parser.add_argument("--csv", type=named_path, required=True, help="the measured table")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: what the table was measured on)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--hf-token", help="access token of the Hugging Face hub (default: HF_TOKEN)")

@@ -1,5 +1,6 @@
 """What can go wrong for a user, and the exit code that says so (README, "Exit codes")."""
 
+from contextlib import suppress
 from decimal import Decimal
 from math import nan
 from numbers import Real
@@ -46,11 +47,9 @@ def number_between(what: str, value: object, least: float, most: float) -> float
     Raises UsageError, naming it, for what is no number or lies outside `least`..`most`.
     """
     number = nan
-    if isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        try:
+    if type(value) is not bool and isinstance(value, Real | Decimal):
+        with suppress(OverflowError, ValueError):  # a whole number beyond any float, a signalling nan
             number = float(value)
-        except (OverflowError, ValueError):  # a whole number beyond any float, a signalling nan
-            number = nan
     if not least <= number <= most:
         raise UsageError(f"{what} {shown(value)}: must be a number from {least:g} to {most:g}")
     return number

@@ -12,6 +12,7 @@ from llm_profile.measurement import Measurement
 from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
 from llm_profile.scaling import Scaling
+from llm_profile.storage import storage_errors
 from llm_profile.sweep import SweepPoint
 from llm_profile.table import CSV_HEADER, LatencyTable
 
@@ -33,7 +34,8 @@ def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -
     target = TablePaths.beside(
         Path(output_path) if output_path is not None else source.csv.with_name(f"{source.csv.stem}-scaled.csv")
     )
-    taken = any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target)
+    with storage_errors("write", target.csv):
+        taken = any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target)
     if taken or target.csv.absolute() == source.csv.absolute():
         raise UsageError(f"{target.csv}: holds something other than a scaled table; choose another --scaling-output")
     return source, target

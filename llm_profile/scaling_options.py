@@ -24,6 +24,13 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
+def named_path(text: str) -> Path:
+    """A path of the command line; an empty one would be the current folder. Raises ArgumentTypeError for that."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; leave the option out, or give one")
+    return Path(text)
+
+
 def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say how a table is held against the real model; run_profile.py has the same."""
     group = parser.add_argument_group("scaling", "how the table is held against the real model, and corrected")
@@ -52,7 +59,12 @@ def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
         help="held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
         "(default %(default)s)",
     )
-    add("--scaling-output", type=Path, metavar="CSV", help="the scaled table (default: <model>-scaled.csv beside it)")
+    add(
+        "--scaling-output",
+        type=named_path,
+        metavar="CSV",
+        help="the scaled table (default: <model>-scaled.csv beside it)",
+    )
     add("--scaling-add-new-col", action="store_true", help="keep latency(ns) and add a scaled_latency(ns) column")
 
 

@@ -23,6 +23,9 @@ ADVICE = {
 }
 """What a user can do about an error of the file system."""
 
+LONGEST_SHOWN = 300
+"""Characters of a path that an error shows."""
+
 TOKEN = re.compile(r"(hf|api_org)_[A-Za-z0-9]{20,}")
 """Access tokens of the Hugging Face hub: a prefix and 34 letters or digits."""
 
@@ -33,9 +36,9 @@ def storage_errors(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "mend that")
+        advice, why = ADVICE.get(error.errno or 0, "mend that"), error.strerror or error
         raise UsageError(
-            f"cannot {verb} {path}: {error.strerror or error}; {advice}, or choose another folder with --output-dir"
+            f"cannot {verb} {str(path)[:LONGEST_SHOWN]}: {why}; {advice}, or choose another folder with --output-dir"
         ) from error
 
 
@@ -90,7 +93,8 @@ def write_whole(path: Path, data: bytes) -> None:
     with storage_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "wb") as file:
+            unfinished.unlink(missing_ok=True)  # of a run that was killed, or a link to elsewhere
+            with open(unfinished, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
