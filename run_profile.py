@@ -39,6 +39,7 @@ from llm_profile.measurement import StoppingRule
 from llm_profile.paths import TablePaths
 from llm_profile.profiler import measure
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
+from llm_profile.scaling_options import named_path
 from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
 from llm_profile.table import LatencyTable
 from llm_profile.writer import TableWriter
@@ -122,6 +123,8 @@ def measure_table(
 def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, writer: TableWriter) -> None:
     """Run the measuring loop over the points that are not in the table yet, then write the table."""
     table, grid = writer.table, GRIDS[request.sweep.grid]
+    for text in table.notices:
+        summary.notice(text)
     left, most = grid.left(laid_out.left(()), table.records)
     summary.notice(summary.resuming_text(left, most))
     rule = StoppingRule(request.repeat, request.precision)
@@ -235,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-name", metavar="NAME", help="name of the table (default: the model's id)")
     add(
         "--output-dir",
-        type=Path,
+        type=named_path,
         default=Path("."),
         metavar="DIR",
         help="where <hardware>/<model>.csv goes (default .)",

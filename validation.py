@@ -31,15 +31,21 @@ from typing import Any
 from llm_profile import request, summary
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
-from llm_profile.estimate import Estimate, Pair, check_pairs
+from llm_profile.estimate import Estimate, Pair, check_pairs, whole_pairs
 from llm_profile.report import ValidationReport
 from llm_profile.report_text import print_report
 from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
 from llm_profile.scaling import Scaling, average_factor
-from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
+from llm_profile.scaling_options import (
+    OneLineParser,
+    add_scaling_arguments,
+    named_path,
+    parse_scaling,
+    validation_device,
+)
 from llm_profile.steps import MeasuredSteps
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.table import LatencyTable, is_as_written
 from llm_profile.validate import measure_fitted, run_validation, validate
 
 __all__ = [
@@ -66,8 +72,10 @@ def compute_average_scaling_factor(
 
     measured: wall times of real steps in nanoseconds, per repeat: prefill at (n, 0), decode at (1, k). Decode steps
     that were not timed are interpolated. pairs: (input length, output length) in tokens. depth: blocks that the real
-    model had (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair.
+    model had (its first so many), None for all. Raises UsageError where the table or the steps do not cover a pair, and
+    for values that are no positive numbers.
     """
+    pairs = whole_pairs(pairs)
     check_pairs(pairs, table.records, table.missing)
     steps = measured if isinstance(measured, MeasuredSteps) else MeasuredSteps.of(measured)
     return average_factor(Estimate.of(table, depth), steps, pairs)
@@ -88,7 +96,7 @@ def apply_scaling_to_latency_csv(
     add a `scaled_latency(ns)` column. details: kept in the metadata's `scaling` (runtime, errors).
 
     The measured table is never touched. Raises UsageError for a table that is scaled already, for an output that would
-    replace a measured one, and for a factor that is not positive.
+    replace a measured one, for factors outside 1e-6 to 1e6, and for latencies that no table can hold.
     """
     source, target = scaling_paths(csv_path, output_path)
     table = LatencyTable.read(source.csv)
@@ -109,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance.",
     )
-    parser.add_argument("--csv", type=Path, required=True, help="the measured table")
+    parser.add_argument("--csv", type=named_path, required=True, help="the measured table")
     parser.add_argument("--device", help="cuda, cuda:N or cpu (default: what the table was measured on)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
     parser.add_argument("--hf-token", help="access token of the Hugging Face hub (default: HF_TOKEN)")
@@ -132,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_scaling(arguments)
     table = LatencyTable.read(arguments.csv)
-    device = arguments.device or ("cuda" if table.meta["clock"] == "gpu-kernel" else "cpu")
+    for text in table.notices:
+        summary.notice(text)
+    refuse_scaled(table)
+    device = validation_device(arguments.device, table.meta["clock"], wanted.runtime)
     token = arguments.hf_token or os.environ.get("HF_TOKEN") or None
     return validate_table(table, arguments.csv, wanted, device, token, arguments.trust_remote_code)
 
@@ -145,8 +156,11 @@ def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling
         over_tolerance = told["over_tolerance"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    scaled = scaling_paths(csv_path, wanted.output)[1].csv
-    if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.exists():
+    scaled = scaling_paths(csv_path, wanted.output)[1]
+    if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.csv.exists():
+        return None
+    if not is_as_written(scaled):
+        summary.notice(f"{scaled.csv} is damaged: its checksum is not that of {scaled.meta.name}; it is made anew")
         return None
     return EXIT_OVER_TOLERANCE if over_tolerance else EXIT_COMPLETE
 

@@ -1,5 +1,10 @@
 """What can go wrong for a user, and the exit code that says so (README, "Exit codes")."""
 
+from contextlib import suppress
+from decimal import Decimal
+from math import nan
+from numbers import Real
+
 EXIT_COMPLETE = 0
 EXIT_USAGE = 2
 EXIT_POINTS_MISSING = 3
@@ -38,3 +43,25 @@ def check_at_least_one(field: str, value: int) -> None:
     """Raise UsageError for a field of a config.json that makes no model when it is less."""
     if value < 1:
         raise UsageError(f"--model: its {field} is {value}, and has to be at least 1; mend its config.json")
+
+
+def number_between(what: str, value: object, least: float, most: float) -> float:
+    """A number that a caller gave, of whatever type (numpy's and Decimal too), as a float.
+
+    Raises UsageError, naming it, for what is no number or lies outside `least`..`most`.
+    """
+    number = nan
+    if type(value) is not bool and isinstance(value, Real | Decimal):
+        with suppress(OverflowError, ValueError):  # a whole number beyond any float, a signalling nan
+            number = float(value)
+    if not least <= number <= most:
+        raise UsageError(f"{what} {shown(value)}: must be a number from {least:g} to {most:g}")
+    return number
+
+
+def shown(value: object) -> str:
+    """A value as an error names it."""
+    try:
+        return one_line(repr(value), 80)
+    except ValueError:  # whole numbers of thousands of digits
+        return f"of type {type(value).__name__}"

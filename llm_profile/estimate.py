@@ -11,12 +11,13 @@ sorts of rows are told apart, because consumers look them up at different points
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, shown
 from llm_profile.sweep import SweepPoint
 
 if TYPE_CHECKING:
@@ -66,6 +67,30 @@ def decode_lens(pair: Pair) -> range:
     """Cache lengths of a pair's decode steps: step j = 1..output-1 finds input + j - 1 tokens in the cache."""
     input_len, output_len = pair
     return range(input_len, input_len + output_len - 1)
+
+
+def whole_pairs(pairs: Iterable[Sequence[int]]) -> list[Pair]:
+    """(input, output) pairs that a caller gave, as plain whole numbers; numpy's are taken, too.
+
+    Raises UsageError, naming it, for what is no pair of lengths of at least 1, and where there is none.
+    """
+    try:
+        checked = [_whole_pair(pair) for pair in pairs]
+    except TypeError:
+        raise UsageError(f"pairs {shown(pairs)}: must be a list of (input length, output length)") from None
+    if not checked:
+        raise UsageError("pairs: there is none; give at least one (input length, output length)")
+    return checked
+
+
+def _whole_pair(pair: Sequence[int]) -> Pair:
+    try:
+        input_len, output_len = (index(length) for length in pair if not isinstance(length, bool))
+    except (TypeError, ValueError):
+        input_len = output_len = 0
+    if input_len < 1 or output_len < 1:
+        raise UsageError(f"pair {shown(pair)}: must be two whole numbers of tokens, input and output, of at least 1")
+    return input_len, output_len
 
 
 def check_pairs(pairs: Sequence[Pair], points: Iterable[SweepPoint], missing: Mapping[SweepPoint, str]) -> None:
@@ -159,8 +184,8 @@ class Estimate:
         """
         full = model_depth(table)
         depth = full if depth is None else depth
-        if not 1 <= depth <= full:
-            raise UsageError(f"--scaling-num-layers {depth}: the model has {full} layers; choose 1..{full}")
+        if isinstance(depth, bool) or not isinstance(depth, SupportsIndex) or not 1 <= index(depth) <= full:
+            raise UsageError(f"--scaling-num-layers {shown(depth)}: the model has {full} layers; choose 1..{full}")
         if "block_rows" not in table.meta:
             raise UsageError(f"the table of {table.model} is unfinished; let run_profile.py finish it first")
         if SHARED_POINT not in table.records:

@@ -95,8 +95,15 @@ def find_model(
     """
     if load_format not in LOAD_FORMATS:
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
+    try:
+        folder = Path(model).expanduser()
+        is_model = (folder / "config.json").is_file()
+    except (OSError, RuntimeError) as error:  # too long a name, no right to look, no such user
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--model {model[:80]}: {why}; give a folder with a config.json, or an id of the hub"
+        ) from error
+    if is_model:
         found = _from_folder(model, folder, load_format, revision, allow_pickle)
         return replace(found, trusted=trust_remote_code)
     if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:

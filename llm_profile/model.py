@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass

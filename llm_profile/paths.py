@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 
 LONGEST_PART = 200
 """Bytes of a file or folder name before its ending: file systems allow 255 with it."""
@@ -25,11 +25,14 @@ class TablePaths:
     def of(cls, output_dir: Path, hardware: str, model: str) -> "TablePaths":
         """`<output_dir>/<hardware>/<model>.csv`, with `/` in a model id as folders.
 
-        Raises UsageError for names that could leave `output_dir` or that a file system may not take.
+        Raises UsageError for names that could leave `output_dir`, by a link too, or that a file system may not take.
         """
         _check_name("--hardware", hardware, (hardware,))
         _check_name("--model-name", model, model.split("/"))
-        return cls.beside(output_dir / hardware / f"{model}.csv")
+        paths = cls.beside(output_dir / hardware / f"{model}.csv")
+        for path in (paths.csv, paths.journal, paths.rows, paths.meta, paths.lock):
+            _check_inside(output_dir, path)
+        return paths
 
     @classmethod
     def beside(cls, csv: Path) -> "TablePaths":
@@ -39,6 +42,24 @@ class TablePaths:
         stem = csv.name.removesuffix(".csv")
         endings = (".journal.jsonl", ".rows.parquet", ".meta.json", ".lock")
         return cls(csv, *(csv.with_name(stem + ending) for ending in endings))
+
+
+def _check_inside(output_dir: Path, path: Path) -> None:
+    """Raises UsageError for a path that links lead out of a folder, or to nowhere."""
+    try:
+        path.exists()  # raises for a name that is too long, which resolve does not
+        target = path.resolve()
+        inside = target.is_relative_to(output_dir.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, up to Python 3.12
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise UsageError(
+            f"cannot use {str(path)[:200]}: {why}; choose another --output-dir, --hardware or --model-name"
+        ) from error
+    if not inside:
+        raise UsageError(
+            f"--output-dir {output_dir}: {path} is a link out of it, to {target}; remove the link, or choose another "
+            "--output-dir, --hardware or --model-name"
+        )
 
 
 def _check_name(option: str, name: str, parts: Iterable[str]) -> None:

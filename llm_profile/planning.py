@@ -49,18 +49,21 @@ def hardware_name(request: Request) -> str:
     Raises UsageError where the GPU is not there.
     """
     if not request.device.startswith("cuda"):
-        return request.hardware or request.device.upper()
+        return request.device.upper() if request.hardware is None else request.hardware
     import torch
 
     from llm_profile.backends.torch_profiler import check_cuda
 
     check_cuda(request.device)
-    return request.hardware or short_device_name(torch.cuda.get_device_name(request.device))
+    hardware = request.hardware
+    return short_device_name(torch.cuda.get_device_name(request.device)) if hardware is None else hardware
 
 
 def table_name(request: Request, source: ModelSource) -> str:
     """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
-    return request.model_name or (folder_name(source.path) if source.path is not None else source.name)
+    if request.model_name is not None:
+        return request.model_name
+    return folder_name(source.path) if source.path is not None else source.name
 
 
 def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
@@ -144,8 +147,8 @@ def plan_lines(request: Request) -> list[str]:
     """What the request would do: points, files, memory, time, pairs to validate. Raises UsageError as the run would."""
     source = find_source(request, weights=False)
     laid_out = plan(request.sweep, learned_positions(source.config))
-    hardware = request.hardware or _visible_hardware(request.device)
-    paths = table_paths(request, source, hardware or "hardware")
+    hardware = _visible_hardware(request.device) if request.hardware is None else request.hardware
+    paths = table_paths(request, source, "hardware" if hardware is None else hardware)
     known = check(request, source, paths) & set(laid_out.points)
     runnable = laid_out.left(())
     most = GRIDS[request.sweep.grid].most(len(runnable))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from llm_profile.errors import UsageError
 from llm_profile.measurement import PointSample, RowSample
 from llm_profile.sweep import SweepPoint
 from llm_profile.trace import Kernel, LabelledPass, Labels, kinds, overlap
@@ -20,6 +21,12 @@ OVERLAP_MARK = 0.01
 
 MOST_UNMATCHED = 3
 """So many replays that do not match for each that does, and a point is timed eagerly."""
+
+NO_EVENTS = (
+    "the profiler recorded no kernels{at}: most likely another one holds the GPU's events, which go to one at a time; "
+    "end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
+)
+"""Said where a session ends without events. at: where in the sweep."""
 
 
 @dataclass
@@ -46,12 +53,12 @@ class PointPasses:
     def add(self, labelled: Sequence[LabelledPass], replays: Sequence[list[Kernel]], labels: Labels) -> None:
         """Take in what a session recorded: labelled eager passes and replays. `labels` learn from the former.
 
-        Raises RuntimeError where eager passes have no kernels.
+        Raises UsageError where eager passes have no kernels.
         """
         labelled = [one for one in labelled if one.kernels]
         if self.timed_by == EAGER:
             if not labelled:
-                raise RuntimeError(f"the profiler recorded no kernels at {self.point}")
+                raise UsageError(NO_EVENTS.format(at=f" at {self.point}"))
             self.passes += labelled
             return
         for one in labelled:

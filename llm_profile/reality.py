@@ -21,9 +21,10 @@ from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.loading import profiled_subject
 from llm_profile.passes import PassRunner
+from llm_profile.provenance import device_conditions
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.table import LatencyTable, differing_conditions
 from llm_profile.telemetry import Telemetry, sharing_notice
 
 REPLAYS = 2
@@ -245,6 +246,17 @@ def _batched_runners(
             yield point, runner
 
 
+def machine_conditions(device: torch.device) -> dict[str, Any]:
+    """What of the machine is compared, as a profile on this device has it among its conditions."""
+    if device.type != "cuda":
+        return device_conditions(device)
+    telemetry = Telemetry(pci_bus_id(device))
+    try:
+        return device_conditions(device) | {"driver": telemetry.driver}
+    finally:
+        telemetry.close()
+
+
 REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cuda-graph": GraphReality}
 """`--scaling-runtime`: how the real model is run."""
 
@@ -252,9 +264,18 @@ REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cu
 def open_reality(
     runtime: str, table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
 ) -> Reality:
-    """Load the model that `table` was measured on, with `depth` blocks, under the table's conditions."""
+    """Load the model that `table` was measured on, with `depth` blocks, under the table's conditions.
+
+    Raises UsageError where the machine, or what is installed on it, is another.
+    """
     if device.startswith("cuda"):
         check_cuda(device)
+    if differing := differing_conditions(table.meta["conditions"], machine_conditions(torch.device(device))):
+        raise UsageError(
+            f"--csv: the table was measured under other conditions: {'; '.join(differing)}; validate it under the "
+            "same, or measure it anew with run_profile.py"
+        )
+    if device.startswith("cuda"):
         gc.collect()  # an earlier, shallower model may still hold memory
         torch.cuda.empty_cache()
     return REALITIES[runtime](profiled_subject(table, depth, device, token, trust_remote_code))

@@ -43,7 +43,7 @@ def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> I
             f"steps were {percent(drift)} slower in the last repeat than in the first: the clock fell or other work "
             f"began; lock the GPU's clocks, or let it reach its working temperature first"
         )
-    least = report.scaling.least_factor
+    least = report.scaling.factor_range[0]
     if least < 1:
         yield (
             f"the smallest factor is {least:.3f}: some rows are scaled down, as the real model is faster there than "

@@ -11,7 +11,10 @@ from llm_profile.errors import UsageError
 from llm_profile.estimate import Pair
 from llm_profile.sweep import Sweep
 
-DEVICE = re.compile(r"cpu|cuda(:\d+)?|fake")
+DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
+
+CLOCKS = {"cuda": "gpu-kernel", "cpu": "cpu-wall", "fake": "fake"}
+"""What the nanoseconds of a table are that was measured on a kind of device."""
 
 MOST_POINTS = 1_000_000
 """Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""

@@ -7,7 +7,7 @@ source. The last six, from timed_by on, are the point's and stand on each of its
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement
 from llm_profile.records import PASS, PointRecord, RowRecord
-from llm_profile.storage import storage_errors
+from llm_profile.storage import sha256_of, storage_errors
 from llm_profile.sweep import SweepPoint
 
 COLUMNS = {
@@ -72,14 +72,19 @@ def write_rows(records: Iterable[tuple[SweepPoint, PointRecord]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_rows(path: Path) -> dict[SweepPoint, PointRecord]:
-    """The records of a rows file. Raises UsageError when it is not there or damaged."""
+def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoint, PointRecord]:
+    """The records of a rows file. sha256: the checksums that it may have, None for any.
+
+    Raises UsageError when it is not there or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with storage_errors("read", path):
             content = path.read_bytes() if path.exists() else b""
+        if sha256 is not None and sha256_of(content) not in sha256:
+            raise ValueError("another content than was written")
         # not read_table: its worker threads may still hold the file when Python ends, which aborts the process
         table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(COLUMNS), use_threads=False)
         lines = zip(*(_values(table[name].combine_chunks(), kind) for name, kind in COLUMNS.items()), strict=True)

@@ -3,20 +3,26 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, number_between
 from llm_profile.estimate import model_depth
 from llm_profile.measurement import Measurement
 from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
 from llm_profile.scaling import Scaling
+from llm_profile.storage import storage_errors
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import CSV_HEADER, LatencyTable, write_csv
+from llm_profile.table import CSV_HEADER, LatencyTable
 
 SCALED_COLUMN = "scaled_latency(ns)"
+
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+"""Factors beyond are mistakes of units: seconds for nanoseconds and the like."""
+
+LARGEST_NS = 2.0**63
+"""Latencies are whole numbers of 64 bits, signed."""
 
 
 def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -> tuple[TablePaths, TablePaths]:
@@ -26,9 +32,10 @@ def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -
     """
     source = TablePaths.beside(Path(csv_path))
     target = TablePaths.beside(
-        Path(output_path) if output_path else source.csv.with_name(f"{source.csv.stem}-scaled.csv")
+        Path(output_path) if output_path is not None else source.csv.with_name(f"{source.csv.stem}-scaled.csv")
     )
-    taken = any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target)
+    with storage_errors("write", target.csv):
+        taken = any(path.exists() for path in (target.csv, target.meta, target.journal)) and not _is_scaled(target)
     if taken or target.csv.absolute() == source.csv.absolute():
         raise UsageError(f"{target.csv}: holds something other than a scaled table; choose another --scaling-output")
     return source, target
@@ -52,24 +59,32 @@ def scaled_table(table: LatencyTable, scaling: float | Scaling, details: Mapping
 
     Factors hold for one sequence, so points of larger batches are left out. details: kept with what the factors were
     computed from as the metadata's `scaling`.
-    Raises UsageError for a scaled table or a factor that is not positive.
+    Raises UsageError for a scaled table, for factors outside LEAST_FACTOR..MOST_FACTOR, and for times that no table can
+    hold.
     """
     refuse_scaled(table)
     if isinstance(scaling, Scaling):
         about = {"mode": scaling.mode, "num_layers": scaling.depth, **scaling.parameters}
-        least = scaling.least_factor
+        for factor in scaling.factor_range:
+            number_between("scaling factor", factor, LEAST_FACTOR, MOST_FACTOR)
     else:
+        scaling = number_between("scaling factor", scaling, LEAST_FACTOR, MOST_FACTOR)
         about = {"mode": "global", "num_layers": model_depth(table), "factor": scaling}
-        least = scaling
-    if not 0 < least < inf:
-        raise UsageError(f"scaling factor {least}: must be a number above 0")
-    return LatencyTable(
+    scaled = LatencyTable(
         table.hardware,
         table.model,
         table.meta | {"scaling": {**about, "batch": 1, **details}},
         {point: _scaled_record(point, record, scaling) for point, record in table.records.items() if point.batch == 1},
         dict(table.missing),
     )
+    for record in scaled.records.values():
+        for measured in (record.whole_pass, *(row.measurement for row in record.rows.values())):
+            if not measured.trimmed_mean_ns < LARGEST_NS:
+                raise UsageError(
+                    f"scaling makes a latency of {measured.trimmed_mean_ns:g} ns, where a table holds less than "
+                    f"{LARGEST_NS:g}: take a smaller factor"
+                )
+    return scaled
 
 
 def _scaled_record(point: SweepPoint, record: PointRecord, scaling: float | Scaling) -> PointRecord:
@@ -95,6 +110,7 @@ def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: Tab
     a column more; the rows file has scaled statistics either way."""
     column = SCALED_COLUMN if measured else CSV_HEADER[-1]
     scaled.meta["scaling"]["column"] = column
-    scaled.write(paths)
+    frame = scaled.to_frame()
     if measured:
-        write_csv(paths.csv, measured.to_frame().assign(**{SCALED_COLUMN: scaled.to_frame()[CSV_HEADER[-1]]}))
+        frame = measured.to_frame().assign(**{SCALED_COLUMN: frame[CSV_HEADER[-1]]})
+    scaled.write(paths, frame)

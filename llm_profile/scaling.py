@@ -64,9 +64,10 @@ class Scaling:
         return factors
 
     @property
-    def least_factor(self) -> float:
-        """The smallest factor of any row."""
-        return float(min(np.min(values) for of in (self.prefill, self.decode) for values in (of.step, of.request)))
+    def factor_range(self) -> tuple[float, float]:
+        """The smallest factor of any row, and the largest."""
+        factors = np.concatenate([values for of in (self.prefill, self.decode) for values in (of.step, of.request)])
+        return float(factors.min()), float(factors.max())
 
 
 def constant(passes: Passes, factor: float) -> Factors:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.estimate import Pair
-from llm_profile.request import Scaling
+from llm_profile.request import CLOCKS, DEVICE, Scaling
 from llm_profile.scaling import DEFAULT_MODE, MODES
 
 RUNTIMES = ("eager", "cuda-graph")
@@ -22,6 +22,13 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Raises UsageError."""
         raise UsageError(f"{message}; see --help")
+
+
+def named_path(text: str) -> Path:
+    """A path of the command line; an empty one would be the current folder. Raises ArgumentTypeError for that."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; leave the option out, or give one")
+    return Path(text)
 
 
 def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +59,12 @@ def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
         help="held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
         "(default %(default)s)",
     )
-    add("--scaling-output", type=Path, metavar="CSV", help="the scaled table (default: <model>-scaled.csv beside it)")
+    add(
+        "--scaling-output",
+        type=named_path,
+        metavar="CSV",
+        help="the scaled table (default: <model>-scaled.csv beside it)",
+    )
     add("--scaling-add-new-col", action="store_true", help="keep latency(ns) and add a scaled_latency(ns) column")
 
 
@@ -93,3 +105,28 @@ def parse_scaling(arguments: argparse.Namespace) -> Scaling:
         output=arguments.scaling_output,
         add_new_column=arguments.scaling_add_new_col,
     )
+
+
+def validation_device(asked: str | None, clock: str, runtime: str) -> str:
+    """Where the real model runs: the device that was asked for, else one of the kind that the table was measured on.
+
+    clock: the table's. Raises UsageError for a table and a device that cannot be held against each other.
+    """
+    kinds = {clock: kind for kind, clock in CLOCKS.items() if kind != "fake"}
+    if asked is not None and (asked == "fake" or not DEVICE.fullmatch(asked)):
+        raise UsageError(f"--device {asked}: use cuda, cuda:N or cpu")
+    if clock not in kinds:
+        raise UsageError(
+            f"--csv: its clock is {clock}, so there is no real model to hold it against; use a table that was measured "
+            f"with --device cuda or cpu ({' or '.join(kinds)})"
+        )
+    device = asked or kinds[clock]
+    kind = device.partition(":")[0]
+    if CLOCKS[kind] != clock:
+        raise UsageError(
+            f"--device {device}: the table was measured under other conditions: clock is {clock} there and "
+            f"{CLOCKS[kind]} now; use --device {kinds[clock]}, or measure a table on {device}"
+        )
+    if runtime == "cuda-graph" and kind == "cpu":
+        raise UsageError("--scaling-runtime cuda-graph: a CPU has no CUDA graphs; use --scaling-runtime eager")
+    return device

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from llm_profile.backends.base import Reality
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, number_between, shown
 from llm_profile.estimate import Estimate, FloatArray, Pair, PairLatency, decode_lens
 from llm_profile.sweep import SweepPoint
 
@@ -22,6 +22,9 @@ WINDOW_STEPS = 16
 
 WINDOWS = 33
 """Windows over the decode steps that pairs need. Odd, so that both ends are fitted: 17 fitted, 16 held out between."""
+
+LONGEST_STEP_NS = 1e15
+"""Of a step that a caller timed: eleven days. More is a mistake of units."""
 
 QUANTITIES = ("ttft", "tpot", "total")
 
@@ -148,9 +151,15 @@ class MeasuredSteps:
 
     @classmethod
     def of(cls, steps: Mapping[SweepPoint, Sequence[float]]) -> "MeasuredSteps":
-        """Single decode steps, none averaged with its neighbours."""
-        decode = sorted(point.kv_len for point in steps if point.phase == "decode")
-        return cls({point: tuple(times) for point, times in steps.items()}, tuple((kv_len,) for kv_len in decode))
+        """Single decode steps, none averaged with its neighbours.
+
+        Raises UsageError for what is no time in nanoseconds per repeat of a SweepPoint.
+        """
+        if not isinstance(steps, Mapping):
+            raise UsageError(f"measured {shown(steps)}: must be times in nanoseconds, per repeat, by SweepPoint")
+        walls = {point: _walls(point, times) for point, times in steps.items()}
+        decode = sorted(point.kv_len for point in walls if point.phase == "decode")
+        return cls(walls, tuple((kv_len,) for kv_len in decode))
 
     @property
     def repeats(self) -> int:
@@ -222,6 +231,17 @@ class MeasuredSteps:
                 f"lower --scaling-input-max or --scaling-num-layers"
             )
         return PairLatency(*pair, ttft_ns, float(np.mean(np.interp(np.array(steps), self.window_kv, window_ns))))
+
+
+def _walls(point: object, times: object) -> tuple[float, ...]:
+    if not isinstance(point, SweepPoint):
+        raise UsageError(f"measured: {shown(point)} is no SweepPoint; prefill is at (n, 0), decode at (1, k)")
+    if isinstance(times, str | bytes) or not isinstance(times, Iterable):
+        raise UsageError(f"measured at {point}: {shown(times)}; must be a list of nanoseconds, one per repeat")
+    walls = tuple(number_between(f"measured at {point}:", wall_ns, 1e-3, LONGEST_STEP_NS) for wall_ns in times)
+    if not walls:
+        raise UsageError(f"measured at {point}: no time; must be a list of nanoseconds, one per repeat")
+    return walls
 
 
 def measure(reality: Reality, plans: Sequence[StepPlan], repeat: int) -> list[MeasuredSteps]:

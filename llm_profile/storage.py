@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,9 @@ ADVICE = {
 }
 """What a user can do about an error of the file system."""
 
+LONGEST_SHOWN = 300
+"""Characters of a path that an error shows."""
+
 TOKEN = re.compile(r"(hf|api_org)_[A-Za-z0-9]{20,}")
 """Access tokens of the Hugging Face hub: a prefix and 34 letters or digits."""
 
@@ -33,9 +37,9 @@ def storage_errors(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "mend that")
+        advice, why = ADVICE.get(error.errno or 0, "mend that"), error.strerror or error
         raise UsageError(
-            f"cannot {verb} {path}: {error.strerror or error}; {advice}, or choose another folder with --output-dir"
+            f"cannot {verb} {str(path)[:LONGEST_SHOWN]}: {why}; {advice}, or choose another folder with --output-dir"
         ) from error
 
 
@@ -64,6 +68,23 @@ def without_tokens(text: str) -> str:
     return TOKEN.sub(r"\1_***", text)
 
 
+def sha256_of(content: bytes) -> str:
+    """Checksum of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def from_json(content: bytes) -> Any:
+    """The value of a JSON file. Raises ValueError for what is none, `NaN` and lists in thousands of lists included."""
+    try:
+        return json.loads(content, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in a folder last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -87,7 +108,8 @@ def write_whole(path: Path, data: bytes) -> None:
     with storage_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "wb") as file:
+            unfinished.unlink(missing_ok=True)  # of a run that was killed, or a link to elsewhere
+            with open(unfinished, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

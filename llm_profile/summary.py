@@ -21,11 +21,6 @@ from llm_profile.table import LatencyTable, slow_path
 UNNAMED_LIMIT = 0.1
 """Share of a pass in `_other` rows from which on it is said: something large may lack a row of its own."""
 
-GAP_CHANGE_NS = 150
-"""Difference of the gaps between kernels from which on the GPU is taken to have changed its ways. Two were seen on
-H200s: gaps of 420 ns, and of 65, as far as times tell since another process began to use another GPU of the machine.
-Then kernels of 1 to 2 us took 10 % more, and the whole pass 0.3 to 0.9 %."""
-
 LOW_CLOCK = 0.02
 """Points this far below the highest SM clock of their table are counted, whatever the points of like length did."""
 
@@ -178,17 +173,6 @@ def clocks_text(table: LatencyTable) -> Iterator[str]:
         yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
 
 
-def gaps_text(table: LatencyTable) -> Iterator[str]:
-    """Whether the GPU ran its kernels in two ways."""
-    gaps = [run["kernel_gap_ns"] for run in table.meta["runs"] if run.get("kernel_gap_ns")]
-    least, most = min((g["min"] for g in gaps), default=0), max((g["max"] for g in gaps), default=0)
-    if most - least > GAP_CHANGE_NS:
-        yield (
-            f"doubtful: between kernels the GPU waited {least} ns at some points, {most} ns at others, as it did when "
-            "another process began to use a GPU of the machine: kernels of 1 to 2 us may be off by 10%"
-        )
-
-
 def filled_text(table: LatencyTable) -> Iterator[str]:
     """How many points were interpolated, and how well that works where it can be checked."""
     filled = sum(not record.is_measured for record in table.records.values())
@@ -226,7 +210,6 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
     if timed:
         yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
     yield from clocks_text(table)
-    yield from gaps_text(table)
     notes = Counter(note for record in table.records.values() for note in record.notes)
     for note, count in notes.most_common():
         yield f"doubtful: {count} of {len(table.records)} points: {note}"

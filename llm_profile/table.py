@@ -5,17 +5,18 @@ conditions. All three are derived from a LatencyTable and written whole, so orde
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_profile.errors import UsageError
-from llm_profile.journal import JournalContents, read_journal
+from llm_profile.journal import JournalContents, damage_text, read_journal
 from llm_profile.paths import TablePaths
 from llm_profile.records import PASS, ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.rows_file import read_rows, write_rows
-from llm_profile.storage import storage_errors, to_json, write_whole
+from llm_profile.storage import from_json, sha256_of, storage_errors, to_json, write_whole
 from llm_profile.sweep import SweepPoint
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def canonical_order(point: SweepPoint) -> tuple[int, int, int]:
 class LatencyTable:
     """Everything known about one model on one hardware.
 
-    meta: the metadata, less `rows` and `missing`, which are written from the table itself; keys that are unknown here
-    are kept. records: of measured and filled points. missing: points that could not be measured, with the reason.
+    meta: the metadata, less `rows`, `missing` and `sha256`, which are written from the table itself; keys that are
+    unknown here are kept. records: of measured and filled points. missing: points that could not be measured, with the
+    reason. notices: what of its files was damaged, a line each.
     """
 
     hardware: str
@@ -57,6 +59,7 @@ class LatencyTable:
     meta: dict[str, Any]
     records: dict[SweepPoint, PointRecord] = field(default_factory=dict)
     missing: dict[SweepPoint, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list, compare=False)
 
     def learn(self, point: SweepPoint, result: PointRecord | str) -> bool:
         """Take in a point's record, or the reason why it is missing; False if that is no news.
@@ -121,18 +124,42 @@ class LatencyTable:
                 latency_ns = row.measurement.latency_ns if row else 0
                 yield self.hardware, self.model, name, point.input_len, point.kv_len, latency_ns
 
-    def write(self, paths: TablePaths) -> None:
-        """Write rows file, metadata and CSV, each whole. Raises UsageError where the file system refuses."""
+    def write(
+        self,
+        paths: TablePaths,
+        frame: "DataFrame | None" = None,
+        announce: Callable[[str], None] = lambda _rows_sha256: None,
+    ) -> None:
+        """Write rows file, metadata and CSV, each whole.
+
+        frame: what stands in the CSV, `to_frame()` by default. announce: is told the checksum of the rows file before.
+        Raises UsageError where the file system refuses.
+        """
         runs = [run | {"points": self.measured_by(run["index"])} for run in self.meta["runs"]]
         missing = [
             {"input": p.input_len, "kv_cache": p.kv_len, "batch": p.batch, "reason": self.missing[p]}
             for p in sorted(self.missing, key=canonical_order)
         ]
+        rows = write_rows((point, self.records[point]) for point in self.points())
+        csv = csv_content(self.to_frame() if frame is None else frame)
         names = {"row_schema": ROW_SCHEMA, "hardware": self.hardware, "model": self.model, "rows": self.row_names()}
-        meta = self.meta | names | {"runs": runs, "missing": missing}
-        write_whole(paths.rows, write_rows((point, self.records[point]) for point in self.points()))
+        sha256 = {"csv": sha256_of(csv), "rows": sha256_of(rows)}
+        meta = self.meta | names | {"runs": runs, "missing": missing, "sha256": sha256}
+        announce(sha256["rows"])
+        write_whole(paths.rows, rows)
         write_whole(paths.meta, (to_json(meta, indent=2) + "\n").encode())
-        write_csv(paths.csv, self.to_frame())
+        write_whole(paths.csv, csv)
+
+    def csv_damage(self, paths: TablePaths) -> str | None:
+        """Where the CSV is not what the records say, None where it is; of a table without a journal."""
+        if not paths.csv.exists():
+            return "is gone"
+        wanted, found = csv_content(self.to_frame()), paths.csv.read_bytes()
+        if found == wanted:
+            return None
+        lines = enumerate(zip_longest(wanted.split(b"\n"), found.split(b"\n")), start=1)
+        number = next(number for number, (right, there) in lines if right != there)
+        return f"is damaged: line {number} is not what {paths.rows.name} says"
 
     @classmethod
     def read(cls, csv: Path) -> "LatencyTable":
@@ -145,6 +172,11 @@ class LatencyTable:
             # The journal first: it is removed when the others have all that was in it.
             journal = read_journal(paths.journal)
             table = cls.load(paths, read_meta(paths), journal)
+            if table is not None and journal.header is None and not is_as_written(paths):
+                table.notices.append(
+                    f"{csv} is damaged: its checksum is not that of {paths.meta.name}; its numbers are taken from "
+                    f"{paths.rows.name}, and the run_profile.py command that measured it writes it anew"
+                )
         if table is None:
             raise UsageError(f"{csv}: no latency table there; measure one with run_profile.py, or check --output-dir")
         return table
@@ -165,8 +197,11 @@ class LatencyTable:
         for entry in table.meta.pop("missing", []):
             table.missing[SweepPoint(entry["input"], entry["kv_cache"], entry["batch"])] = entry["reason"]
         table.meta.pop("rows", None)
+        sha256 = table.meta.pop("sha256", {}).get("rows")
         if meta is not None:
-            table.records = read_rows(paths.rows)
+            table.records = read_rows(paths.rows, sha256 and {sha256, *journal.rows_sha256})
+        if damage := damage_text(paths.journal, journal):
+            table.notices.append(damage)
         for point, result in journal.results:
             table.learn(point, result)
         return table
@@ -177,7 +212,8 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
     if paths.csv.exists():
         with open(paths.csv, encoding="utf-8", errors="replace") as file:
             header = file.readline(1000).rstrip("\n")
-        if not f"{header},".startswith(",".join(CSV_HEADER) + ","):  # a scaled table may have a column more
+        known = f"{header},".startswith(",".join(CSV_HEADER) + ",")  # a scaled table may have a column more
+        if not known and paths.csv.stat().st_size:  # of an empty one nothing can be lost
             raise _not_ours(paths.csv, f"its first line is {header[:80]!r}")
     if not paths.meta.exists():
         # A rows file alone is what a kill leaves before the first metadata; the journal has all that is in it.
@@ -186,7 +222,7 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
                 raise _not_ours(path, f"no {paths.meta.name} is beside it")
         return None
     try:
-        meta: dict[str, Any] = json.loads(paths.meta.read_bytes())
+        meta: dict[str, Any] = from_json(paths.meta.read_bytes())
         schema = meta["row_schema"]
         if schema == ROW_SCHEMA and not _has_all_fields(meta):
             raise ValueError("fields of a wrong type")
@@ -200,14 +236,20 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
     return meta
 
 
-def write_csv(path: Path, frame: "DataFrame") -> None:
-    """Write a table's CSV whole, with LF line ends."""
-    write_whole(path, frame.to_csv(index=False, lineterminator="\n").encode())
+def is_as_written(paths: TablePaths) -> bool:
+    """Whether a CSV has the checksum that its metadata says; without one, any has. Raises UsageError and OSError."""
+    wanted = (read_meta(paths) or {}).get("sha256", {}).get("csv")
+    return wanted is None or not paths.csv.exists() or sha256_of(paths.csv.read_bytes()) == wanted
+
+
+def csv_content(frame: "DataFrame") -> bytes:
+    """A table's CSV, with LF line ends."""
+    return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _not_ours(path: Path, why: str) -> UsageError:
     return UsageError(
-        f"{path}: not a table of LLM-Profile ({why}); choose another --output-dir or --model-name, "
+        f"{path}: not a table of LLM-Profile ({why}); restore it, choose another --output-dir or --model-name, "
         "or replace it with --overwrite, which keeps it as .bak"
     )
 
@@ -223,9 +265,18 @@ def _has_all_fields(meta: dict[str, Any]) -> bool:
     return (
         all(isinstance(meta[name], str) for name in texts)
         and all(isinstance(entry, dict) for name in lists for entry in meta[name])
+        and all(isinstance(run["index"], int) for run in meta["runs"])
+        and all(_is_missing_point(entry) for entry in meta["missing"])
         and isinstance(meta["conditions"], dict)
+        and isinstance(meta.get("sha256", {}), dict)
         and meta["origin"] in ORIGINS
     )
+
+
+def _is_missing_point(entry: dict[str, Any]) -> bool:
+    least = {"input": 1, "kv_cache": 0, "batch": 1}
+    numbers = all(isinstance(entry[name], int) and entry[name] >= bound for name, bound in least.items())
+    return numbers and isinstance(entry["reason"], str)
 
 
 def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -238,6 +289,11 @@ def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         if more := len(of_config[FIELDS_SHOWN:]):
             texts.append(f"{more} more fields of its config.json differ")
     return texts
+
+
+def differing_conditions(known: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the conditions `now` differs in those of a table, `known`; others of a table are not looked at."""
+    return _differing({name: value for name, value in known.items() if name in now}, now)
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

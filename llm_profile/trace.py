@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -185,15 +184,6 @@ class Labels:
         """The pass that ran these kernels; None where their rows are not known."""
         rows = self._rows.get(tuple(map(NAME, kernels)))
         return None if rows is None else LabelledPass(rows, tuple(kernels))
-
-
-def kernel_gap_ns(kernels: Sequence[Kernel]) -> int:
-    """How long the device waits between two kernels of a pass: the upper quartile of the gaps; 0 for a single kernel.
-
-    No median: kernels of cuBLAS may start before those in front of them have ended, in OPT half of all do.
-    """
-    gaps = sorted(after.start_ns - before.start_ns - before.duration_ns for before, after in pairwise(kernels))
-    return gaps[3 * (len(gaps) - 1) // 4] if gaps else 0
 
 
 def overlap(kernels: Sequence[Kernel]) -> float:

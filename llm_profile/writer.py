@@ -19,9 +19,9 @@ from llm_profile.journal import Journal, JournalContents, read_journal
 from llm_profile.measurement import PointFailure, PointSample
 from llm_profile.paths import TablePaths
 from llm_profile.records import ROW_SCHEMA, PointRecord
-from llm_profile.storage import locked, storage_errors, sync_folder, to_json
+from llm_profile.storage import locked, storage_errors, sync_folder, to_json, write_whole
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable, canonical_order, differences, read_meta
+from llm_profile.table import LatencyTable, canonical_order, csv_content, differences, read_meta
 
 if TYPE_CHECKING:  # backends stand above tables
     from llm_profile.backends.base import BlockKind
@@ -91,7 +91,8 @@ class TableWriter:
             stack.enter_context(locked(self._paths.lock, self._paths.csv))
             with storage_errors("read", self._paths.csv):
                 self.table = self._load()
-            self._run["index"] = len(self.table.meta["runs"])
+                self._mend_csv()
+            self._run["index"] = 1 + max((run["index"] for run in self.table.meta["runs"]), default=-1)
             self._lock = stack.pop_all()
         return self
 
@@ -123,6 +124,18 @@ class TableWriter:
             )
         return table
 
+    def _mend_csv(self) -> None:
+        """Write the CSV of a complete table anew where it is not what the rows file says; the old one is kept."""
+        paths = self._paths
+        damage = self.table.csv_damage(paths) if self.table.records and not paths.journal.exists() else None
+        if damage is None:
+            return
+        with storage_errors("write", paths.csv):
+            for old, new in _renames((paths.csv,), KEPT_FILES, "damaged"):
+                os.rename(old, new)
+        write_whole(paths.csv, csv_content(self.table.to_frame()))
+        self.table.notices.append(f"{paths.csv} {damage}; it is written anew from there, what was there is kept beside")
+
     def done(self) -> set[SweepPoint]:
         """The points that are measured. Missing ones are not among them: a new run tries them again."""
         return measured_points(self.table)
@@ -151,7 +164,7 @@ class TableWriter:
         """The journal, opened by the first result of a run."""
         if self._journal is None:
             self._give_way()
-            journal = Journal(self._paths.journal, self._contents.good_bytes)
+            journal = Journal(self._paths.journal, self._contents)
             if self._contents.header is None:
                 journal.write_header(self._header)
             journal.write_run(self._run)
@@ -176,11 +189,12 @@ class TableWriter:
         if not self.table.records and not self.table.missing:
             return
         paths = self._paths
-        if all(path.exists() for path in (paths.rows, paths.meta, paths.csv)) and not paths.journal.exists():
+        if not paths.journal.exists():
             return
-        self.sync()
         self._give_way()
-        self.table.write(paths)
+        if self._journal is None:
+            self._journal = Journal(paths.journal, self._contents)
+        self.table.write(paths, announce=self._journal.write_files)
         # Only now is all that the journal knows elsewhere. After a kill before this, it is read over the new files.
         self._close_journal()
         with storage_errors("write", paths.journal):

@@ -53,7 +53,7 @@ def make_table(sweep: Sweep = SWEEP, missing: Sequence[SweepPoint] = ()) -> Late
         "hardware": "Fake1",
         "model": "org/fake",
         "origin": "measured",
-        "clock": "fake",
+        "clock": "gpu-kernel",
         "conditions": {"dtype": "float16"},
         "kinds": [{**asdict(kind), "layers": list(kind.layers), "profiled": list(kind.profiled)} for kind in KINDS],
         "block_rows": dict(BLOCK_ROWS),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_profile.errors import UsageError
-from llm_profile.journal import Journal, JournalContents, read_journal
+from llm_profile.journal import Journal, JournalContents, damage_text, read_journal
 from llm_profile.records import ROW_SCHEMA, PointRecord
 from llm_profile.sweep import SweepPoint
 from tests.table_samples import sample, sweep_points
@@ -15,9 +15,11 @@ HEADER = {"row_schema": ROW_SCHEMA, "model": "m", "conditions": {}}
 POINTS = sweep_points(3, 2)
 RECORDS = {point: PointRecord.of(sample(point), run=0) for point in POINTS}
 
+RECORD_8 = PointRecord.of(sample(SweepPoint(8, 0)), run=1)
+
 
 def written(path: Path, records: dict[SweepPoint, PointRecord] = RECORDS) -> bytes:
-    journal = Journal(path, 0)
+    journal = Journal(path, JournalContents())
     journal.write_header(HEADER)
     journal.write_run({"index": 0})
     for point, record in records.items():
@@ -60,9 +62,11 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_can_be_continued(tmp_path: P
         ended = [line for line, end in zip(lines, _ends(lines), strict=True) if end <= cut]
         assert contents.good_bytes == sum(map(len, ended))
         assert contents.results == reference[: sum(line.startswith((b'{"point"', b'{"missing"')) for line in ended)]
-        journal = Journal(path, contents.good_bytes)
+        journal = Journal(path, contents)
         if contents.header is None:
             journal.write_header(HEADER)
+        if not contents.runs:
+            journal.write_run({"index": 0})
         for point, record in reference[len(contents.results) :]:
             journal.write_result(point, record)
         journal.close()
@@ -85,21 +89,95 @@ def test_zeros_at_the_end_are_a_torn_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        b"{torn\n",
-        b'{"what":1}\n',
-        b'{"point":{}}\n',
-        b"[]\n",
-        b'{"header":{"row_schema":2}}\n',
-        b'{"run":0,"point":1}\n',
-    ],
+    [b"{torn\n", b'{"what":1}\n', b'{"point":{}}\n', b"[]\n", b'{"run":0,"point":1}\n', b"\xff\n", b"[" * 9999 + b"\n"],
 )
-def test_damage_before_the_end_is_named_by_line(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_line_costs_itself_and_is_told(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "j"
     lines = written(path).splitlines(keepends=True)
+    whole = read_journal(path)
     path.write_bytes(b"".join([*lines[:4], damage, *lines[4:]]))
-    with pytest.raises(UsageError, match=r"line 5 is damaged.*--overwrite"):
+    contents = read_journal(path)
+    assert contents.results == whole.results
+    assert contents.damaged == [5]
+    assert contents.good_bytes == path.stat().st_size
+    text = damage_text(path, contents)
+    assert text is not None and "1 lines are damaged" in text and "line 5" in text and "\n" not in text
+    assert damage_text(path, whole) is None
+
+
+def test_a_second_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(2 * written(path))
+    with pytest.raises(UsageError, match=r"line \d+ is damaged.*--overwrite"):
         read_journal(path)
+
+
+def test_every_flipped_byte_costs_the_lines_that_it_is_in(tmp_path: Path) -> None:
+    """And no number changes unseen. Of the header nothing can be made up for: it is refused."""
+    path = tmp_path / "j"
+    points = sweep_points(2, 0)
+    whole = written(path, {point: PointRecord.of(sample(point, ("attn",), 3), 0) for point in points})
+    reference = dict(read_journal(path).results)
+    header = whole.index(b"\n")
+    for at in range(len(whole)):
+        for bit in (0, 1, 5):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            try:
+                found = read_journal(path)
+            except UsageError:
+                assert at <= header
+                continue
+            assert at > header
+            assert all(reference[point] == record for point, record in found.results)
+            assert len(found.results) < len(reference) or len(whole) - 1 == at
+            assert found.damaged or at == len(whole) - 1
+
+
+@pytest.mark.parametrize("line", [1, 2, 3, 4])
+def test_a_point_needs_the_lines_of_its_run_and_of_its_kernels(tmp_path: Path, line: int) -> None:
+    """Lines: header, run, two kernels, a point."""
+    path = tmp_path / "j"
+    lines = written(path, {SweepPoint(1, 0): PointRecord.of(sample(SweepPoint(1, 0), ("attn",)), 0)}).splitlines(True)
+    assert [sorted(json.loads(text))[-1] for text in lines] == ["header", "run", "kernel", "kernel", "point", "missing"]
+    path.write_bytes(b"".join(text for number, text in enumerate(lines, start=1) if number != line))
+    if line == 1:
+        with pytest.raises(UsageError, match="line 1 is damaged"):
+            read_journal(path)
+    else:
+        assert read_journal(path).results == [(SweepPoint(9, 0), "out of memory")]
+        assert read_journal(path).damaged == [4]
+
+
+def test_a_kernel_keeps_its_number_in_later_runs(tmp_path: Path) -> None:
+    """Or a damaged line of a later run would give its points the kernels of an earlier one."""
+    path = tmp_path / "j"
+    written(path)
+    known = read_journal(path).kernels
+    journal = Journal(path, read_journal(path))
+    journal.write_run({"index": 1})
+    journal.write_result(SweepPoint(7, 0), PointRecord.of(sample(SweepPoint(7, 0), ("new",)), 1))
+    journal.close()
+    assert read_journal(path).kernels.items() >= known.items()
+
+
+def test_a_journal_of_before_the_checksums_is_read_and_continued(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    whole = written(path)
+    old = [
+        json.dumps({k: v for k, v in json.loads(line).items() if k != "crc32"}) + "\n" for line in whole.splitlines()
+    ]
+    reference = read_journal(path)
+    path.write_text("".join(old))
+    contents = read_journal(path)
+    assert contents.results == reference.results
+    assert not contents.damaged
+    journal = Journal(path, contents)
+    journal.write_run({"index": 1})
+    journal.write_result(SweepPoint(8, 0), PointRecord.of(sample(SweepPoint(8, 0)), run=1))
+    journal.close()
+    assert read_journal(path).results == [*reference.results, (SweepPoint(8, 0), RECORD_8)]
+    path.write_bytes(path.read_bytes() + old[-1].encode())
+    assert len(read_journal(path).damaged) == 1, "from the first checksum on, each line has one"
 
 
 def test_journal_without_header_is_damaged(tmp_path: Path) -> None:
@@ -119,7 +197,7 @@ def test_journal_of_another_schema_is_refused(tmp_path: Path, schema: int) -> No
 def test_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     path = tmp_path / "j"
     written(path)
-    journal = Journal(path, read_journal(path).good_bytes)
+    journal = Journal(path, read_journal(path))
     size = path.stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
@@ -138,7 +216,7 @@ def test_syncs_by_itself_after_five_seconds(tmp_path: Path, monkeypatch: pytest.
     now = [100.0]
     synced: list[float] = []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    journal = Journal(tmp_path / "j", 0)
+    journal = Journal(tmp_path / "j", JournalContents())
     monkeypatch.setattr("os.fsync", lambda handle: synced.append(now[0]))
     for second in (1, 4.9, 5, 6, 9.9, 10):
         now[0] = 100 + second
@@ -150,7 +228,7 @@ def test_syncs_by_itself_after_five_seconds(tmp_path: Path, monkeypatch: pytest.
 def test_a_full_sweep_stays_modest(tmp_path: Path) -> None:
     """4,096 points of 21 rows: 8 MB and 0.5 ms a point at most, a wide margin for slow machines."""
     rows = tuple(f"{name}_{index}" for index, name in enumerate(["layernorm"] * 21))
-    journal = Journal(tmp_path / "j", 0)
+    journal = Journal(tmp_path / "j", JournalContents())
     journal.write_header(HEADER)
     points = sweep_points(128, 0)
     made = [sample(point, rows) for point in points]

@@ -57,3 +57,51 @@ def test_no_name_leaves_its_folder(hardware: str, model: str) -> None:
 def test_a_table_is_named_csv(name: str) -> None:
     with pytest.raises(UsageError, match="must end in .csv"):
         TablePaths.beside(Path("out") / name)
+
+
+def linked(output_dir: Path, link: str, target: str) -> None:
+    (output_dir / link).parent.mkdir(parents=True, exist_ok=True)
+    (output_dir / link).symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("H200", "../outside"),
+        ("H200", "/nowhere/at/all"),
+        ("H200/org", "../../outside"),
+        *((f"H200/org/model{ending}", "../../../outside/x") for ending in (".csv", ".journal.jsonl", ".lock")),
+        *((f"H200/org/model{ending}", "/etc/hostname") for ending in (".rows.parquet", ".meta.json")),
+        ("H200", "other"),
+    ],
+)
+def test_a_link_out_of_the_output_folder_is_refused(tmp_path: Path, link: str, target: str) -> None:
+    out = tmp_path / "out"
+    linked(out, link, target)
+    if target == "other":
+        linked(out, "other", "../outside")
+    with pytest.raises(UsageError, match=r"^--output-dir .* is a link out of it, to /.*; remove the link") as refusal:
+        TablePaths.of(out, "H200", "org/model")
+    assert "\n" not in str(refusal.value)
+
+
+def test_links_that_stay_inside_or_lead_to_the_output_folder_are_fine(tmp_path: Path) -> None:
+    real = tmp_path / "disk"
+    real.mkdir()
+    (tmp_path / "out").symlink_to(real)
+    linked(real, "H200", "old-name")
+    paths = TablePaths.of(tmp_path / "out", "H200", "org/model")
+    assert paths.csv.resolve() == real / "old-name" / "org" / "model.csv"
+
+
+def test_links_in_a_circle_and_names_too_long_are_refused(tmp_path: Path) -> None:
+    linked(tmp_path, "H200", "H100")
+    linked(tmp_path, "H100", "H200")
+    for output_dir, model in (
+        (tmp_path, "m"),
+        (tmp_path / "x" / ("y" * 5000), "m"),
+        (tmp_path, "/".join(["a" * 50] * 99)),
+    ):
+        with pytest.raises(UsageError, match="; .*choose another --output-dir") as refusal:
+            TablePaths.of(output_dir, "H200", model)
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_profile.errors import UsageError
 from llm_profile.measurement import StoppingRule
 from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.sweep import SweepPoint
@@ -100,12 +101,24 @@ def test_a_pass_of_other_kernels_is_timed_eagerly() -> None:
     assert point.pass_ns() == (46, 46, 46)
 
 
-def test_eager_passes_without_kernels_are_a_bug() -> None:
+@pytest.mark.parametrize("empty", [[], [LabelledPass((), ())], [LabelledPass((), ())] * 3])
+def test_sessions_without_kernels_are_of_another_profiler(empty: list[LabelledPass]) -> None:
     point, labels = a_point(), Labels()
-    point.add([LabelledPass((), ())], [], labels)
+    point.add(empty, [], labels)
     assert point.timed_by == EAGER and not point.passes, "nothing was recorded: once more, eagerly"
-    with pytest.raises(RuntimeError, match="no kernels"):
-        point.add([LabelledPass((), ())], [], labels)
+    with pytest.raises(UsageError, match=r"no kernels at input .*nsys, ncu, a DCGM monitor.*torch profiler") as refusal:
+        point.add(empty, [], labels)
+    assert "\n" not in str(refusal.value)
+
+
+def test_events_that_stop_in_the_middle_of_a_sweep_are_of_another_profiler() -> None:
+    """The point that was under way had some; the next one has none."""
+    labels, first, second = Labels(), a_point(), a_point()
+    first.add([labelled()], [kernels()], labels)
+    assert first.passes
+    second.add([], [], labels)
+    with pytest.raises(UsageError, match="another one holds the GPU's events"):
+        second.add([], [], labels)
 
 
 def test_rows_of_a_sample_add_up_and_keep_their_kernels() -> None:

@@ -172,6 +172,30 @@ def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> 
         open_reality("cuda-graph", known, 1, "cpu", None)
 
 
+@pytest.mark.parametrize(
+    ("field", "then", "named"),
+    [
+        ("cpu_threads", 999, "cpu_threads is 999 there and"),
+        ("torch", "1.0.0", 'torch is "1.0.0" there and'),
+        ("transformers", "4.0.0", 'transformers is "4.0.0" there and'),
+        ("gpu", "NVIDIA H200", 'gpu is "NVIDIA H200" there and null now'),
+        ("cpu", "another", 'cpu is "another" there and'),
+        ("cpu_threads", None, "cpu_threads is not recorded there and"),
+    ],
+)
+def test_a_table_of_another_machine_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, field: str, then: object, named: str
+) -> None:
+    monkeypatch.setattr(reality, "profiled_subject", lambda *_: pytest.fail("loaded"))
+    conditions = reality.machine_conditions(torch.device("cpu")) | {"dtype": "float16", field: then}
+    if then is None:
+        del conditions[field]
+    known = LatencyTable("CPU", "m", {"clock": "cpu-wall", "conditions": conditions})
+    with pytest.raises(UsageError, match="--csv: the table was measured under other conditions: " + named) as refusal:
+        open_reality("eager", known, 1, "cpu", None)
+    assert "\n" not in str(refusal.value) and refusal.value.args[0].count(" there and ") == 1
+
+
 def test_every_runtime_of_the_command_is_there() -> None:
     from llm_profile.scaling_options import RUNTIMES
 

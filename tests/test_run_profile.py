@@ -163,6 +163,66 @@ def test_ctrl_c_is_a_clean_stop_and_one_writes_at_a_time(run: Run, tmp_path: Pat
     assert (tmp_path / CSV).read_text() == (tmp_path / "whole" / CSV.name).read_text().replace("whole", "FAKE")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--hardware", ""], "--hardware '': cannot name"),
+        (["--hardware", "", "--plan"], "--hardware '': cannot name"),
+        (["--hardware", ".."], "--hardware '..': cannot name"),
+        (["--hardware", "a" * 5000], "--hardware 'aaa"),
+        (["--model-name", ""], "--model-name '': cannot name"),
+        (["--model-name", "", "--plan"], "--model-name '': cannot name"),
+        (["--model-name", "a//b"], "--model-name 'a//b': cannot name"),
+        (["--model-name", "a" * 5000], "--model-name 'aaa"),
+        (["--model-name", "/".join(["a" * 100] * 50)], "File name too long; choose another"),
+        (["--output-dir", ""], "--output-dir: the name is empty"),
+        (["--output-dir", "o" * 5000], "File name too long; choose another"),
+        (["--scaling-output", ""], "--scaling-output: the name is empty"),
+        (["--model", ""], "--model : "),
+        (["--model", "m" * 5000], "File name too long; give a folder"),
+        (["--model", "./" + "m" * 5000], "File name too long; give a folder"),
+        (["--model", "org/" + "m" * 5000], "File name too long; give a folder"),
+        (["--model", "~nobody-of-this-name/m"], "--model ~nobody-of-this-name/m: "),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_names_that_are_none_are_one_line_and_exit_2(
+    run: Run, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    refused = run(*OPTIONS, *arguments)
+    assert refused.code == 2
+    assert complaint in refused.err and refused.err.count("\n") == 1 and len(refused.err) < 700
+    assert files_in(tmp_path) == {}
+
+
+def test_a_damaged_csv_is_not_called_complete(run: Run, tmp_path: Path) -> None:
+    run(*OPTIONS)
+    whole = (tmp_path / CSV).read_bytes()
+    (tmp_path / CSV).write_bytes(whole[:1000])
+    again = run(*OPTIONS)
+    assert again.code == 0
+    assert f"{tmp_path / CSV} is damaged: line " in again.err and "written anew" in again.err
+    assert (tmp_path / CSV).read_bytes() == whole
+    assert "damaged" not in run(*OPTIONS).err
+
+
+def test_a_damaged_journal_is_told_and_its_points_are_measured_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*OPTIONS, "--hardware", "whole")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="an error of the device"):
+        use(patch, TroubledBackend(crash_at=7))
+        run(*OPTIONS)
+    journal = (tmp_path / CSV).with_suffix(".journal.jsonl")
+    content = bytearray(journal.read_bytes())
+    at = content.index(b'"attn":[', content.index(b'{"point"')) + 10
+    content[at] ^= 1
+    journal.write_bytes(content)
+    again = run(*OPTIONS)
+    assert again.code == 0 and "1 lines are damaged" in again.err
+    assert (tmp_path / CSV).read_text() == (tmp_path / "whole" / CSV.name).read_text().replace("whole", "FAKE")
+
+
 def test_other_conditions_are_refused_by_name(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     before = files_in(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedConfig
 
 from llm_profile.errors import UsageError
-from llm_profile.storage import locked, storage_errors, to_json, write_whole
+from llm_profile.storage import from_json, locked, storage_errors, to_json, write_whole
 
 HOLD = """
 import pathlib, sys, time
@@ -118,3 +118,19 @@ def test_numbers_that_json_has_not_are_read_as_they_were_written(text: str) -> N
     assert to_json(json.loads(written)) == written
     decoded = PreTrainedConfig._decode_special_floats(json.loads(written))
     assert repr(decoded) == repr(value)
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """Neither by its own name nor by that of the unfinished file."""
+    (tmp_path / "mine").write_text("mine")
+    for link in ("m.csv", "m.csv.tmp"):
+        (tmp_path / link).symlink_to(tmp_path / "mine")
+    write_whole(tmp_path / "m.csv", b"table")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "m.csv").read_bytes() == b"table" and not (tmp_path / "m.csv").is_symlink()
+
+
+@pytest.mark.parametrize("text", ["", "NaN", '{"a":[-Infinity]}', "[" * 100_000, b"\xff\xfe", "{'a':1}", "1 2"])
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        from_json(text if isinstance(text, bytes) else text.encode())

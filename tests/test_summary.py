@@ -163,11 +163,3 @@ def test_without_a_terminal_progress_is_quiet_or_a_line_at_times(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (3 if verbose else 0)
     assert not verbose or lines[-1] == f"{total} of {total} points, now at input 1, kv_cache {total}"
-
-
-@pytest.mark.parametrize(("gaps", "told"), [([(60, 70), (65, 80)], 0), ([(60, 430)], 1), ([(64, 66), (415, 420)], 1)])
-def test_a_gpu_that_changed_its_ways_between_kernels_is_told(gaps: list[tuple[int, int]], told: int) -> None:
-    made = table(decode=record(attn=(1,)))
-    made.meta["runs"] = [{"kernel_gap_ns": {"min": low, "max": high}} for low, high in gaps] + [{"kernel_gap_ns": None}]
-    said = [line for line in summary.end_of_sweep(made, PATHS, Plan((), {})) if "between kernels" in line]
-    assert len(said) == told

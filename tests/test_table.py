@@ -3,7 +3,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,7 @@ def test_metadata_says_conditions_rows_runs_and_what_is_missing(tmp_path: Path) 
     paths = TablePaths.beside(tmp_path / "m.csv")
     known.write(paths)
     assert json.loads(paths.meta.read_text()) == META | {
+        "sha256": {name: sha256(getattr(paths, name).read_bytes()).hexdigest() for name in ("csv", "rows")},
         "runs": [{"index": 0, "repeat": 5, "points": 1}, {"index": 1, "points": 0}],
         "rows": ["q_proj", "attn"],
         "missing": [{"input": 3, "kv_cache": 0, "batch": 1, "reason": "out of memory"}],
@@ -223,9 +226,31 @@ def _wild_origin(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"origin": "../example"}))
 
 
+def _deep(path: Path) -> None:
+    path.write_text('{"row_schema":' + "[" * 200_000)
+
+
+def _with(field: str, value: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+
+    change.__name__ = f"{field}={value}"
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "complaint"),
     [
+        ("meta", _deep, "meta.json is damaged"),
+        ("meta", _with("clock", float("nan")), "meta.json is damaged"),
+        ("meta", _with("config", {"rope_theta": float("inf")}), "meta.json is damaged"),
+        ("meta", _with("runs", [{}]), "meta.json is damaged"),
+        ("meta", _with("runs", None), "meta.json is damaged"),
+        ("meta", _with("missing", [{"input": 1}]), "meta.json is damaged"),
+        ("meta", _with("missing", [{"input": 0, "kv_cache": -1, "batch": 1, "reason": ""}]), "meta.json is damaged"),
+        ("meta", _with("missing", [{"input": "1", "kv_cache": 0, "batch": 1, "reason": ""}]), "meta.json is damaged"),
+        ("meta", _with("sha256", []), "meta.json is damaged"),
+        ("meta", _with("sha256", {"rows": "0"}), "rows.parquet is missing or damaged"),
         ("meta", _remove, "csv: not a table of LLM-Profile .no model-1.5.meta.json"),
         ("meta", _cut, "meta.json is damaged"),
         ("meta", _foreign, "meta.json is damaged"),
@@ -258,6 +283,29 @@ def test_a_lost_csv_is_derived_again(tmp_path: Path) -> None:
     assert LatencyTable.read(paths.csv).points() == sweep_points(3, 2)
     measure(tmp_path, sweep_points(3, 2))
     assert paths.csv.read_bytes() == content
+
+
+COMMITTED = sorted((Path(__file__).parent.parent / "H200").rglob("*.rows.parquet"))
+
+
+@pytest.mark.parametrize("rows", COMMITTED[:2], ids=lambda path: path.name)
+def test_tables_without_checksums_are_read_without_a_word(rows: Path) -> None:
+    csv = rows.with_name(rows.name.replace(".rows.parquet", ".csv"))
+    meta = json.loads(csv.with_suffix(".meta.json").read_text())
+    assert "sha256" not in meta
+    known = LatencyTable.read(csv)
+    assert known.notices == []
+    assert len(known.records) > 100
+
+
+def test_any_flipped_byte_of_the_metadata_is_refused_or_read(tmp_path: Path) -> None:
+    """And never another error."""
+    paths = measure(tmp_path, sweep_points(2, 1))
+    whole = paths.meta.read_bytes()
+    for at in range(len(whole)):
+        paths.meta.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        with suppress(UsageError):
+            LatencyTable.read(paths.csv)
 
 
 def test_no_table(tmp_path: Path) -> None:

@@ -114,9 +114,3 @@ def test_innermost_range_owns_the_time(tree: list[object]) -> None:
     timeline = Timeline(reversed(ranges))
     assert {time: timeline.owner(time) for time in expected} == expected
     assert timeline.owner(-1) is None
-
-
-def test_the_gap_between_kernels_is_that_of_kernels_that_wait() -> None:
-    kernels = [Kernel(0, start, 10, "k") for start in (0, 5, 25, 29, 50, 500)]  # gaps: -5, 10, -6, 11, 440
-    assert trace.kernel_gap_ns(kernels) == 11
-    assert trace.kernel_gap_ns(kernels[:1]) == 0

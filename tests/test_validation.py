@@ -2,7 +2,10 @@ import csv
 import inspect
 import io
 import json
+import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,13 +150,162 @@ def test_only_a_scaled_table_gives_way_to_a_new_one(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
-def test_factors_that_are_none_are_refused(tmp_path, factor):
-    source = write_table(tmp_path)
+NO_NUMBERS = [
+    "1.5",
+    None,
+    True,
+    float("nan"),
+    0,
+    0.0,
+    -1.0,
+    float("inf"),
+    -float("inf"),
+    Decimal("NaN"),
+    Decimal("sNaN"),
+]
+NO_NUMBERS += [
+    np.float32("nan"),
+    np.int64(0),
+    np.bool_(True),
+    1.5 + 0j,
+    [1.5],
+    b"1",
+    "x\ny",
+    10**400,
+    10**5000,
+    object(),
+]
+
+
+@pytest.mark.parametrize(
+    "factor", [*NO_NUMBERS, 1e-7, 1e7, 2**63, Fraction(1, 10**9)], ids=lambda value: str(type(value))
+)
+@pytest.mark.parametrize("add_new_column", [False, True])
+def test_factors_that_are_none_are_refused(tmp_path, small_table, factor, add_new_column):
+    source = write_table(tmp_path, small_table)
     before = contents(tmp_path)
-    with pytest.raises(UsageError, match="above 0"):
-        apply_scaling_to_latency_csv(source, factor)
+    with pytest.raises(UsageError, match="^scaling factor .*: must be a number from 1e-06 to 1e\\+06$") as refusal:
+        apply_scaling_to_latency_csv(source, factor, add_new_column=add_new_column)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200
     assert contents(tmp_path) == before
+
+
+SAME_FACTORS = [
+    1.5,
+    Decimal("1.5"),
+    Fraction(3, 2),
+    np.float64(1.5),
+    np.float32(1.5),
+    np.float16(1.5),
+    np.longdouble(1.5),
+]
+
+
+@pytest.mark.parametrize("factor", SAME_FACTORS, ids=lambda value: type(value).__name__)
+def test_numbers_of_every_type_scale_alike(tmp_path, small_table, factor):
+    scaled = apply_scaling_to_latency_csv(write_table(tmp_path, small_table), factor)
+    assert json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]["factor"] == 1.5
+    right = [int(np.floor(1.5 * int(row["latency(ns)"]) + 0.5)) for row in read_csv(tmp_path / "Fake1/org/fake.csv")]
+    assert [int(row["latency(ns)"]) for row in read_csv(scaled)] == right
+
+
+@pytest.mark.parametrize("factor", [2, np.int64(2), np.uint8(2), Decimal(2)])
+def test_whole_numbers_are_factors(tmp_path, small_table, factor):
+    scaled = apply_scaling_to_latency_csv(write_table(tmp_path, small_table), factor)
+    assert json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]["factor"] == 2
+
+
+def test_latencies_that_no_table_holds_are_refused(tmp_path, small_table):
+    point = SweepPoint(1, 0)
+    small_table.records[point] = PointRecord.of(
+        PointSample(point, {"attn": RowSample((10**13,))}, (10**13,), "fake"), 0
+    )
+    source = write_table(tmp_path, small_table)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=r"a latency of 1e\+19 ns, where a table holds less than 9.22337e\+18"):
+        apply_scaling_to_latency_csv(source, 1e6)
+    assert contents(tmp_path) == before
+    apply_scaling_to_latency_csv(source, 9e5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, 1e7])
+def test_a_fitted_scaling_with_a_factor_that_is_none_is_refused(tmp_path, small_table, value):
+    fine, wrong = np.ones(2), np.array([1.0, value])
+    for step, request in ((wrong, fine), (fine, wrong)):
+        factors = Factors(np.array([1, 2]), step=step, request=request)
+        with pytest.raises(UsageError, match="^scaling factor "):
+            apply_scaling_to_latency_csv(write_table(tmp_path, small_table), Scaling("curve", 6, factors, factors, {}))
+
+
+@pytest.mark.parametrize("name", ["", "table.txt", "."])
+def test_an_output_without_a_name_is_refused(tmp_path, small_table, name):
+    with pytest.raises(UsageError, match="must end in .csv"):
+        apply_scaling_to_latency_csv(write_table(tmp_path, small_table), 1.5, name)
+
+
+@pytest.fixture
+def small_table():
+    return make_table(Sweep(prefill_max=2, decode_max=2))
+
+
+STEPS = {SweepPoint(4, 0): [1_000_000.0] * 3, SweepPoint(1, 4): [500_000.0] * 3, SweepPoint(1, 5): [500_000.0] * 3}
+
+
+@pytest.mark.parametrize("as_type", [int, float, Decimal, Fraction, np.float64, np.float32, np.int64])
+def test_times_and_pairs_of_every_type_of_number(as_type):
+    steps = {point: tuple(as_type(ns) for ns in times) for point, times in STEPS.items()}
+    pairs = [(np.int64(4), np.uint8(3))]
+    assert compute_average_scaling_factor(TABLE, steps, pairs) == compute_average_scaling_factor(TABLE, STEPS, [(4, 3)])
+    arrays = {point: np.asarray(times, dtype=np.float64) for point, times in STEPS.items()}
+    assert compute_average_scaling_factor(TABLE, arrays, np.array(pairs), np.int64(6)) > 1
+
+
+@pytest.mark.parametrize("wrong", [*NO_NUMBERS, 1e16], ids=lambda value: str(type(value)))
+def test_times_that_are_none_are_refused(wrong):
+    with pytest.raises(UsageError, match="^measured at input 1, kv_cache 4: .*: must be a number") as refusal:
+        compute_average_scaling_factor(TABLE, STEPS | {SweepPoint(1, 4): [1e6, wrong]}, [(4, 3)])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("wrong", [5.0, None, "123", [], (), np.float64(1), b""])
+def test_times_that_are_no_list_are_refused(wrong):
+    with pytest.raises(UsageError, match="^measured at input 1, kv_cache 4: .*one per repeat$"):
+        compute_average_scaling_factor(TABLE, STEPS | {SweepPoint(1, 4): wrong}, [(4, 3)])
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], "steps", 3, {(4, 0): [1e6]}])
+def test_steps_that_are_none_are_refused(wrong):
+    with pytest.raises(UsageError, match="^measured.* SweepPoint"):
+        compute_average_scaling_factor(TABLE, wrong, [(4, 1)])
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [],
+        None,
+        4,
+        [4],
+        [(4,)],
+        [(4, 1, 1)],
+        [(0, 1)],
+        [(4, -1)],
+        [("4", "1")],
+        [(4.0, 1.0)],
+        [(4, True)],
+        [(4, None)],
+        "41",
+    ],
+)
+def test_pairs_that_are_none_are_refused(pairs):
+    with pytest.raises(UsageError, match="^pair"):
+        compute_average_scaling_factor(TABLE, STEPS, pairs)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 7, 2.0, "2", True, float("nan")])
+def test_depths_that_are_none_are_refused(depth):
+    with pytest.raises(UsageError, match="--scaling-num-layers .*choose 1..6"):
+        compute_average_scaling_factor(TABLE, STEPS, [(4, 1)], depth)
 
 
 @pytest.mark.parametrize("mode", ["global", "phase", "curve"])
@@ -449,6 +601,48 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, na
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
     assert real_model == []
+
+
+@pytest.mark.parametrize(
+    ("clock", "argv", "complaint"),
+    [
+        ("gpu-kernel", ["--device", "tpu"], "--device tpu: use cuda, cuda:N or cpu"),
+        ("gpu-kernel", ["--device", ""], "--device : use cuda, cuda:N or cpu"),
+        ("gpu-kernel", ["--device", "cuda:-1"], "--device cuda:-1: use"),
+        ("gpu-kernel", ["--device", "cuda:00"], "--device cuda:00: use"),
+        ("gpu-kernel", ["--device", "cuda:4294967296"], "--device cuda:4294967296: use"),
+        ("gpu-kernel", ["--device", "fake"], "--device fake: use cuda"),
+        ("gpu-kernel", ["--device", "cpu"], "clock is gpu-kernel there and cpu-wall now; use --device cuda"),
+        ("cpu-wall", ["--device", "cuda"], "clock is cpu-wall there and gpu-kernel now; use --device cpu"),
+        ("cpu-wall", ["--scaling-runtime", "cuda-graph"], "a CPU has no CUDA graphs; use --scaling-runtime eager"),
+        ("fake", [], "its clock is fake, so there is no real model"),
+        ("fake", ["--device", "cpu"], "its clock is fake, so there is no real model"),
+        ("predicted-ns", ["--device", "cuda"], "its clock is predicted-ns, so there is no real model"),
+    ],
+)
+def test_devices_that_a_table_cannot_be_held_against(tmp_path, real_model, capsys, clock, argv, complaint):
+    table = make_table()
+    table.meta["clock"] = clock
+    before = contents(tmp_path)
+    assert main(["--csv", str(write_table(tmp_path, table)), *GRID, *argv]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+    assert real_model == [] and before.items() <= contents(tmp_path).items()
+
+
+def test_a_refused_device_is_told_before_torch_is_imported(tmp_path):
+    script = "import sys, validation; code = validation.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    argv = ["--csv", str(write_table(tmp_path)), *GRID, "--device", "tpu"]
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+
+
+def test_a_damaged_csv_is_told_and_its_rows_are_used(tmp_path, real_model, capsys):
+    source = write_table(tmp_path)
+    source.write_bytes(source.read_bytes()[:5000])
+    assert main(["--csv", str(source), *GRID]) == 0
+    assert "fake.csv is damaged: its checksum" in capsys.readouterr().err
+    assert len(read_csv(source.with_name("fake-scaled.csv"))) == len(ROWS) * (256 + 320)
 
 
 def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):

@@ -1,10 +1,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_profile.backends.base import BlockKind
 from llm_profile.errors import UsageError
@@ -312,7 +316,7 @@ def test_an_interrupted_run_keeps_its_journal_and_frees_the_lock(tmp_path: Path,
 def test_a_disk_that_fills_while_finishing_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(tmp_path / "whole", POINTS).csv.read_bytes()
 
-    def full(self: LatencyTable, paths: TablePaths) -> None:
+    def full(self: LatencyTable, paths: TablePaths, **_options: Any) -> None:
         raise UsageError("cannot write: No space left on device")
 
     with writer(tmp_path, POINTS) as table:
@@ -326,6 +330,121 @@ def test_a_disk_that_fills_while_finishing_loses_nothing(tmp_path: Path, monkeyp
         assert resumed.done() == set(POINTS)
         resumed.finish()
     assert paths_in(tmp_path).csv.read_bytes() == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_journal_is_resumed_to_the_same_table_or_refused(data: st.DataObject) -> None:
+    """Any one byte becomes any other: in a journal of two runs over a table of three points."""
+    if "folder" not in JOURNAL:
+        JOURNAL["folder"] = Path(mkdtemp())
+        JOURNAL["csv"] = measure(JOURNAL["folder"] / "whole", POINTS).csv.read_bytes()
+        paths = measure(JOURNAL["folder"], POINTS[:3])
+        for points in (POINTS[3:6], POINTS[6:]):
+            with writer(JOURNAL["folder"], POINTS) as part:
+                for point in points:
+                    part.add(sample(point))
+        JOURNAL["content"], JOURNAL["meta"] = paths.journal.read_bytes(), paths.meta.read_bytes()
+        JOURNAL["rows"] = paths.rows.read_bytes()
+    paths, whole = paths_in(JOURNAL["folder"]), JOURNAL["content"]
+    at = data.draw(st.integers(0, len(whole) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
+    paths.journal.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+    paths.meta.write_bytes(JOURNAL["meta"])
+    paths.rows.write_bytes(JOURNAL["rows"])
+    try:
+        with writer(JOURNAL["folder"], POINTS) as resumed:
+            assert resumed.table.notices or at == len(whole) - 1, "a line that was not written to its end is no damage"
+            for point in set(POINTS) - resumed.done():
+                resumed.add(sample(point))
+            resumed.finish()
+    except UsageError as refusal:
+        assert "line 1 is damaged" in str(refusal)
+        assert at <= whole.index(b"\n")
+        return
+    assert paths.csv.read_bytes() == JOURNAL["csv"]
+    assert not paths.journal.exists()
+
+
+JOURNAL: dict[str, Any] = {}
+"""Of the test above, made once."""
+
+
+def _truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _edit(content: bytes) -> bytes:
+    return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+
+
+def _empty(content: bytes) -> bytes:
+    return b""
+
+
+def _double(content: bytes) -> bytes:
+    return content + content.splitlines(keepends=True)[-1]
+
+
+def _windows(content: bytes) -> bytes:
+    return content.replace(b"\n", b"\r\n")
+
+
+def _binary(content: bytes) -> bytes:
+    return content[:200] + b"\xff\0" + content[202:]
+
+
+@pytest.mark.parametrize("damage", [_truncate, _edit, _empty, _double, _windows, _binary])
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_a_damaged_csv_is_named_and_written_anew(
+    tmp_path: Path, damage: Callable[[bytes], bytes], with_checksums: bool
+) -> None:
+    paths = measure(tmp_path, POINTS)
+    if not with_checksums:  # tables of before
+        paths.meta.write_text(
+            json.dumps({k: v for k, v in json.loads(paths.meta.read_text()).items() if k != "sha256"})
+        )
+    before = content(paths)
+    wrong = damage(before[paths.csv.name])
+    paths.csv.write_bytes(wrong)
+    found = LatencyTable.read(paths.csv)
+    assert found.points() == POINTS
+    assert bool(found.notices) == with_checksums
+    with writer(tmp_path, POINTS) as again:
+        (notice,) = again.table.notices
+        assert "model-1.5.csv is damaged: line " in notice and "written anew" in notice and "\n" not in notice
+        assert again.done() == set(POINTS)
+        again.finish()
+    assert content(paths) == before | {f"{paths.csv.name}.damaged": wrong}
+    with writer(tmp_path, POINTS) as last:
+        assert last.table.notices == []
+
+
+@pytest.mark.parametrize("damage", [_edit, _truncate, _empty, _binary])
+def test_damaged_rows_are_refused_and_nothing_is_touched(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    paths = measure(tmp_path, POINTS)
+    paths.rows.write_bytes(damage(paths.rows.read_bytes()))
+    paths.csv.write_bytes(_truncate(paths.csv.read_bytes()))
+    before = content(paths)
+    with pytest.raises(UsageError, match="rows.parquet is missing or damaged.*--overwrite"), writer(tmp_path, POINTS):
+        pass
+    assert content(paths) == before
+
+
+def test_rows_of_another_table_are_refused(tmp_path: Path) -> None:
+    paths = measure(tmp_path / "a", POINTS)
+    paths.rows.write_bytes(measure(tmp_path / "b", POINTS[:4]).rows.read_bytes())
+    with pytest.raises(UsageError, match="rows.parquet is missing or damaged"), writer(tmp_path / "a", POINTS):
+        pass
+
+
+def test_the_csv_is_not_mended_under_other_conditions(tmp_path: Path) -> None:
+    paths = measure(tmp_path, POINTS)
+    paths.csv.write_bytes(_truncate(paths.csv.read_bytes()))
+    before = content(paths)
+    with pytest.raises(UsageError, match="other conditions"), writer(tmp_path, POINTS, conditions={}):
+        pass
+    assert content(paths) == before
 
 
 def test_an_unwritable_folder(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from llm_profile.graphs import CaptureError, GraphPasses, fits
 from llm_profile.hooks import LayerRanges
 from llm_profile.l2 import l2_flush
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
+from llm_profile.point_passes import EAGER, PointPasses
 from llm_profile.provenance import device_conditions, device_facts
 from llm_profile.subject import Subject
 from llm_profile.sweep import SweepPoint
@@ -55,9 +55,6 @@ rows took 3 % longer. With rests as long as the pass both stayed at 1,965 and mo
 
 SWITCH_S = 1e-4
 """How long the thread that reads events may keep the one that runs passes waiting."""
-
-OUTERMOST = 50
-"""One in so many is left out at either end of the gaps between kernels that a run reports."""
 
 
 @dataclass
@@ -97,8 +94,6 @@ class TorchProfilerBackend:
         self._labels = trace.Labels()
         self._unmatched = 0
         self._points = FIRST_POINTS
-        # by the kernels that a replayed point ran, as not all kernels wait alike
-        self._gaps_ns: dict[tuple[str, ...], list[int]] = {}
         self._rest_until = 0.0
         with session.record():
             pass  # graphs captured before the first session would show their copies as kernels of another name
@@ -115,7 +110,6 @@ class TorchProfilerBackend:
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._capture_error,
             "l2_flushed": self._flush is not None,
-            "kernel_gap_ns": spread(max(self._gaps_ns.values(), key=len, default=[])),
             "unmatched_replays": self._unmatched,
             "weight_copies": len(self._passes.weights),
         }
@@ -260,9 +254,6 @@ class TorchProfilerBackend:
         return results
 
     def _sample(self, pending: _Pending) -> PointSample:
-        if pending.timed_by == GRAPH_REPLAY:
-            kernels = pending.passes[-1].kernels
-            self._gaps_ns.setdefault(trace.kinds(kernels), []).append(trace.kernel_gap_ns(kernels))
         self._unmatched += pending.unmatched
         return pending.sample(self.subject.layout.blocks, self.telemetry.sm_clock_mhz)
 
@@ -281,13 +272,6 @@ def switching_every(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def spread(values: Sequence[int]) -> dict[str, int] | None:
-    """The range of all values but the outermost, which single points may have by chance; None without any."""
-    ordered = sorted(values)
-    edge = len(ordered) // OUTERMOST
-    return {"min": ordered[edge], "max": ordered[-1 - edge]} if ordered else None
 
 
 def shares(total: int, parts: int) -> list[int]:
