@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_profile.architectures import ARCHITECTURES
 from llm_profile.backends.base import GRAPHS
+from llm_profile.cards import short_device_name
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
 from llm_profile.footprint import memory_bytes
@@ -18,7 +19,6 @@ from llm_profile.grid import GRIDS
 from llm_profile.hub import ModelSource, find_model
 from llm_profile.journal import read_journal
 from llm_profile.paths import TablePaths
-from llm_profile.provenance import short_device_name
 from llm_profile.request import Request
 from llm_profile.scaled_table import scaling_paths
 from llm_profile.storage import storage_errors
