@@ -4,15 +4,19 @@ Of a config.json, the fields that could lead transformers to code are left out. 
 kept apart, and run only where that is asked for (remote_code.py).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llm_profile import catalog, download
+from llm_profile.bounds import check_bounds
 from llm_profile.download import HubError, ModelNotFound
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
+from llm_profile.json_text import parse_json
+
+LONGEST_NAME = 4_000
+"""Characters of a path that systems take."""
 
 LOAD_FORMATS = ("auto", "hf", "dummy")
 
@@ -79,8 +83,8 @@ def find_model(
     """
     if load_format not in LOAD_FORMATS:
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
+    folder = _folder(model)
+    if _is_file(folder / "config.json"):
         found = _from_folder(model, folder, load_format, revision, allow_pickle)
         return replace(found, trusted=trust_remote_code)
     if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:
@@ -104,6 +108,24 @@ def find_model(
         if isinstance(error, ModelNotFound) or entry is None:
             raise type(error)(f"{error}{_hint(model)}") from None
         raise
+
+
+def _folder(model: str) -> Path:
+    """The folder that `--model` may name. Raises UsageError for what no file system takes, nor the hub."""
+    if len(model) > LONGEST_NAME:
+        raise UsageError(f"--model {model[:80]}...: {len(model)} characters, where {LONGEST_NAME} are the most")
+    try:
+        return Path(model).expanduser()
+    except RuntimeError as error:  # `~name` of a user that is not there
+        raise UsageError(f"--model {model}: {one_line(error)}; give the path in full") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the file system does not take is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _from_folder(model: str, folder: Path, load_format: str, revision: str | None, allow_pickle: bool) -> ModelSource:
@@ -161,11 +183,14 @@ def _with_weights(
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """A config without what names code, and the classes that it names."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
         raise UsageError(f"--model: {path} cannot be read as a JSON object; fetch or write it again")
+    check_bounds(config)
+    if not isinstance(model_type := config.get("model_type", ""), str):
+        raise UsageError(f"--model: its model_type is {one_line(model_type, 80)}, and has to be a name such as llama")
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
     return _without_code(config), {kind: str(named[kind]) for kind in (CONFIG, CAUSAL_LM) if kind in named}

@@ -5,7 +5,6 @@ that writes. `kernel`: an id and the kernel name it stands for from there on. `p
 A kill while a line is written leaves a torn last line: readers drop it, and a writer cuts it off before it goes on.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.json_text import parse_json
 from llm_profile.measurement import Measurement
 from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.storage import storage_errors, sync_folder, to_json
@@ -66,7 +66,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:  # after a power cut, a hole of zeros can stand before the line end
         return None
     return entry if isinstance(entry, dict) else None

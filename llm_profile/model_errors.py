@@ -41,6 +41,11 @@ def told_in_a_line(model_type: object, advice: str) -> Iterator[None]:
         yield
     except Exception as error:
         # models raise errors of any type for values that a configuration should not have
+        if is_out_of_memory(error):
+            raise UsageError(
+                f"--model: {model_type} does not fit in memory ({one_line(error, 120)}); use fewer blocks "
+                "(--num-layers) or shorter lengths (--prefill-max, --decode-max)"
+            ) from error
         if (where := place(error)) is None:
             raise
         name = type(error).__name__

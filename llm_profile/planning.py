@@ -1,6 +1,5 @@
 """What a run will be called, need and take, and what would stop it, before anything is loaded. Imports no torch."""
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from llm_profile.footprint import memory_bytes
 from llm_profile.grid import GRIDS
 from llm_profile.hub import ModelSource, find_model
 from llm_profile.journal import read_journal
+from llm_profile.json_text import parse_json
 from llm_profile.paths import TablePaths
 from llm_profile.request import Request
 from llm_profile.scaled_table import scaling_paths
@@ -246,7 +246,7 @@ def _rates(folder: Path) -> Iterator[tuple[str, float]]:
     for path in folder.rglob("*.meta.json"):
         runs: Any = ()
         with suppress(OSError, ValueError, KeyError, TypeError):  # not every file of that name is ours
-            runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+            runs = list(parse_json(path.read_text(encoding="utf-8"))["runs"])
         for run in runs:
             with suppress(KeyError, TypeError, ZeroDivisionError):  # a run that was killed has no seconds
                 yield str(run["started"]), run["seconds"] / run["points"]

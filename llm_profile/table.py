@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_profile.errors import UsageError
 from llm_profile.journal import JournalContents, read_journal
+from llm_profile.json_text import parse_json
 from llm_profile.paths import TablePaths
 from llm_profile.records import PASS, ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.rows_file import read_rows, write_rows
@@ -186,7 +187,7 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
                 raise _not_ours(path, f"no {paths.meta.name} is beside it")
         return None
     try:
-        meta: dict[str, Any] = json.loads(paths.meta.read_bytes())
+        meta: dict[str, Any] = parse_json(paths.meta.read_bytes())
         schema = meta["row_schema"]
         if schema == ROW_SCHEMA and not _has_all_fields(meta):
             raise ValueError("fields of a wrong type")
