@@ -5,6 +5,7 @@ which does the rest (fused experts, tied weights, renamings). Files are mapped i
 asks for is never read.
 """
 
+import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,6 @@ from llm_profile import download
 from llm_profile.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.errors import UsageError, one_line
 from llm_profile.hub import PICKLE_FILES, ModelSource
-from llm_profile.json_text import parse_json
 from llm_profile.model import built_with_few_blocks, meta_model
 from llm_profile.quantizer import cut_once_quantised, device_map, quantisation_of
 
@@ -159,7 +159,7 @@ def load_weights(
 def _read_index(name: str, index: Path) -> dict[str, str]:
     """The shard of each tensor. Raises UsageError for an index that is none, or that points out of its folder."""
     try:
-        shard_of = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         inside = all(not {"", "/", ".."} & set(PurePosixPath(shard).parts) for shard in shard_of.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         inside = False
