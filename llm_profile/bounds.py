@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, one_line
 from llm_profile.json_text import nesting
 
 MOST_BLOCKS = 1_000
@@ -25,7 +25,10 @@ NUMBER_OF_BLOCKS = re.compile(r"(^|_)(layers?|blocks?)$")
 
 
 def check_bounds(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a config.json that names more blocks, or nests deeper, than any model does."""
+    """Raise UsageError for a config.json that names more blocks, or nests deeper, than any model does.
+
+    And for a model type that is no name: what is looked up by it would fail in many places.
+    """
     if nesting(config) > MOST_NESTED:
         raise UsageError(
             f"--model: its config.json nests lists or objects more than {MOST_NESTED} deep; fetch or write it again"
@@ -33,6 +36,11 @@ def check_bounds(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             check_bounds(value)
+        elif name == "model_type" and not isinstance(value, str | None):
+            raise UsageError(
+                f"--model: its model_type is {one_line(value, 80)}, and has to be a name such as llama; mend its "
+                "config.json"
+            )
         elif NUMBER_OF_BLOCKS.search(name) and _is_number(value) and value > MOST_BLOCKS:
             raise UsageError(
                 f"--model: its {name} is {value:.6g}, where {MOST_BLOCKS} blocks are the most; mend its config.json"

@@ -13,16 +13,16 @@ from llm_profile import catalog, download
 from llm_profile.bounds import check_bounds
 from llm_profile.download import HubError, ModelNotFound
 from llm_profile.errors import UsageError, one_line
-from llm_profile.json_text import parse_json
 
 LONGEST_NAME = 4_000
 """Characters of a path that systems take."""
 
 LOAD_FORMATS = ("auto", "hf", "dummy")
 
-WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors")
-PICKLE_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
-"""The file that lists a checkpoint's shards, or the only one: in the order in which they are looked for."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The only file of a checkpoint, or the one that lists its shards: in the order in which transformers looks for them,
+so that an index that was left behind when a model was saved again in one file is not read."""
 
 CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "transformers_weights"}) | {
     # an implementation may be the name of a repository of kernels: which one runs is for the command line to say
@@ -31,6 +31,8 @@ CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "trans
     for underscore in ("", "_")
     for internal in ("", "_internal")
 }
+
+JSON_NAMES = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
 CONFIG, CAUSAL_LM = "AutoConfig", "AutoModelForCausalLM"
 """The classes of a repository that matter here, as the `auto_map` of its config.json calls them."""
@@ -183,14 +185,20 @@ def _with_weights(
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """A config without what names code, and the classes that it names."""
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(
+            f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again"
+        ) from None
+    except RecursionError:
+        raise UsageError(f"--model: {path} is nested too deeply; fetch or write it again") from None
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, numbers of too many digits
+        raise UsageError(f"--model: {path} cannot be read ({one_line(error)}); fetch or write it again") from None
     if not isinstance(config, dict):
-        raise UsageError(f"--model: {path} cannot be read as a JSON object; fetch or write it again")
+        found = JSON_NAMES.get(type(config), "null")
+        raise UsageError(f"--model: {path} holds {found} where a JSON object has to be; fetch or write it again")
     check_bounds(config)
-    if not isinstance(model_type := config.get("model_type", ""), str):
-        raise UsageError(f"--model: its model_type is {one_line(model_type, 80)}, and has to be a name such as llama")
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
     return _without_code(config), {kind: str(named[kind]) for kind in (CONFIG, CAUSAL_LM) if kind in named}

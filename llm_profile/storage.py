@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -41,7 +42,21 @@ def storage_errors(verb: str, path: Path) -> Iterator[None]:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for a file; no access token gets into one, whatever a command line or an error message held."""
     separators = (",", ":") if indent is None else None
-    return without_tokens(json.dumps(value, indent=indent, separators=separators, allow_nan=False))
+    return without_tokens(json.dumps(_without_infinity(value), indent=indent, separators=separators, allow_nan=False))
+
+
+def _without_infinity(value: Any) -> Any:
+    """Numbers that JSON has not, such as a limit of infinity, as transformers writes them: {"__float__": "Infinity"}.
+
+    Two such values are equal as dictionaries, which numbers that are none (NaN) never are.
+    """
+    if isinstance(value, dict):
+        return {key: _without_infinity(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": json.dumps(value)}
+    return value
 
 
 def without_tokens(text: str) -> str:

@@ -35,9 +35,21 @@ MOST_S = 60
 MOST_BYTES = 8 * 2**30
 """Address space that a run may take beyond what the tests have: enough for a tiny model, not for one of wrong sizes."""
 
-TWO_POINTS = ["--load-format", "dummy", "--skip-scaling", "--allow-slow-path", "--mode", "prefill"]
-TWO_POINTS += ["--prefill-max", "2", "--repeat", "1", "--precision", "0", "--warmup", "0", "--device", "cpu"]
-
+TWO_POINTS = ["--load-format", "dummy", "--skip-scaling", "--allow-slow-path"]
+TWO_POINTS += [
+    "--prefill-max",
+    "1",
+    "--decode-max",
+    "1",
+    "--repeat",
+    "1",
+    "--precision",
+    "0",
+    "--warmup",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 DROPPED = object()
