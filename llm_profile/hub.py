@@ -4,6 +4,7 @@ Of a config.json, the fields that could lead transformers to code are left out. 
 kept apart, and run only where that is asked for (remote_code.py).
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
