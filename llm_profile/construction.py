@@ -20,8 +20,8 @@ def bounded_construction() -> Iterator[None]:
         made += 1
         if made > MOST_MODULES:
             raise UsageError(
-                f"it has more than {MOST_MODULES:,} modules, which no model has; look at the counts (of layers, "
-                "experts, codebooks) in its config.json"
+                f"--model: it has more than {MOST_MODULES:,} modules, which no model has; look at the counts "
+                "(of layers, experts, codebooks) in its config.json"
             )
 
     handle = register_module_module_registration_hook(count)

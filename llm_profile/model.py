@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
 from llm_profile.construction import bounded_construction
-from llm_profile.errors import UsageError, one_line
+from llm_profile.errors import UsageError, typed_line
 from llm_profile.memory import check_fits
 
 DTYPES: dict[str, torch.dtype] = {
@@ -79,7 +79,7 @@ def make_config(fields: Mapping[str, Any]) -> Any:
         return _of_decoder(config)
     except Exception as error:
         # configuration classes raise errors of many types for fields that they refuse
-        raise UsageError(f"--model: its config.json is refused by transformers: {one_line(error)}") from error
+        raise UsageError(f"--model: its config.json is refused by transformers: {typed_line(error)}") from error
 
 
 def _of_decoder(config: Any) -> Any:
@@ -199,9 +199,13 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
         with torch.device("meta"), bounded_construction():
             # a copy: the blocks that a model keeps are written into its configuration
             model: nn.Module = _build(copy.deepcopy(config), **arguments)
+    except UsageError:
+        raise
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
-        raise UsageError(f"--model: it cannot be built: {one_line(error)}") from error
+        raise UsageError(
+            f"--model: {config.model_type} cannot be built of its config.json: {typed_line(error)}"
+        ) from error
     return model
 
 
