@@ -16,12 +16,12 @@ once per request.
 """
 
 from llm_profile import interrupt
+from llm_profile.json_text import parse_json
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -151,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def known_exit_code(table: LatencyTable, csv_path: Path, wanted: request.Scaling) -> int | None:
     """What `validate_table` returned for this very table and these options before; None where it is to be done."""
     try:
-        told = json.loads(report_path(csv_path, wanted.output).read_bytes())
+        told = parse_json(report_path(csv_path, wanted.output).read_bytes())
         options, runs = told["provenance"]["request"], told["provenance"]["runs"]
         over_tolerance = told["over_tolerance"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -23,6 +23,7 @@ from transformers.cache_utils import (
 )
 
 from llm_profile.errors import check_at_least_one
+from llm_profile.memory import check_fits
 
 
 class BufferLayer(DynamicLayer):
@@ -40,6 +41,8 @@ class BufferLayer(DynamicLayer):
         self.is_initialized = True
 
     def _random(self, like: torch.Tensor) -> torch.Tensor:
+        size = like.shape[0] * like.shape[1] * self.capacity * like.shape[3] * like.itemsize
+        check_fits(like.device.type, size, "the keys of a block", "use a smaller --decode-max or --prefill-max")
         # random, never zeros: arithmetic on zeros draws less power and runs at a higher clock
         return torch.randn(*like.shape[:2], self.capacity, like.shape[3], dtype=like.dtype, device=like.device)
 

@@ -17,6 +17,11 @@ def one_line(error: object, most: int = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def typed_line(error: BaseException) -> str:
+    """An error's type and text: many texts are a mere value, or nothing."""
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+
+
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What torch says, in an error of no type of its own, when the host has no memory left."""
 
@@ -39,10 +44,12 @@ class CheckpointError(UsageError):
     """Real weights that cannot be used: `--load-format auto` takes random ones in their place."""
 
 
-def check_at_least_one(field: str, value: int) -> None:
-    """Raise UsageError for a field of a config.json that makes no model when it is less."""
-    if value < 1:
-        raise UsageError(f"--model: its {field} is {value}, and has to be at least 1; mend its config.json")
+def check_at_least_one(field: str, value: object) -> None:
+    """Raise UsageError for a field of a config.json that makes no model when it is less, or no number."""
+    if not isinstance(value, int | float) or not value >= 1:
+        raise UsageError(
+            f"--model: its {field} is {shown(value)}, and has to be at least 1; mend its config.json"
+        )
 
 
 def number_between(what: str, value: object, least: float, most: float) -> float:

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile import catalog, download
+from llm_profile.bounds import check_bounds
 from llm_profile.download import HubError, ModelNotFound
 from llm_profile.errors import UsageError, one_line
+
+LONGEST_NAME = 4_000
+"""Characters of a path that systems take."""
 
 LOAD_FORMATS = ("auto", "hf", "dummy")
 
@@ -95,15 +99,8 @@ def find_model(
     """
     if load_format not in LOAD_FORMATS:
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
-    try:
-        folder = Path(model).expanduser()
-        is_model = (folder / "config.json").is_file()
-    except (OSError, RuntimeError) as error:  # too long a name, no right to look, no such user
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"--model {model[:80]}: {why}; give a folder with a config.json, or an id of the hub"
-        ) from error
-    if is_model:
+    folder = _folder(model)
+    if _is_file(folder / "config.json"):
         found = _from_folder(model, folder, load_format, revision, allow_pickle)
         return replace(found, trusted=trust_remote_code)
     if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:
@@ -127,6 +124,24 @@ def find_model(
         if isinstance(error, ModelNotFound) or entry is None:
             raise type(error)(f"{error}{_hint(model)}") from None
         raise
+
+
+def _folder(model: str) -> Path:
+    """The folder that `--model` may name. Raises UsageError for what no file system takes, nor the hub."""
+    if len(model) > LONGEST_NAME:
+        raise UsageError(f"--model {model[:80]}...: {len(model)} characters, where {LONGEST_NAME} are the most")
+    try:
+        return Path(model).expanduser()
+    except RuntimeError as error:  # `~name` of a user that is not there
+        raise UsageError(f"--model {model}: {one_line(error)}; give the path in full") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the file system does not take is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _from_folder(model: str, folder: Path, load_format: str, revision: str | None, allow_pickle: bool) -> ModelSource:
@@ -197,6 +212,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(config, dict):
         found = JSON_NAMES.get(type(config), "null")
         raise UsageError(f"--model: {path} holds {found} where a JSON object has to be; fetch or write it again")
+    check_bounds(config)
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
     return _without_code(config), {kind: str(named[kind]) for kind in (CONFIG, CAUSAL_LM) if kind in named}

@@ -8,7 +8,6 @@ A kill while a line is written leaves a torn last line: readers drop it, and a w
 line that was damaged later is dropped, too, and so are those that need it: their points are measured again.
 """
 
-import json
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.json_text import parse_json
 from llm_profile.measurement import Measurement
 from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.storage import storage_errors, sync_folder, to_json
@@ -92,7 +92,7 @@ def _entry(line: bytes, checked: bool) -> tuple[str, Any]:
         line = content + b"}"
     elif checked:
         raise ValueError("no checksum")
-    ((kind, value),) = json.loads(line).items()
+    ((kind, value),) = parse_json(line).items()
     return kind, value
 
 

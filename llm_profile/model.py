@@ -16,7 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from llm_profile.blocks import Kept, blocks_of_each_kind, first_blocks, keep_blocks, keep_entries, kept_of_depth
 from llm_profile.config_errors import dtype_problem, explained
+from llm_profile.construction import bounded_construction
 from llm_profile.errors import UsageError
+from llm_profile.memory import check_fits
 
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -27,6 +29,8 @@ DTYPES: dict[str, torch.dtype] = {
 WEIGHT_STD = 0.02
 """Spread of random weights: the initializer_range that most configurations carry."""
 
+
+FEWER_BLOCKS = "use fewer blocks (--num-layers, --scaling-num-layers), or smaller sizes in its config.json"
 
 UNSUPPORTED: dict[str, str] = {
     "blt": "bytes go through several stacks of blocks, in patches that depend on the text",
@@ -181,13 +185,13 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
     model: Any = meta_model(config, dtype=dtype, **implementation_arguments(options))
     depths = kept_of_depth(model, kept)
     keep_blocks(model, kept)
+    tensors = [*model.parameters(), *model.buffers()]
+    needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    check_fits(torch.device(options.device).type, needed, "the weights", FEWER_BLOCKS)
     try:
         model.to_empty(device=options.device)
     except torch.OutOfMemoryError as error:
-        raise UsageError(
-            f"{options.num_layers} blocks do not fit on {options.device}; use fewer (--num-layers, "
-            "--scaling-num-layers)"
-        ) from error
+        raise UsageError(f"{options.num_layers} blocks do not fit on {options.device}; {FEWER_BLOCKS}") from error
     for buffer in model.buffers():
         buffer.zero_()  # those of a checkpoint that nothing initialises
     model.tie_weights()
@@ -212,12 +216,16 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
             f"--model: transformers {transformers.__version__} has no causal language model of type {config.model_type}"
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), bounded_construction():
             # a copy: the blocks that a model keeps are written into its configuration
             model: nn.Module = _build(copy.deepcopy(config), **arguments)
+    except UsageError:
+        raise
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
-        raise UsageError(f"--model: it cannot be built: {explained(error, _fields_of(config))}") from error
+        raise UsageError(
+            f"--model: {config.model_type} cannot be built of its config.json: {explained(error, _fields_of(config))}"
+        ) from error
     return model
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llm_profile.errors import UsageError, is_out_of_memory, one_line
+from llm_profile.errors import UsageError, is_out_of_memory, typed_line
 
 MODEL_CODE = ("transformers", "transformers_modules")
 """Packages of the code of models: transformers, and what it makes of the code of a model's repository."""
@@ -41,9 +41,11 @@ def told_in_a_line(model_type: object, advice: str) -> Iterator[None]:
         yield
     except Exception as error:
         # models raise errors of any type for values that a configuration should not have
+        if is_out_of_memory(error):
+            raise UsageError(
+                f"--model: {model_type} does not fit in memory ({typed_line(error)}); use fewer blocks "
+                "(--num-layers) or shorter lengths (--prefill-max, --decode-max)"
+            ) from error
         if (where := place(error)) is None:
             raise
-        name = type(error).__name__
-        raise UsageError(
-            f"--model: {model_type} does not run: {name}: {one_line(error)} ({where}); {advice}"
-        ) from error
+        raise UsageError(f"--model: {model_type} does not run: {typed_line(error)} ({where}); {advice}") from error

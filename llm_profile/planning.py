@@ -1,6 +1,5 @@
 """What a run will be called, need and take, and what would stop it, before anything is loaded. Imports no torch."""
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from llm_profile.architectures import ARCHITECTURES
 from llm_profile.backends.base import GRAPHS
+from llm_profile.cards import short_device_name
 from llm_profile.config_names import POSITION_FIELDS, WorkedOut, field_of_decoder
 from llm_profile.errors import UsageError
 from llm_profile.estimate import check_pairs
@@ -18,8 +18,8 @@ from llm_profile.footprint import memory_bytes
 from llm_profile.grid import GRIDS
 from llm_profile.hub import ModelSource, find_model, folder_name
 from llm_profile.journal import read_journal
+from llm_profile.json_text import parse_json
 from llm_profile.paths import TablePaths
-from llm_profile.provenance import short_device_name
 from llm_profile.request import Request
 from llm_profile.scaled_table import scaling_paths
 from llm_profile.storage import storage_errors
@@ -259,7 +259,7 @@ def _rates(folder: Path) -> Iterator[tuple[str, float]]:
     for path in folder.rglob("*.meta.json"):
         runs: Any = ()
         with suppress(OSError, ValueError, KeyError, TypeError):  # not every file of that name is ours
-            runs = list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+            runs = list(parse_json(path.read_text(encoding="utf-8"))["runs"])
         for run in runs:
             with suppress(KeyError, TypeError, ZeroDivisionError):  # a run that was killed has no seconds
                 yield str(run["started"]), run["seconds"] / run["points"]

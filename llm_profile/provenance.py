@@ -56,12 +56,3 @@ def cpu_name() -> str:
             return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     except OSError:
         return platform.processor() or "unknown"
-
-
-DECORATION = frozenset({"NVIDIA", "AMD", "GeForce", "Instinct", "Tesla", "Radeon", "Generation"})
-"""Words of a device's name that say nothing about its speed."""
-
-
-def short_device_name(name: str) -> str:
-    """`NVIDIA GeForce RTX 3090` -> `RTX3090`, `NVIDIA H200` -> `H200`, `NVIDIA A100-SXM4-80GB` -> `A100-SXM4-80GB`."""
-    return "".join(word for word in name.split() if word not in DECORATION) or "GPU"

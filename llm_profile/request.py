@@ -16,6 +16,9 @@ DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 CLOCKS = {"cuda": "gpu-kernel", "cpu": "cpu-wall", "fake": "fake"}
 """What the nanoseconds of a table are that was measured on a kind of device."""
 
+LONGEST = 100_000_000
+"""Tokens of a length: no model is made for a tenth of it."""
+
 MOST_POINTS = 1_000_000
 """Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""
 
@@ -128,6 +131,8 @@ class Request:
             raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
         for phase in ("prefill", "decode"):
             longest, step = getattr(self.sweep, f"{phase}_max"), getattr(self.sweep, f"{phase}_step")
+            if longest > LONGEST:
+                raise UsageError(f"--{phase}-max {longest}: {LONGEST} tokens are the most; lower it")
             if longest // step > MOST_POINTS:
                 raise UsageError(
                     f"--{phase}-max {longest}: {longest // step} points at --{phase}-step {step}, where {MOST_POINTS} "

@@ -1,6 +1,5 @@
 """A measured table's scaled copy: where it may stand, what is in it, how it is written. No torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from llm_profile.errors import UsageError, number_between
 from llm_profile.estimate import model_depth
+from llm_profile.json_text import parse_json
 from llm_profile.measurement import Measurement
 from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
@@ -43,7 +43,7 @@ def scaling_paths(csv_path: str | Path, output_path: str | Path | None = None) -
 
 def _is_scaled(paths: TablePaths) -> bool:
     try:
-        return bool(json.loads(paths.meta.read_bytes()).get("scaling")) and not paths.journal.exists()
+        return bool(parse_json(paths.meta.read_bytes()).get("scaling")) and not paths.journal.exists()
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -73,18 +73,6 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def from_json(content: bytes) -> Any:
-    """The value of a JSON file. Raises ValueError for what is none, `NaN` and lists in thousands of lists included."""
-    try:
-        return json.loads(content, parse_constant=_no_number)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in a folder last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from llm_profile.errors import UsageError
 from llm_profile.journal import JournalContents, damage_text, read_journal
+from llm_profile.json_text import parse_json
 from llm_profile.paths import TablePaths
 from llm_profile.records import PASS, ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.rows_file import read_rows, write_rows
-from llm_profile.storage import from_json, sha256_of, storage_errors, to_json, write_whole
+from llm_profile.storage import sha256_of, storage_errors, to_json, write_whole
 from llm_profile.sweep import SweepPoint
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
                 raise _not_ours(path, f"no {paths.meta.name} is beside it")
         return None
     try:
-        meta: dict[str, Any] = from_json(paths.meta.read_bytes())
+        meta: dict[str, Any] = parse_json(paths.meta.read_bytes(), constants=False)
         schema = meta["row_schema"]
         if schema == ROW_SCHEMA and not _has_all_fields(meta):
             raise ValueError("fields of a wrong type")

@@ -18,7 +18,22 @@ NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement",
 
 LEVELS: tuple[set[str], ...] = (
     # what is below nothing else of the house comes first; a module may import from earlier levels and its own
-    {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download", "config_names"},
+    {
+        "errors",
+        "interrupt",
+        "cards",
+        "json_text",
+        "bounds",
+        "memory",
+        "construction",
+        "sweep",
+        "measurement",
+        "telemetry",
+        "catalog",
+        "quantisation",
+        "download",
+        "config_names",
+    },
     {"architectures", "footprint", "model_errors"},
     {
         "storage",

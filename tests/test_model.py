@@ -27,7 +27,7 @@ def test_a_type_without_a_causal_model_is_refused_by_name(model_type: str) -> No
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"hidden_act": "nosuch"}, "it cannot be built.*nosuch"),
+        ({"hidden_act": "nosuch"}, "llama cannot be built.*nosuch"),
         ({"num_hidden_layers": 0}, "num_hidden_layers 0; it must have at least one"),
         ({"model_type": ["llama"]}, r"does not know model type \['llama'\]"),
     ],

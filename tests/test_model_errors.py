@@ -65,7 +65,7 @@ SMALL = ["--prefill-max", "4", "--decode-max", "4"]
             marks=pytest.mark.skipif(not OF_RELEASE, reason="later releases refuse the configuration"),
         ),
         ("llama", {"vocab_size": 0}, "its vocab_size is 0, and has to be at least 1; mend its config.json"),
-        ("llama", {"model_type": ["llama"]}, "does not know model type ['llama']"),
+        ("llama", {"model_type": ["llama"]}, "its model_type is ['llama'], and has to be a name"),
         ("mixtral", {"num_experts_per_tok": 8, "num_local_experts": 4}, "mixtral does not run: RuntimeError: "),
         ("mixtral", {"num_local_experts": 0}, "mixtral does not run: RuntimeError: "),
         ("gemma3_text", {"sliding_window": 0}, "its sliding_window is 0, and has to be at least 1"),

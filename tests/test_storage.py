@@ -11,10 +11,12 @@ import pytest
 from transformers import PreTrainedConfig
 
 from llm_profile.errors import UsageError
-from llm_profile.storage import from_json, locked, storage_errors, to_json, write_whole
+from llm_profile.json_text import parse_json
+from llm_profile.storage import locked, storage_errors, to_json, write_whole
 
 HOLD = """
 import pathlib, sys, time
+from llm_profile.json_text import parse_json
 from llm_profile.storage import locked
 with locked(pathlib.Path(sys.argv[1]), pathlib.Path("m.csv")):
     print("held", flush=True)
@@ -133,4 +135,4 @@ def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "NaN", '{"a":[-Infinity]}', "[" * 100_000, b"\xff\xfe", "{'a':1}", "1 2"])
 def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
-        from_json(text if isinstance(text, bytes) else text.encode())
+        parse_json(text, constants=False)
