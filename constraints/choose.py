@@ -83,20 +83,22 @@ def pins(wanted: Iterable[Requirement]) -> list[Requirement]:
 
 def taken(wanted: Iterable[Requirement], newest: bool = False) -> str:
     """What is installed, and how far that is the tested set."""
-    versions = {canonicalize_name(each.name): installed(each.name) for each in wanted}
-    tested = {canonicalize_name(pin.name): pin for pin in tested_set()}
-    kept, others = [], []
-    for name in versions if tested else ():
-        if not allows(tested[name], versions[name]):
-            (kept if name in KEPT else others).append(f"{name} {versions[name]}")
-    what = f"the tested set for Python {PYTHON}" if tested else f"no set was tested for Python {PYTHON}: the newest, or what was there"
+    versions: dict[str, str | None] = {canonicalize_name(each.name): installed(each.name) for each in wanted}
+    here = ", ".join(f"{name} {versions[name]}" for name in KEPT)
+    tested: dict[str, Requirement] = {canonicalize_name(pin.name): pin for pin in tested_set()}
+    if not tested:
+        return f"{here} (the newest, or what was there: no set was tested for Python {PYTHON})"
     if newest:
-        what = f"the newest; {', '.join(str(tested[name]) for name in KEPT)} are of {what}" if tested else what
-    else:
-        what = f"kept: {', '.join(kept)}; else {what}" if kept else what
-        named = ", ".join(others) if len(others) <= NAMED else f"{len(others)} of its packages"
-        what += f", but for {named}" if others else ""
-    return f"{', '.join(f'{name} {versions[name]}' for name in KEPT)} ({what})"
+        return f"{here} (the newest; tested for Python {PYTHON}: {', '.join(str(tested[name]) for name in KEPT)})"
+    others = [name for name in versions if not allows(tested[name], versions[name])]
+    kept = [f"{name} {versions[name]}" for name in others if name in KEPT]
+    rest = [f"{name} {versions[name]}" for name in others if name not in KEPT]
+    which = f"the tested set for Python {PYTHON}"
+    if kept:
+        which = f"kept: {', '.join(kept)}; else {which}"
+    if rest:
+        which += f", but for {', '.join(rest) if len(rest) <= NAMED else f'{len(rest)} of its packages'}"
+    return f"{here} ({which})"
 
 
 def main(question: str, *rest: str) -> int:

@@ -18,7 +18,7 @@ NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement",
 
 LEVELS: tuple[set[str], ...] = (
     # what is below nothing else of the house comes first; a module may import from earlier levels and its own
-    {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download"},
+    {"errors", "interrupt", "sweep", "measurement", "telemetry", "catalog", "quantisation", "download", "versions"},
     {"architectures", "footprint", "model_errors"},
     {"storage", "paths", "provenance", "records", "hub", "backends.base", "estimate", "patches"},
     {
