@@ -33,24 +33,21 @@ has_all() {
 }
 
 install() {
-    local files=() file wanted=("$TORCH") held
+    local files=() file pins
     is_new_enough
     for file in "$@"; do
         files+=(-r "$file")
     done
+    echo "set-up: installing $* with $PYTHON" >&2
     if [ "$LATEST" != 0 ]; then
-        wanted+=(--upgrade --upgrade-strategy eager)
+        pip_install "$TORCH" "${files[@]}" --upgrade --upgrade-strategy eager
     else
         if [ "$TORCH" != torch ]; then
             pip_install "$TORCH"  # first, and then it is kept: the tested set need not allow it
         fi
-        held=$(mktemp)
-        choose pins "$@" >"$held" || fail "$PYTHON could not choose versions (see above)"
-        wanted+=(-c "$held")
+        pins=$(choose pins "$@") || fail "$PYTHON could not choose versions (see above)"
+        pip_install "$TORCH" "${files[@]}" -c <(printf '%s\n' "$pins")
     fi
-    echo "set-up: installing $* with $PYTHON" >&2
-    pip_install "${wanted[@]}" "${files[@]}"
-    rm -f ${held:+"$held"}
 }
 
 pip_install() {
