@@ -27,7 +27,7 @@ def requirements_in(path: Path) -> list[Requirement]:
 
 def pins_in(path: Path) -> dict[str, str]:
     found = {canonicalize_name(pin.name): str(pin.specifier) for pin in requirements_in(path)}
-    assert all(re.fullmatch(r"==[\d.]+(post\d+)?", pin) for pin in found.values()), "one version each, of no single build"
+    assert all(re.fullmatch(r"==[\d.]+(post\d+)?", pin) for pin in found.values()), "one version each, no build"
     return {name: pin.removeprefix("==") for name, pin in found.items()}
 
 

@@ -372,7 +372,7 @@ def test_the_test_command_makes_every_check(sandbox: Sandbox, gpu: bool) -> None
 
 
 def legs_of(sandbox: Sandbox) -> list[list[list[str]]]:
-    """What .ci/run did with each of its environments: arguments after `-m` of each call but the first, which made it."""
+    """What .ci/run did in each of its environments: arguments after `-m` of each call but the one that made it."""
     legs: list[list[list[str]]] = []
     for call in sandbox.calls():
         if call.arguments[:2] == ["-m", "venv"]:
