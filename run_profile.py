@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_profile import planning, summary
+from llm_profile import planning, summary, versions
 from llm_profile.backends import open_backend
 from llm_profile.backends.base import Backend
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
@@ -266,18 +266,25 @@ def parse_request(arguments: argparse.Namespace) -> Request:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        arguments = build_parser().parse_args(argv)
-        request = parse_request(arguments)
-        if arguments.plan:
-            summary.tell(planning.plan_lines(request))
-            return EXIT_COMPLETE
-        return run_profile(request).exit_code
+        with versions.suspected():
+            return _run(build_parser().parse_args(argv))
     except UsageError as error:
-        summary.notice(f"run_profile.py: {error}")
+        for text in (f"run_profile.py: {error}", *getattr(error, "__notes__", ())):
+            summary.notice(text)
         return EXIT_USAGE
     except KeyboardInterrupt:
         summary.notice("run_profile.py: interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    request = parse_request(arguments)
+    versions.refuse_older()
+    summary.notice(versions.warning())
+    if arguments.plan:
+        summary.tell(planning.plan_lines(request))
+        return EXIT_COMPLETE
+    return run_profile(request).exit_code
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_profile import request, summary
+from llm_profile import request, summary, versions
 from llm_profile.backends.base import Reality
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
 from llm_profile.estimate import Estimate, Pair, check_pairs, whole_pairs
@@ -128,9 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        return _run(build_parser().parse_args(argv))
+        with versions.suspected():
+            return _run(build_parser().parse_args(argv))
     except UsageError as error:
-        summary.notice(f"validation.py: {error}")
+        for text in (f"validation.py: {error}", *getattr(error, "__notes__", ())):
+            summary.notice(text)
         return EXIT_USAGE
     except KeyboardInterrupt:
         summary.notice("validation.py: interrupted; nothing was written")
@@ -139,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_scaling(arguments)
+    versions.refuse_older()
+    summary.notice(versions.warning())
     table = LatencyTable.read(arguments.csv)
     for text in table.notices:
         summary.notice(text)

@@ -14,9 +14,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from llm_profile.versions import TESTED
+
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("run_profile", "validation")
 DOCUMENTS = ("README.md", "RTX3090/README.md")
+PAGES = (*DOCUMENTS, "docs/releases.md")
 
 
 def text_of(document: str) -> str:
@@ -93,12 +96,12 @@ def test_the_readme_shows_both_commands() -> None:
 
 
 def test_every_python_file_run_in_a_document_is_there() -> None:
-    files = {word for document in DOCUMENTS for words in commands_in(text_of(document)) for word in words[1:2]}
+    files = {word for document in PAGES for words in commands_in(text_of(document)) for word in words[1:2]}
     missing = [name for name in files if name.endswith(".py") and not (ROOT / name).is_file()]
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", PAGES)
 def test_every_link_leads_somewhere(document: str) -> None:
     page = ROOT / document
     dead = []
@@ -110,6 +113,15 @@ def test_every_link_leads_somewhere(document: str) -> None:
         if not target.exists() or (anchor and anchor not in headings(target.read_text(encoding="utf-8"))):
             dead.append(link)
     assert not dead
+
+
+def test_the_readme_names_the_tested_range_and_every_variable_of_the_set_up() -> None:
+    readme = " ".join(text_of("README.md").split())
+    ranges = " and ".join(f"{name} {oldest} to {newest}" for name, (oldest, newest) in TESTED.items())
+    assert f"{ranges} were [tested]" in readme
+    variables = set(re.findall(r'"\$\{(\w+):=', text_of("llm_profile/setup_env.sh")))
+    assert variables >= {"PYTHON", "LATEST"}
+    assert not [name for name in variables if f"| `{name}` |" not in readme]
 
 
 def test_requirements_are_what_the_code_imports() -> None:

@@ -32,6 +32,7 @@ LEVELS: tuple[set[str], ...] = (
         "catalog",
         "quantisation",
         "download",
+        "versions",
         "config_names",
     },
     {"architectures", "footprint", "model_errors"},

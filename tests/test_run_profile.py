@@ -769,11 +769,16 @@ def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytes
     assert len(quiet.out.splitlines()) == 4
 
 
+def without_warning(err: str) -> list[str]:
+    """The lines of a process of its own, without the one that it has where CI runs on the newest releases."""
+    return [line for line in err.splitlines() if not line.startswith("newer than tested: ")]
+
+
 def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}
     slow = ("-m", "tests.fake_command", '{"delay_s": 0.05, "out_of_memory_at": 6}')
     piped = command(*OPTIONS, "--output-dir", str(tmp_path / "a"), module=slow, env=environment)
-    assert piped.code == 3 and "\x1b" not in piped.err and len(piped.err.splitlines()) == 2
+    assert piped.code == 3 and "\x1b" not in piped.err and len(without_warning(piped.err)) == 2
     leader, follower = pty.openpty()
     arguments = [sys.executable, *slow, *OPTIONS, "--output-dir", str(tmp_path / "b")]
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=follower)
@@ -804,7 +809,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.stderr.read() == b"" and process.wait() == 0
+    assert not without_warning(process.stderr.read().decode()) and process.wait() == 0
     process.stderr.close()
 
 

@@ -40,8 +40,13 @@ if arguments[0] == "-c":
     if "cuda" in probe:
         sys.exit(not state["torch_cuda"])
     sys.exit(not state["new_enough"])
-if arguments[0] == "-":
-    sys.exit(me not in state["ready"])
+if arguments[0] == "constraints/choose.py":
+    if arguments[1] == "satisfied":
+        sys.exit(me not in state["ready"])
+    print({{"pins": "torch==1.2.3", "taken": "torch 1.2.3 (the tested set)", "newest": "torch 9.0"}}[arguments[1]])
+    sys.exit(0)
+if "-c" in arguments:  # constraints of pip: what stands in the file, in place of its name
+    arguments[arguments.index("-c") + 1] = Path(arguments[arguments.index("-c") + 1]).read_text().strip()
 with open(fake / "calls.jsonl", "a") as calls:
     print(json.dumps({{"me": me, "arguments": arguments, "token": os.environ.get("HF_TOKEN")}}), file=calls)
 if arguments[:2] == ["-m", "venv"]:
@@ -76,7 +81,7 @@ class Sandbox:
 
     def __init__(self, folder: Path) -> None:
         self.clone, self.fake = folder / "clone", folder / "fake"
-        for name in (*SCRIPTS, "requirements.txt", "tests/requirements.txt"):
+        for name in (*SCRIPTS, "requirements.txt", "tests/requirements.txt", "constraints/py311.txt"):
             (self.clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.clone / name)
         self.fake.mkdir()
@@ -255,7 +260,7 @@ def test_a_fresh_clone_gets_a_virtual_environment_once(sandbox: Sandbox) -> None
     assert sandbox.run("run.sh").returncode == 0
     venv, pip, profile = sandbox.calls()
     assert venv.arguments == ["-m", "venv", ".venv"]
-    assert pip.arguments == ["-m", "pip", "install", "torch", "-r", "requirements.txt"]
+    assert pip.arguments == ["-m", "pip", "install", "torch", "-r", "requirements.txt", "-c", "torch==1.2.3"]
     assert pip.me == profile.me == ".venv/bin/python3"
 
     sandbox.state(ready=[".venv/bin/python3"])
@@ -268,6 +273,7 @@ def test_a_fresh_clone_gets_a_virtual_environment_once(sandbox: Sandbox) -> None
     [
         (["torch", "pip"], ["--system-site-packages", "--without-pip"]),
         (["torch"], ["--system-site-packages"]),
+        (["transformers"], ["--system-site-packages"]),
         (["pip"], []),
     ],
 )
@@ -286,11 +292,34 @@ def test_an_active_virtual_environment_is_filled(sandbox: Sandbox) -> None:
 
 
 def test_torch_and_venv_can_be_chosen(sandbox: Sandbox) -> None:
+    """A torch that is named comes first, outside the tested set, and the rest is chosen around it."""
     sandbox.state(ready=[])
-    sandbox.run("run.sh", TORCH="torch==2.13.0", VENV=".venv-other")
-    venv, pip, _ = sandbox.calls()
+    sandbox.run("run.sh", TORCH="torch==2.12.0", VENV=".venv-other")
+    venv, torch, pip, _ = sandbox.calls()
     assert venv.arguments[-1] == ".venv-other"
-    assert pip.arguments[3] == "torch==2.13.0"
+    assert torch.arguments == ["-m", "pip", "install", "torch==2.12.0"]
+    assert pip.arguments[3:] == ["torch==2.12.0", "-r", "requirements.txt", "-c", "torch==1.2.3"]
+
+
+@pytest.mark.parametrize("ready", [["python3"], [".venv/bin/python3"], []])
+def test_the_newest_are_installed_into_the_virtual_environment_whatever_is_there(
+    sandbox: Sandbox, ready: list[str]
+) -> None:
+    sandbox.state(ready=ready)
+    done = sandbox.run("run.sh", LATEST="1")
+    assert done.returncode == 0, done.stderr
+    _, pip, profile = sandbox.calls()
+    upgrade = ["install", "torch", "-r", "requirements.txt", "--upgrade", "--upgrade-strategy", "eager"]
+    assert pip.arguments == ["-m", "pip", *upgrade]
+    assert pip.me == profile.me == ".venv/bin/python3"
+    assert "set-up: torch 9.0" in done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("ready", [["python3"], []])
+def test_the_set_up_says_in_one_line_what_it_took(sandbox: Sandbox, ready: list[str]) -> None:
+    sandbox.state(ready=ready)
+    done = sandbox.run("run.sh")
+    assert done.stderr.splitlines().count("set-up: torch 1.2.3 (the tested set)") == 1
 
 
 @pytest.mark.parametrize(
@@ -298,7 +327,7 @@ def test_torch_and_venv_can_be_chosen(sandbox: Sandbox) -> None:
     [
         ({"new_enough": False}, "is not Python 3.11 or newer"),
         ({"venv_fails": 1}, "apt install python3-venv"),
-        ({"pip_fails": 1}, "pip could not install torch, requirements.txt"),
+        ({"pip_fails": 1}, "pip could not install torch -r requirements.txt"),
     ],
 )
 def test_a_set_up_that_fails_advises_and_ends_with_2(sandbox: Sandbox, changes: dict[str, int], advice: str) -> None:
@@ -325,26 +354,6 @@ def test_a_folder_that_is_no_venv_is_left_alone(sandbox: Sandbox) -> None:
     assert (sandbox.clone / ".venv/mine").exists()
 
 
-@pytest.mark.parametrize(
-    ("torch", "requirements", "satisfied"),
-    [
-        ("pytest", "pytest>=1  # a comment\n\n# another\n", True),
-        ("pytest", "pytest>=1,<2\n", False),
-        ("pytest>=1000", "pytest>=1\n", False),
-        ("pytest", "pytest>=1\nno-such-package-here\n", False),
-        ("pytest", "not a requirement\n", False),
-    ],
-)
-def test_requirement_files_are_checked_with_their_bounds(
-    tmp_path: Path, torch: str, requirements: str, satisfied: bool
-) -> None:
-    (tmp_path / "wanted.txt").write_text(requirements)
-    script = '. "$1"; has_packages wanted.txt'
-    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "TORCH": torch}
-    command = ["bash", "-c", script, "bash", ROOT / "llm_profile/setup_env.sh"]
-    assert (subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0) is satisfied
-
-
 # ---- tests/run.sh and .ci/run
 
 
@@ -356,33 +365,62 @@ def test_the_test_command_makes_every_check(sandbox: Sandbox, gpu: bool) -> None
     assert done.returncode == 0, done.stderr
     venv, pip, *checks = [call.arguments[1:] for call in sandbox.calls()]
     assert venv == ["venv", ".venv"]
-    assert pip == ["pip", "install", "torch", "-r", "requirements.txt", "-r", "tests/requirements.txt"]
+    files = ["-r", "requirements.txt", "-r", "tests/requirements.txt"]
+    assert pip == ["pip", "install", "torch", *files, "-c", "torch==1.2.3"]
     everywhere = [["ruff", "check"], ["mypy"], ["pytest", "-n", "2", "-m", "not gpu"]]
     assert checks == everywhere + [["pytest", "-m", "gpu", "tests/gpu"]] * gpu
 
 
-def test_ci_tries_the_oldest_and_the_newest_transformers_and_removes_their_environments(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+def legs_of(sandbox: Sandbox) -> list[list[list[str]]]:
+    """What .ci/run did in each of its environments: arguments after `-m` of each call but the one that made it."""
+    legs: list[list[list[str]]] = []
+    for call in sandbox.calls():
+        if call.arguments[:2] == ["-m", "venv"]:
+            made = f"{call.arguments[-1]}/bin/python3"
+            legs.append([])
+        elif "--dry-run" not in call.arguments:  # a question before a leg
+            assert call.me == made
+            legs[-1].append(call.arguments[1:])
+    return legs
+
+
+FREE = {"room": 100 << 20, "no room": 1 << 20}
+"""KiB that `df` finds."""
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_ci_has_three_legs_and_removes_their_environments(sandbox: Sandbox, tmp_path: Path, free: str) -> None:
     (tmp_path / "temporary").mkdir()
     sandbox.state(ready=[], in_venv=True)
+    sandbox.executable("df", f"#!/bin/sh\necho Avail; echo {FREE[free]}\n")
     done = sandbox.run(".ci/run", TMPDIR=str(tmp_path / "temporary"))
     assert done.returncode == 0, done.stderr
-    calls = sandbox.calls()
-    starts = [at for at, call in enumerate(calls) if call.arguments[:2] == ["-m", "venv"]]
-    assert len(starts) == 2 and starts[0] == 0
-    oldest = re.search(r"^transformers>=([\d.]+),", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert oldest
-    for (start, end), asked in zip(
-        [(0, starts[1]), (starts[1], len(calls))], (f"=={oldest[1]}.0", f">={oldest[1]},<6"), strict=True
-    ):
-        venv, torch, transformers, requirements, *checks = calls[start:end]
-        assert torch.arguments == ["-m", "pip", "install", "torch==2.13.0"]
-        assert transformers.arguments == ["-m", "pip", "install", f"transformers{asked}"]
-        assert requirements.arguments[-2:] == ["-r", "tests/requirements.txt"]
-        used = {call.me for call in (torch, transformers, requirements, *checks)}
-        assert used == {f"{venv.arguments[-1]}/bin/python3"}
-        assert checks[-1].arguments[1] == "pytest"
+    tested, oldest, newest = legs_of(sandbox)
+    torch, transformers = (
+        re.search(rf"^{name}>=([\d.]+),", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+        for name in ("torch", "transformers")
+    )
+    assert torch and transformers
+    old = [f"torch=={torch[1]}.*", f"transformers=={transformers[1]}.*"]
+    assert tested[0][:3] == ["pip", "install", "torch"] and tested[0][-2] == "-c"
+    assert oldest[0] == ["pip", "install", "--quiet", *(old if free == "room" else old[1:])]
+    assert oldest[1:] == tested
+    pinned = re.search(r"^torch==.*$", (ROOT / "constraints/py311.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert newest[0][2] == ("torch" if free == "room" else pinned[0]) and "--upgrade" in newest[0]
+    assert [leg[-1][0] for leg in (tested, oldest, newest)] == ["pytest"] * 3
+    assert ("the tested torch takes its place" in done.stderr) is (free != "room")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_legs_of_ci_that_fail_say_which_versions_they_had(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    sandbox.state(ready=[], in_venv=True, pip_fails=1)
+    done = sandbox.run(".ci/run", TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == 1
+    names = ["the tested set", "the oldest", "the newest"]
+    assert done.stderr.splitlines()[-3:] == [f"---- failed: {name} ----" for name in names]
+    assert [leg[-1] for leg in legs_of(sandbox)] == [["pip", "list", "--format=freeze"]] * 3
     assert not list((tmp_path / "temporary").iterdir())
 
 
