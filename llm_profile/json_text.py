@@ -10,7 +10,7 @@ def parse_json(text: str | bytes, constants: bool = True) -> Any:
     constants: take NaN and Infinity, which are no JSON and stand in many a config.json.
     """
     try:
-        return json.loads(text, **({} if constants else {"parse_constant": _no_number}))
+        return json.loads(text, parse_constant=float if constants else _no_number)
     except RecursionError:
         raise ValueError("lists or objects are nested too deep") from None
 
