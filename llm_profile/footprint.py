@@ -11,6 +11,9 @@ from typing import Any
 from llm_profile.architectures import ARCHITECTURES, DEFAULTS, LAYER_LISTS
 from llm_profile.quantisation import quantisation_fields
 
+MOST_BLOCKS = 10_000
+"""Deeper models are typing errors, and counting their blocks would take long."""
+
 
 def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
     """Parameters of the model with `num_layers` blocks of each kind: embedding, blocks, final norm, head.
@@ -80,6 +83,8 @@ class _Dimensions:
     def kept(self, num_layers: int) -> list[int]:
         """The blocks that a run keeps: the first `num_layers` of each kind."""
         depth = self.size("num_hidden_layers")
+        if depth > MOST_BLOCKS:
+            raise _Unknown
         kinds = list(zip(self._layer_types(depth), map(self.has_experts, range(depth)), strict=True))
         return [layer for layer, kind in enumerate(kinds) if kinds[:layer].count(kind) < num_layers]
 

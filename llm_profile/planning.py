@@ -77,7 +77,7 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
     not ours or cannot be written.
     """
-    if source.config.get("model_type") is None:
+    if not isinstance(source.config.get("model_type"), str):
         from llm_profile.model import make_config  # which refuses it; imports torch
 
         make_config(source.config)

@@ -820,3 +820,21 @@ def test_names_are_not_markup(run: Run, tmp_path: Path, opened: list[int]) -> No
     assert done.code == 0 and opened == [4]
     assert "[x]y on [red] against the real model" in done.out
     assert f"Scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_numbers_that_json_has_not_do_not_keep_a_table_from_being_written_and_resumed(
+    run: Run, tmp_path: Path, number: str
+) -> None:
+    folder = Path(config_folder(tmp_path / "m", **tiny.CONFIGS["llama"]))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(f'{text[:-1]}, "limits": [0.0, {number}], "nested": {{"x": {number}}}}}')
+    options = [*OPTIONS, "--model", str(folder)]
+    assert run(*options).code == 0
+    before = files_in(tmp_path / "FAKE")
+    assert run(*options).code == 0
+    assert files_in(tmp_path / "FAKE") == before
+    (meta,) = [json.loads(data) for name, data in before.items() if name.endswith(".meta.json")]
+    name = "Infinity" if number == "1e999" else number
+    assert meta["config"]["limits"] == [0.0, {"__float__": name}]
+    assert meta["config"]["nested"] == {"x": {"__float__": name}}

@@ -24,7 +24,8 @@ def _cpu(request: Request, source: ModelSource) -> Backend:
 
 
 def _fake(request: Request, source: ModelSource) -> Backend:
-    return FakeBackend(int(source.config.get("num_hidden_layers", request.num_layers)), request.num_layers)
+    depth = source.config.get("num_hidden_layers")
+    return FakeBackend(depth if isinstance(depth, int) else request.num_layers, request.num_layers)
 
 
 BACKENDS: dict[str, Callable[[Request, ModelSource], Backend]] = {"cuda": _cuda, "cpu": _cpu, "fake": _fake}
