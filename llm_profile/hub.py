@@ -16,9 +16,6 @@ from llm_profile.bounds import check_bounds
 from llm_profile.download import HubError, ModelNotFound
 from llm_profile.errors import UsageError, one_line
 
-LONGEST_NAME = 4_000
-"""Characters of a path that systems take."""
-
 LOAD_FORMATS = ("auto", "hf", "dummy")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -99,8 +96,15 @@ def find_model(
     """
     if load_format not in LOAD_FORMATS:
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
-    folder = _folder(model)
-    if _is_file(folder / "config.json"):
+    try:
+        folder = Path(model).expanduser()
+        is_model = (folder / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no right to look, no such user, a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--model {model[:80]}: {why}; give a folder with a config.json, or an id of the hub"
+        ) from error
+    if is_model:
         found = _from_folder(model, folder, load_format, revision, allow_pickle)
         return replace(found, trusted=trust_remote_code)
     if folder.is_absolute() or model.startswith(("~", ".")) or model.endswith("/") or not model:
@@ -124,24 +128,6 @@ def find_model(
         if isinstance(error, ModelNotFound) or entry is None:
             raise type(error)(f"{error}{_hint(model)}") from None
         raise
-
-
-def _folder(model: str) -> Path:
-    """The folder that `--model` may name. Raises UsageError for what no file system takes, nor the hub."""
-    if len(model) > LONGEST_NAME:
-        raise UsageError(f"--model {model[:80]}...: {len(model)} characters, where {LONGEST_NAME} are the most")
-    try:
-        return Path(model).expanduser()
-    except RuntimeError as error:  # `~name` of a user that is not there
-        raise UsageError(f"--model {model}: {one_line(error)}; give the path in full") from error
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file is there; a name that the file system does not take is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _from_folder(model: str, folder: Path, load_format: str, revision: str | None, allow_pickle: bool) -> ModelSource:
