@@ -134,7 +134,7 @@ class TableWriter:
             for old, new in _renames((paths.csv,), KEPT_FILES, "damaged"):
                 os.rename(old, new)
         write_whole(paths.csv, csv_content(self.table.to_frame()))
-        self.table.notices.append(f"{paths.csv} {damage}; it is written anew from there, what was there is kept beside")
+        self.table.notices.append(f"{paths.csv} {damage}; it is written anew from there, the old one kept as .damaged")
 
     def done(self) -> set[SweepPoint]:
         """The points that are measured. Missing ones are not among them: a new run tries them again."""
