@@ -28,21 +28,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_profile import planning, summary, versions
-from llm_profile.backends import open_backend
-from llm_profile.backends.base import Backend
+from llm_profile import versions
+from llm_profile.cli import planning, summary
+from llm_profile.cli.scaling_options import named_path
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
-from llm_profile.estimate import check_pairs
-from llm_profile.grid import GRIDS
-from llm_profile.hub import LOAD_FORMATS, ModelSource
 from llm_profile.measurement import StoppingRule
-from llm_profile.paths import TablePaths
-from llm_profile.profiler import measure
+from llm_profile.models.hub import LOAD_FORMATS, ModelSource
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
-from llm_profile.scaling_options import named_path
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.table import LatencyTable
+from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
-from llm_profile.table import LatencyTable
-from llm_profile.writer import TableWriter
+from llm_profile.timing.backends import open_backend
+from llm_profile.timing.backends.base import Backend
+from llm_profile.timing.grid import GRIDS
+from llm_profile.timing.loop import measure
+from llm_profile.validation.estimate import check_pairs
 from validation import OneLineParser, add_scaling_arguments, known_exit_code, parse_scaling, validate_table
 
 
@@ -79,7 +80,7 @@ def settled_weights(request: Request, source: ModelSource) -> ModelSource:
     """Fetch what the kept blocks need where real weights are to be used; random ones may take their place."""
     if source.weights_file is None:
         return source
-    from llm_profile.loading import settle_weights  # imports torch
+    from llm_profile.passes.loading import settle_weights  # imports torch
 
     return settle_weights(request, source)
 

@@ -28,25 +28,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_profile import request, summary, versions
-from llm_profile.backends.base import Reality
-from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
-from llm_profile.estimate import Estimate, Pair, check_pairs, whole_pairs
-from llm_profile.report import ValidationReport
-from llm_profile.report_text import print_report
-from llm_profile.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
-from llm_profile.scaling import Scaling, average_factor
-from llm_profile.scaling_options import (
+from llm_profile import request, versions
+from llm_profile.cli import summary
+from llm_profile.cli.scaling_options import (
     OneLineParser,
     add_scaling_arguments,
     named_path,
     parse_scaling,
     validation_device,
 )
-from llm_profile.steps import MeasuredSteps
-from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable, is_as_written
-from llm_profile.validate import measure_fitted, run_validation, validate
+from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
+from llm_profile.store.table import LatencyTable, is_as_written
+from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.validation.estimate import Estimate, check_pairs, whole_pairs
+from llm_profile.validation.report import ValidationReport
+from llm_profile.validation.report_text import print_report
+from llm_profile.validation.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
+from llm_profile.validation.scaling import Scaling, average_factor
+from llm_profile.validation.steps import MeasuredSteps, Reality
+from llm_profile.validation.validate import measure_fitted, run_validation, validate
 
 __all__ = [
     "OneLineParser",
@@ -194,7 +194,7 @@ def validate_table(
     scaling_paths(csv_path, wanted.output)
 
     def open_at(depth: int) -> Reality:
-        from llm_profile.reality import open_reality  # imports torch
+        from llm_profile.validation.reality import open_reality  # imports torch
 
         return open_reality(wanted.runtime, table, depth, device, token, trust_remote_code)
 

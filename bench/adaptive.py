@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from bench.compare_tables import WITHIN_NS, Agreement, agreement_lines
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.grid import GRIDS, filled, leave_one_out
 from llm_profile.records import PointRecord
-from llm_profile.storage import write_json
+from llm_profile.store.storage import write_json
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.timing.grid import GRIDS, filled, leave_one_out
 
 WITHIN = 0.04
 """A filled row or pass that is off by at most this, or by at most 100 ns, is within bounds."""

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.estimate import is_unnamed_row
 from llm_profile.records import PointRecord
-from llm_profile.storage import write_json
-from llm_profile.table import LatencyTable, differences
+from llm_profile.store.storage import write_json
+from llm_profile.store.table import LatencyTable, differences
+from llm_profile.validation.estimate import is_unnamed_row
 
 WITHIN = 0.05
 """A relative difference up to here is within bounds."""

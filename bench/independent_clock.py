@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import torch
 
 from bench.loading import add_model_arguments, longest_of, open_profiler
-from llm_profile.backends.base import GRAPHS
-from llm_profile.backends.torch_profiler import REST, TorchProfilerBackend, shares
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.graphs import CaptureError, GraphPasses
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
-from llm_profile.storage import write_json
-from llm_profile.subject import Subject
+from llm_profile.passes.graphs import CaptureError, GraphPasses
+from llm_profile.passes.subject import Subject
+from llm_profile.store.storage import write_json
 from llm_profile.sweep import SweepPoint
+from llm_profile.timing.backends.base import GRAPHS
+from llm_profile.timing.backends.torch_profiler import REST, TorchProfilerBackend, shares
 
 PASSES = 10
 """Replays that count, by either clock."""

@@ -19,11 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
 
+from llm_profile.cli.planning import DTYPE_BYTES
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.planning import DTYPE_BYTES
-from llm_profile.storage import write_json
+from llm_profile.store.storage import write_json
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
 
 GEMM_ROWS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -61,8 +61,8 @@ def gemm_weights(config: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]]) 
     """
     from torch import nn
 
-    from llm_profile.layers import ALIASES
-    from llm_profile.model import make_config, meta_model
+    from llm_profile.layers.layout import ALIASES
+    from llm_profile.models.building import make_config, meta_model
 
     canonical = {attribute: row for (_level, attribute), row in ALIASES.items()}
     kind_of = {kind["layers"][0]: kind["name"] for kind in kinds}

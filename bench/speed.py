@@ -28,18 +28,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.compare_tables import Agreement, agreement_lines
 from bench.loading import add_model_arguments, longest_of, open_profiler, sweep_sizes
-from llm_profile.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.cards import short_device_name
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
-from llm_profile.estimate import is_unnamed_row
-from llm_profile.hooks import LayerRanges
-from llm_profile.layers import MODEL_OTHER
+from llm_profile.layers.layout import MODEL_OTHER
+from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
-from llm_profile.profiler import in_measuring_order
-from llm_profile.session import ROW, RangeRecorder
-from llm_profile.storage import write_json
-from llm_profile.subject import Subject
+from llm_profile.passes.subject import Subject
+from llm_profile.store.storage import write_json
 from llm_profile.sweep import SweepPoint
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.loop import in_measuring_order
+from llm_profile.timing.session import ROW, RangeRecorder
+from llm_profile.validation.estimate import is_unnamed_row
 
 WARMUP, REPEAT = 10, 100
 """Passes of the documented way at each point."""

@@ -47,9 +47,7 @@ class CheckpointError(UsageError):
 def check_at_least_one(field: str, value: object) -> None:
     """Raise UsageError for a field of a config.json that makes no model when it is less, or no number."""
     if not isinstance(value, int | float) or not value >= 1:
-        raise UsageError(
-            f"--model: its {field} is {shown(value)}, and has to be at least 1; mend its config.json"
-        )
+        raise UsageError(f"--model: its {field} is {shown(value)}, and has to be at least 1; mend its config.json")
 
 
 def number_between(what: str, value: object, least: float, most: float) -> float:

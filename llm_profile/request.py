@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.estimate import Pair
-from llm_profile.sweep import Sweep
+from llm_profile.sweep import Pair, Sweep
 
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from llm_profile.errors import UsageError
 
+Pair = tuple[int, int]
+"""(input length, output length) of one request, in tokens."""
+
 
 @dataclass(frozen=True, order=True)
 class SweepPoint:

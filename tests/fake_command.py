@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import run_profile
-from llm_profile.backends import BACKENDS
-from llm_profile.backends.base import Backend
-from llm_profile.backends.fake import FakeBackend
-from llm_profile.hub import ModelSource
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.models.hub import ModelSource
 from llm_profile.request import Request
 from llm_profile.sweep import SweepPoint
+from llm_profile.timing.backends import BACKENDS
+from llm_profile.timing.backends.base import Backend
+from llm_profile.timing.backends.fake import FakeBackend
 
 OPTIONS = ["--model", "tiny-llama", "--device", "fake", "--skip-scaling", "--prefill-max", "6", "--decode-max", "6"]
 """A sweep of 12 points, (1, 0) among them once."""

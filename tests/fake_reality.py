@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_profile.backends.base import BlockKind, StepTimes
+from llm_profile.block_kinds import BlockKind
 from llm_profile.measurement import PointSample, RowSample
-from llm_profile.paths import TablePaths
 from llm_profile.records import ROW_SCHEMA, PointRecord
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep, SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.validation.steps import StepTimes
 
 KINDS = (
     BlockKind("full", 3, (1, 3, 5), (1,)),

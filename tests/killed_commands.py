@@ -14,7 +14,7 @@ import pyarrow.parquet  # noqa: F401  (once here, not in every child)
 
 import run_profile
 from llm_profile.errors import UsageError
-from llm_profile.table import LatencyTable
+from llm_profile.store.table import LatencyTable
 from tests.fake_command import CSV, OPTIONS, POINTS
 from tests.killed_runs import at_line
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet  # noqa: F401  (once here, not in every child)
 
 from llm_profile.errors import UsageError
-from llm_profile.table import LatencyTable
+from llm_profile.store.table import LatencyTable
 from tests.table_samples import measure, paths_in, sample, sweep_points, writer
 
 PACKAGE = f"{os.sep}llm_profile{os.sep}"

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_profile.backends.base import BlockKind
+from llm_profile.block_kinds import BlockKind
 from llm_profile.measurement import PointSample, RowSample
-from llm_profile.paths import TablePaths
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import SweepPoint
-from llm_profile.writer import TableWriter
 
 ROWS = ("embedding", "q_proj", "attn", "o_proj", "lm_head")
 CONFIG = {"model_type": "llama", "hidden_size": 64, "dtype": "bfloat16", "rope_parameters": {"rope_theta": 1e4}}

@@ -20,16 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import run_profile
-from llm_profile.blocks import find_kinds, find_stacks, kinds_of
 from llm_profile.errors import UsageError
-from llm_profile.hooks import LayerRanges
-from llm_profile.layers import MODEL_OTHER
-from llm_profile.model import UNSUPPORTED, ModelOptions, make_config, meta_model
-from llm_profile.patches import SCAN_FUNCTION, modelling_functions, patched
-from llm_profile.probe import is_kernel
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.layers.layout import MODEL_OTHER
+from llm_profile.layers.probe import is_kernel
+from llm_profile.layers.ranges import LayerRanges
+from llm_profile.models.blocks import find_kinds, find_stacks, kinds_of
+from llm_profile.models.building import UNSUPPORTED, ModelOptions, make_config, meta_model
+from llm_profile.models.patches import SCAN_FUNCTION, modelling_functions, patched
+from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
 from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_profile.backends import BACKENDS, open_backend
-from llm_profile.backends.base import Backend
-from llm_profile.backends.cpu_wall import WARMUP_PASSES, CpuWallBackend, WallRecorder
-from llm_profile.backends.fake import ROWS, FakeBackend, row_ns
 from llm_profile.errors import UsageError
-from llm_profile.hub import ModelSource
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
+from llm_profile.models.hub import ModelSource
 from llm_profile.records import PointRecord
 from llm_profile.request import Request
 from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.timing.backends import BACKENDS, open_backend
+from llm_profile.timing.backends.base import Backend
+from llm_profile.timing.backends.cpu_wall import WARMUP_PASSES, CpuWallBackend, WallRecorder
+from llm_profile.timing.backends.fake import ROWS, FakeBackend, row_ns
 from tests import tiny
 
 POINTS = [SweepPoint(1, 0), SweepPoint(7, 0), SweepPoint(1, 1), SweepPoint(1, 20)]
@@ -144,7 +144,7 @@ def test_the_host_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_range_is_charged_its_own_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     squares = (n * n for n in itertools.count())  # no two gaps between readings are alike
-    monkeypatch.setattr("llm_profile.backends.cpu_wall.time.perf_counter_ns", lambda: next(squares))
+    monkeypatch.setattr("llm_profile.timing.backends.cpu_wall.time.perf_counter_ns", lambda: next(squares))
     recorder = WallRecorder()
     recorder.start()
     recorder.enter("model_other")  # reads the clock at 0, and at 1 when its own work is done
@@ -206,7 +206,8 @@ def test_a_model_too_shallow_is_refused_where_no_configuration_told() -> None:
 
 def test_the_fake_device_needs_no_torch() -> None:
     code = (
-        "import sys; from llm_profile.backends import open_backend; from llm_profile.hub import ModelSource;"
+        "import sys; from llm_profile.timing.backends import open_backend;"
+        "from llm_profile.models.hub import ModelSource;"
         "from llm_profile.request import Request;"
         "open_backend(Request('x', device='fake'), ModelSource('x', {}, 'hub'));"
         "print('torch' in sys.modules)"

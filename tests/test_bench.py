@@ -23,15 +23,15 @@ from bench.independent_clock import TwoClocks, spread_points
 from bench.loading import longest_of, sweep_sizes
 from bench.roofline import bound_ns, bounds, gemm_weights
 from bench.speed import Timed, even_lengths, range_times, summary
-from llm_profile import catalog
 from llm_profile.errors import UsageError
-from llm_profile.hooks import LayerRanges
+from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
-from llm_profile.paths import TablePaths
+from llm_profile.models import catalog
 from llm_profile.records import FILLED, PointRecord
-from llm_profile.session import ROW, RangeRecorder
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.timing.session import ROW, RangeRecorder
 from tests.tiny import subject
 
 ROOT = Path(__file__).parent.parent

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from llm_profile.blocks import blocks_of_each_kind, find_kinds, find_stacks, first_blocks
-from llm_profile.cache import InPlaceCache
-from llm_profile.code_names import unread_lists
-from llm_profile.model import ModelOptions, dummy_model, make_config, meta_model
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.models.blocks import blocks_of_each_kind, find_kinds, find_stacks, first_blocks
+from llm_profile.models.building import ModelOptions, dummy_model, make_config, meta_model
+from llm_profile.models.code_names import unread_lists
+from llm_profile.passes.cache import InPlaceCache
+from llm_profile.passes.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import DEPTH, tiny_config
 

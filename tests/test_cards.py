@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_profile.cards import CARDS, short_device_name
-from llm_profile.paths import TablePaths
+from llm_profile.store.paths import TablePaths
 
 PRODUCTS: dict[str, str] = {
     "Tesla P100-PCIE-16GB": "P100",

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_profile import catalog
-from llm_profile.architectures import ARCHITECTURES
-from llm_profile.footprint import memory_bytes, parameter_count
+from llm_profile.models import catalog
+from llm_profile.models.architectures import ARCHITECTURES
+from llm_profile.models.footprint import memory_bytes, parameter_count
 
 ROOT = Path(__file__).parent.parent
 
 
 def kept_parameters(config: dict[str, Any], num_layers: int) -> int:
     """Of the model that a run keeps: so many blocks of each kind."""
-    from llm_profile.blocks import blocks_of_each_kind, keep_blocks
-    from llm_profile.model import make_config, meta_model
+    from llm_profile.models.blocks import blocks_of_each_kind, keep_blocks
+    from llm_profile.models.building import make_config, meta_model
 
     model = meta_model(make_config(config))
     keep_blocks(model, blocks_of_each_kind(model, num_layers))
@@ -221,5 +221,6 @@ def test_near_names() -> None:
 
 
 def test_imports_no_torch() -> None:
-    code = "import sys, llm_profile.catalog, llm_profile.footprint; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, llm_profile.models.catalog, llm_profile.models.footprint;"
+    code += "print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"

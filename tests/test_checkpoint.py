@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm_profile.blocks import Kept, Stack, first_blocks
-from llm_profile.checkpoint import CheckpointView, checkpoint_view, kept_indices, kept_name, load_weights
 from llm_profile.errors import UsageError
-from llm_profile.hub import ModelSource, find_model
+from llm_profile.models.blocks import Kept, Stack, first_blocks
+from llm_profile.models.checkpoint import CheckpointView, checkpoint_view, kept_indices, kept_name, load_weights
+from llm_profile.models.hub import ModelSource, find_model
 
 DEPTH = 4
 COMMON: dict[str, Any] = {

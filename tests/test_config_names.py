@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_profile.config_names import WorkedOut, field_of_decoder
-from llm_profile.model import make_config
+from llm_profile.models.building import make_config
+from llm_profile.models.config_names import WorkedOut, field_of_decoder
 from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 FIELDS = ("num_hidden_layers", "max_position_embeddings")
@@ -81,7 +81,7 @@ def test_what_a_class_works_out_is_not_guessed() -> None:
 
 def test_reading_imports_nothing() -> None:
     code = (
-        "import sys; from llm_profile.config_names import field_of_decoder as f;"
+        "import sys; from llm_profile.models.config_names import field_of_decoder as f;"
         "depth = f({'model_type': 'gpt2', 'n_layer': 4}, 'num_hidden_layers');"
         "print(depth, {'torch', 'transformers'} & set(sys.modules))"
     )

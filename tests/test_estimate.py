@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.estimate import Estimate, check_pairs, decode_lens, is_request_row, model_depth
 from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.validation.estimate import Estimate, check_pairs, decode_lens, is_request_row, model_depth
 from tests.fake_reality import BLOCK_ROWS, ROWS, make_table, row_ns, true_kernels_ns
 
 TABLE = make_table()
@@ -142,7 +142,7 @@ def test_an_unfinished_table_estimates_nothing():
 
 
 def test_no_torch():
-    modules = ["estimate", "steps", "scaling", "judgement", "scaled_table", "scaling_options", "report", "report_text"]
-    code = f"import {', '.join(f'llm_profile.{module}' for module in modules)}, validation, sys; "
+    modules = ["estimate", "steps", "scaling", "judgement", "scaled_table", "report", "report_text"]
+    code = f"import {', '.join(f'llm_profile.validation.{module}' for module in modules)}, validation, sys; "
     code += "sys.exit(bool({'torch', 'transformers', 'pandas', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

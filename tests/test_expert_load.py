@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_profile.expert_load import expert_load
-from llm_profile.passes import expert_assignment
-from llm_profile.subject import Subject
+from llm_profile.passes.expert_load import expert_load
+from llm_profile.passes.runner import expert_assignment
+from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import SIZES
 from tests.test_architectures import OF_RELEASE, RELEASE, open_subject, write_model

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_profile import grid
-from llm_profile.grid import GRIDS, ROUND, filled, leave_one_out, most_measured, next_points
 from llm_profile.measurement import Measurement
 from llm_profile.records import FILLED, PointRecord, RowRecord
 from llm_profile.sweep import GRID_NAMES, Sweep, SweepPoint
+from llm_profile.timing import grid
+from llm_profile.timing.grid import GRIDS, ROUND, filled, leave_one_out, most_measured, next_points
 
 Latency = Callable[[SweepPoint], tuple[float, str]]
 """Nanoseconds of the one row at a point, and its kernel."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from llm_profile.hooks import LayerRanges
+from llm_profile.layers.ranges import LayerRanges
 from llm_profile.sweep import SweepPoint
 from tests.tiny import CONFIGS, subject
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import run_profile
-from llm_profile import construction, memory
 from llm_profile.errors import UsageError
-from llm_profile.memory import available_bytes
-from llm_profile.model import make_config, meta_model
-from llm_profile.model_errors import told_in_a_line
+from llm_profile.models import construction, memory
+from llm_profile.models.building import make_config, meta_model
+from llm_profile.models.memory import available_bytes
+from llm_profile.models.model_errors import told_in_a_line
 from tests.tiny import CONFIGS
 
 LLAMA = CONFIGS["llama"] | {"dtype": "float32"}

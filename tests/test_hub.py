@@ -18,12 +18,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from llm_profile import catalog, download
-from llm_profile.blocks import Stack
-from llm_profile.checkpoint import checkpoint_view
-from llm_profile.download import FileNotInRepository, HubError, HubUnreachable, ModelNotFound
 from llm_profile.errors import UsageError
-from llm_profile.hub import find_model
+from llm_profile.models import catalog, download
+from llm_profile.models.blocks import Stack
+from llm_profile.models.checkpoint import checkpoint_view
+from llm_profile.models.download import FileNotInRepository, HubError, HubUnreachable, ModelNotFound
+from llm_profile.models.hub import find_model
 
 ROOT = Path(__file__).parent.parent
 COMMIT, OLD_COMMIT = "c" * 40, "d" * 40
@@ -545,7 +545,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: p
 
 
 def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    code = f"from llm_profile.hub import find_model\n{code}"
+    code = f"from llm_profile.models.hub import find_model\n{code}"
     settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**settings, **environment}, capture_output=True, text=True

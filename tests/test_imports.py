@@ -14,87 +14,13 @@ HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub"
 """What costs start-up time: imported where it is used, inside functions."""
 
 COMMANDS = ("run_profile", "validation")
-NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement", "table", "estimate")}
+NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement", "store.table", "validation.estimate")}
 
-LEVELS: tuple[set[str], ...] = (
-    # what is below nothing else of the house comes first; a module may import from earlier levels and its own
-    {
-        "errors",
-        "interrupt",
-        "cards",
-        "json_text",
-        "bounds",
-        "memory",
-        "construction",
-        "sweep",
-        "measurement",
-        "telemetry",
-        "catalog",
-        "quantisation",
-        "download",
-        "versions",
-        "config_names",
-    },
-    {"architectures", "footprint", "model_errors"},
-    {
-        "storage",
-        "code_names",
-        "config_errors",
-        "paths",
-        "provenance",
-        "records",
-        "hub",
-        "backends.base",
-        "estimate",
-        "patches",
-    },
-    {"transformers_names"},
-    {
-        "journal",
-        "rows_file",
-        "table",
-        "grid",
-        "request",
-        "blocks",
-        "probe",
-        "positions",
-        "naming",
-        "layers",
-        "cache",
-        "model",
-        "quantizer",
-    },
-    {
-        "writer",
-        "hooks",
-        "passes",
-        "slow_path",
-        "expert_load",
-        "checkpoint",
-        "stored_shapes",
-        "remote_code",
-        "trace",
-        "session",
-        "steps",
-        "scaling",
-    },
-    {"subject", "judgement", "scaled_table", "scaling_options", "profiler", "point_passes"},
-    {
-        "loading",
-        "graphs",
-        "placement",
-        "l2",
-        "report",
-        "planning",
-        "summary",
-        "backends.fake",
-        "backends.cpu_wall",
-        "backends.torch_profiler",
-    },
-    {"backends", "report_text", "reality"},
-    {"validate"},
-)
-"""Modules of llm_profile. A new one gets its place here."""
+ROOMS = ("", "store", "models", "layers", "passes", "timing", "validation", "cli")
+"""Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
+
+PRIVATE_TO = {"store": {"", "store"}, "models": {"", "models"}}
+"""Rooms that know fewer than all earlier ones: storing knows nothing of models, and models nothing of tables."""
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -137,16 +63,26 @@ def test_imports_have_no_circles() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 or parts[-1] in ROOMS else ""
+
+
 def test_imports_point_down() -> None:
-    level = {f"llm_profile.{name}": number for number, names in enumerate(LEVELS) for name in names}
-    level |= dict.fromkeys(COMMANDS, len(LEVELS))
-    assert set(level) | {"llm_profile"} == set(MODULES), "LEVELS has every module once"
-    up = [(name, used) for name in level for used in house_imports(name) if level[used] > level[name]]
-    assert not up
+    assert {room_of(name) for name in MODULES if name not in COMMANDS} == {*ROOMS}
+    for module in MODULES.keys() - {*COMMANDS}:
+        room = room_of(module)
+        allowed = PRIVATE_TO.get(room, {*ROOMS[: ROOMS.index(room) + 1]})
+        up = {used for used in house_imports(module) if room_of(used) not in allowed}
+        assert not up, module
 
 
 def test_the_design_names_light_modules() -> None:
-    assert says_no_torch() >= NO_TORCH_IN_DESIGN | {"llm_profile.journal", "llm_profile.planning", "llm_profile.hub"}
+    assert says_no_torch() >= NO_TORCH_IN_DESIGN | {
+        "llm_profile.store.journal",
+        "llm_profile.cli.planning",
+        "llm_profile.models.hub",
+    }
 
 
 @pytest.mark.parametrize("modules", [sorted(says_no_torch()), [*COMMANDS]], ids=["those that say so", "commands"])
@@ -158,8 +94,10 @@ def test_light_modules_import_nothing_heavy(modules: list[str]) -> None:
 
 def test_light_modules_import_only_light_ones_at_once() -> None:
     """Found by reading, so that a module is named and not only its importer."""
-    light = says_no_torch() | {*COMMANDS, "llm_profile", "llm_profile.errors", "llm_profile.provenance"}
-    light |= {name for name in MODULES if name.startswith("llm_profile.backends") and name in imported_by_commands()}
+    light = says_no_torch() | {*COMMANDS, "llm_profile", "llm_profile.errors", "llm_profile.timing.provenance"}
+    light |= {
+        name for name in MODULES if name.startswith("llm_profile.timing.backends") and name in imported_by_commands()
+    }
     at_once = {name: set(imports_of(MODULES[name], inside_functions=False)) for name in light}
     assert not {name: found for name, used in at_once.items() if (found := {u.split(".")[0] for u in used} & HEAVY)}
 

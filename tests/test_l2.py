@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm_profile.l2 import flush_bytes, tensor_bytes, weight_bytes, weights
+from llm_profile.passes.l2 import flush_bytes, tensor_bytes, weight_bytes, weights
 from tests.tiny import CONFIGS, subject
 
 MB = 2**20

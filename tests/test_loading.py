@@ -1,10 +1,12 @@
 import pytest
 
-from llm_profile import model, request, subject
+from llm_profile import request
 from llm_profile.errors import UsageError
-from llm_profile.hub import ModelSource
-from llm_profile.loading import subject_options, weights_id
-from llm_profile.model import ModelOptions
+from llm_profile.models import building as model
+from llm_profile.models.building import ModelOptions
+from llm_profile.models.hub import ModelSource
+from llm_profile.passes import subject
+from llm_profile.passes.loading import subject_options, weights_id
 from tests.tiny import CONFIGS
 
 OPTIONS = ModelOptions(1, "cpu", "float32")

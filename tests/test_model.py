@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm_profile.errors import UsageError
-from llm_profile.model import ModelOptions, choose_blocks, make_config, meta_model
+from llm_profile.models.building import ModelOptions, choose_blocks, make_config, meta_model
 from tests import tiny
 
 LLAMA = tiny.CONFIGS["llama"]

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import run_profile
-from llm_profile import passes
-from llm_profile.cache import BOUND_POSITIONS
 from llm_profile.errors import UsageError
-from llm_profile.hooks import LayerRanges
-from llm_profile.model import ModelOptions
-from llm_profile.model_errors import place, told_in_a_line
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.layers.ranges import LayerRanges
+from llm_profile.models.building import ModelOptions
+from llm_profile.models.model_errors import place, told_in_a_line
+from llm_profile.passes import runner as passes
+from llm_profile.passes.cache import BOUND_POSITIONS
+from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
 from tests.test_architectures import OF_RELEASE, OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model
 
 Command = Callable[..., tuple[int, str, str, LatencyTable | None]]
@@ -83,7 +83,7 @@ def test_a_configuration_that_does_not_run(
 
 def test_an_error_of_ours_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """Torch raises it in a pass, but the model's code did not call torch."""
-    monkeypatch.setattr("llm_profile.cache.BufferLayer.stored", lambda _layer: 1000)
+    monkeypatch.setattr("llm_profile.passes.cache.BufferLayer.stored", lambda _layer: 1000)
     with pytest.raises(RuntimeError):
         command("llama", *SMALL)
 

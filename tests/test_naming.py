@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from llm_profile.naming import Named, distinct, without_indices
+from llm_profile.layers.naming import Named, distinct, without_indices
 
 
 def rows_of(places: dict[str, str], taken: frozenset[str] = frozenset()) -> dict[str, str]:

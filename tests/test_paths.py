@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.paths import TablePaths
+from llm_profile.store.paths import TablePaths
 
 
 def test_model_id_becomes_folders() -> None:

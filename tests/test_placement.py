@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from llm_profile import placement
-from llm_profile.placement import WeightCopies, copied, weight_copies
+from llm_profile.passes import placement
+from llm_profile.passes.placement import WeightCopies, copied, weight_copies
 
 
 def model() -> nn.Sequential:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llm_profile import planning
+from llm_profile.cli import planning
+from llm_profile.cli.planning import plan_lines
 from llm_profile.errors import UsageError
-from llm_profile.hub import ModelSource
-from llm_profile.planning import plan_lines
+from llm_profile.models.hub import ModelSource
 from llm_profile.request import Request, Scaling
 from llm_profile.sweep import Sweep, SweepPoint, plan
 from tests import tiny

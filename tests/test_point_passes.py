@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import StoppingRule
-from llm_profile.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.sweep import SweepPoint
-from llm_profile.trace import Kernel, LabelledPass, Labels
+from llm_profile.timing.point_passes import EAGER, GRAPH_REPLAY, PointPasses
+from llm_profile.timing.trace import Kernel, LabelledPass, Labels
 
 ROWS = ("embedding", "q_proj", "q_proj", "lm_head")
 NAMES = ("gather", "gemm", "reduce", "gemm")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_profile.measurement import StoppingRule
-from llm_profile.profiler import CLOCK_DROP, Progress, clocks_mhz, in_measuring_order, measure, slow_points
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Plan, Sweep, SweepPoint, plan
-from llm_profile.table import LatencyTable
+from llm_profile.timing.loop import CLOCK_DROP, Progress, clocks_mhz, in_measuring_order, measure, slow_points
 from tests.fake_command import TroubledBackend
 from tests.table_samples import paths_in, writer
 
@@ -141,7 +141,7 @@ def test_phases_and_lengths_have_clocks_of_their_own() -> None:
 def test_the_journal_is_synced_along_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval_s: float
 ) -> None:
-    monkeypatch.setattr("llm_profile.profiler.SYNC_INTERVAL_S", interval_s)
+    monkeypatch.setattr("llm_profile.timing.loop.SYNC_INTERVAL_S", interval_s)
     synced: list[int] = []
     with writer(tmp_path, list(PLAN.points)) as table:
         sync = table.sync

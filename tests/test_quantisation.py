@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM
 
 import run_profile
 import validation
-from llm_profile.blocks import blocks_of_each_kind
-from llm_profile.checkpoint import checkpoint_view, load_weights
 from llm_profile.errors import UsageError
-from llm_profile.footprint import memory_bytes
-from llm_profile.hub import find_model
-from llm_profile.model import ModelOptions, make_config
-from llm_profile.probe import is_kernel
-from llm_profile.quantisation import parameters_of, quantisation_fields
-from llm_profile.quantizer import full_model_of
-from llm_profile.table import LatencyTable
+from llm_profile.layers.probe import is_kernel
+from llm_profile.models.blocks import blocks_of_each_kind
+from llm_profile.models.building import ModelOptions, make_config
+from llm_profile.models.checkpoint import checkpoint_view, load_weights
+from llm_profile.models.footprint import memory_bytes
+from llm_profile.models.hub import find_model
+from llm_profile.models.quantisation import parameters_of, quantisation_fields
+from llm_profile.models.quantizer import full_model_of
+from llm_profile.store.table import LatencyTable
 from tests.fake_quantizer import METHOD, ByteLinear, quantise, set_config
 from tests.test_checkpoint import CONFIGS, index_of, only
 from tests.test_checkpoint import make_config as llama_config

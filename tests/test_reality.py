@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import run_profile
-from llm_profile import reality
-from llm_profile.cache import InPlaceCache
 from llm_profile.errors import UsageError
-from llm_profile.estimate import model_depth
 from llm_profile.measurement import StoppingRule
-from llm_profile.model import ModelOptions
-from llm_profile.passes import PassRunner
-from llm_profile.reality import EagerReality, open_reality
-from llm_profile.steps import MeasuredSteps
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.models.building import ModelOptions
+from llm_profile.passes.cache import InPlaceCache
+from llm_profile.passes.runner import PassRunner
+from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep, SweepPoint
-from llm_profile.table import LatencyTable
+from llm_profile.validation import reality
+from llm_profile.validation.estimate import model_depth
+from llm_profile.validation.reality import EagerReality, open_reality
+from llm_profile.validation.steps import MeasuredSteps
 from tests import tiny
 from tests.test_architectures import write_model
 
@@ -141,9 +141,9 @@ def test_batches_without_memory_are_left_out(eager: Any, monkeypatch: pytest.Mon
 
 
 def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> None:
-    from llm_profile.backends.cpu_wall import CpuWallBackend
-    from llm_profile.hub import ModelSource
-    from llm_profile.planning import model_record
+    from llm_profile.cli.planning import model_record
+    from llm_profile.models.hub import ModelSource
+    from llm_profile.timing.backends.cpu_wall import CpuWallBackend
     from tests.table_samples import paths_in, writer
 
     backend = CpuWallBackend(tiny.subject("opt", num_layers=2, sdpa_backend="math"))
@@ -197,7 +197,7 @@ def test_a_table_of_another_machine_is_refused_before_a_model_is_loaded(
 
 
 def test_every_runtime_of_the_command_is_there() -> None:
-    from llm_profile.scaling_options import RUNTIMES
+    from llm_profile.cli.scaling_options import RUNTIMES
 
     assert tuple(reality.REALITIES) == RUNTIMES
 

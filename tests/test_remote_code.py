@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import run_profile
 import validation
-from llm_profile.table import LatencyTable
+from llm_profile.store.table import LatencyTable
 from tests.test_hub import COMMIT, OLD_COMMIT, Hub, hub
 from tests.tiny import COMMON
 
@@ -185,9 +185,9 @@ def test_a_known_type_takes_transformers_code_but_where_the_flag_is_given(
 
 
 def test_real_weights_of_a_model_of_its_own_code(folder: Path, tmp_path: Path, trace: Path) -> None:
-    from llm_profile.hub import find_model
-    from llm_profile.model import make_config
-    from llm_profile.remote_code import code_of
+    from llm_profile.models.building import make_config
+    from llm_profile.models.hub import find_model
+    from llm_profile.models.remote_code import code_of
 
     source = find_model(str(folder), load_format="dummy", trust_remote_code=True)
     with code_of(source):

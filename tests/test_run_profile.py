@@ -18,15 +18,15 @@ from unittest.mock import Mock
 import pytest
 
 import run_profile
-from llm_profile import summary
-from llm_profile.backends import BACKENDS
-from llm_profile.backends.base import StepTimes
-from llm_profile.backends.fake import ROWS, row_ns
+from llm_profile.cli import summary
 from llm_profile.errors import UsageError
 from llm_profile.request import Request, Scaling
+from llm_profile.store.table import CSV_HEADER, LatencyTable
+from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Sweep, SweepPoint
-from llm_profile.table import CSV_HEADER, LatencyTable
-from llm_profile.writer import TableWriter
+from llm_profile.timing.backends import BACKENDS
+from llm_profile.timing.backends.fake import ROWS, row_ns
+from llm_profile.validation.steps import StepTimes
 from tests import tiny
 from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
 
@@ -453,7 +453,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return MadeUpReality()
 
     monkeypatch.setitem(BACKENDS, "cpu", opener({}))
-    monkeypatch.setitem(sys.modules, "llm_profile.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
     return depths
 
 
@@ -549,7 +549,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
 def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from llm_profile.model import make_config
+    from llm_profile.models.building import make_config
 
     folder = tmp_path / "saved"
     AutoModelForCausalLM.from_config(make_config(tiny.CONFIGS["llama"])).save_pretrained(folder)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.estimate import Estimate, decode_lens
-from llm_profile.judgement import Errors, judge_batches, judge_pairs, judge_recombination
-from llm_profile.scaling import (
+from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.validation.estimate import Estimate, decode_lens
+from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
+from llm_profile.validation.scaling import (
     LEAST_FACTOR,
     MODES,
     at_depth,
@@ -20,7 +21,7 @@ from llm_profile.scaling import (
     fit_phase,
     prefill_excess_ns,
 )
-from llm_profile.steps import (
+from llm_profile.validation.steps import (
     WINDOW_STEPS,
     WINDOWS,
     MeasuredSteps,
@@ -30,7 +31,6 @@ from llm_profile.steps import (
     relative_spread,
     windows_beyond,
 )
-from llm_profile.sweep import Sweep, SweepPoint
 from tests.fake_reality import FakeReality, make_table, true_kernels_ns
 
 TABLE = make_table()

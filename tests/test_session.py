@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 from torch.autograd import DeviceType
 
-from llm_profile.session import PASS, ROW, Events
-from llm_profile.trace import Kernel, Launch, Range, Trace
+from llm_profile.timing.session import PASS, ROW, Events
+from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
 HOST, DEVICE = DeviceType.CPU, DeviceType.CUDA
 

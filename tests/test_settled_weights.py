@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_profile.errors import CheckpointError, UsageError
-from llm_profile.hub import find_model
-from llm_profile.loading import requested_subject, settle_weights
+from llm_profile.models.hub import find_model
+from llm_profile.passes.loading import requested_subject, settle_weights
 from llm_profile.request import Request
 from llm_profile.sweep import Sweep
 from tests.tiny import CONFIGS

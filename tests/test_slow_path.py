@@ -9,11 +9,11 @@ from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_
 import run_profile
 import validation
 from llm_profile.errors import UsageError
-from llm_profile.model import ModelOptions, meta_model
-from llm_profile.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
-from llm_profile.slow_path import missing_package
-from llm_profile.subject import Subject, SubjectOptions
-from llm_profile.table import LatencyTable, slow_path
+from llm_profile.layers.slow_path import missing_package
+from llm_profile.models.building import ModelOptions, meta_model
+from llm_profile.models.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
+from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.store.table import LatencyTable, slow_path
 from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject
 

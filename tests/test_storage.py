@@ -12,12 +12,12 @@ from transformers import PreTrainedConfig
 
 from llm_profile.errors import UsageError
 from llm_profile.json_text import parse_json
-from llm_profile.storage import locked, storage_errors, to_json, write_whole
+from llm_profile.store.storage import locked, storage_errors, to_json, write_whole
 
 HOLD = """
 import pathlib, sys, time
 from llm_profile.json_text import parse_json
-from llm_profile.storage import locked
+from llm_profile.store.storage import locked
 with locked(pathlib.Path(sys.argv[1]), pathlib.Path("m.csv")):
     print("held", flush=True)
     time.sleep(60)

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import run_profile
 from llm_profile.errors import UsageError
-from llm_profile.layers import expert_modules
-from llm_profile.model import ModelOptions
-from llm_profile.passes import PassRunner
+from llm_profile.layers.layout import expert_modules
+from llm_profile.models.building import ModelOptions
+from llm_profile.passes.runner import PassRunner
+from llm_profile.passes.subject import Subject, SubjectOptions
 from llm_profile.request import CPU_SDPA_BACKENDS, SDPA_BACKENDS
-from llm_profile.subject import Subject, SubjectOptions
 from llm_profile.sweep import SweepPoint
 from tests import tiny
 from tests.test_architectures import OF_RELEASE, RELEASE, write_model

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, RowSample
-from llm_profile.paths import TablePaths
 from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
-from llm_profile.rows_file import COLUMNS
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.rows_file import COLUMNS
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.table import LatencyTable
 from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
 
 META = {
@@ -334,5 +334,6 @@ def test_a_row_seen_only_later_comes_last() -> None:
 
 
 def test_needs_neither_torch_nor_pandas_nor_pyarrow_to_start() -> None:
-    code = "import sys, llm_profile.writer; print(*{'torch', 'transformers', 'pandas', 'pyarrow'} & set(sys.modules))"
+    heavy = "{'torch', 'transformers', 'pandas', 'pyarrow'}"
+    code = f"import sys, llm_profile.store.writer; print(*{heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_profile import telemetry
-from llm_profile.telemetry import Telemetry, median_between
+from llm_profile.timing import telemetry
+from llm_profile.timing.telemetry import Telemetry, median_between
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 1000), st.integers(300, 2000)), max_size=30).map(sorted)
 

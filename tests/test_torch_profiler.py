@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from llm_profile import session, trace
-from llm_profile.backends import torch_profiler
-from llm_profile.backends.base import GRAPHS
-from llm_profile.backends.torch_profiler import (
+from llm_profile.errors import UsageError
+from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
+from llm_profile.passes.graphs import CaptureError
+from llm_profile.sweep import SweepPoint
+from llm_profile.timing import session, trace
+from llm_profile.timing.backends import torch_profiler
+from llm_profile.timing.backends.base import GRAPHS
+from llm_profile.timing.backends.torch_profiler import (
     FIRST_POINTS,
     REST,
     SESSION_POINTS,
@@ -22,10 +26,6 @@ from llm_profile.backends.torch_profiler import (
     TorchProfilerBackend,
     shares,
 )
-from llm_profile.errors import UsageError
-from llm_profile.graphs import CaptureError
-from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
-from llm_profile.sweep import SweepPoint
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
 

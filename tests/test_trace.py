@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_profile import trace
-from llm_profile.trace import Kernel, Launch, Range, Timeline, Trace
+from llm_profile.timing import trace
+from llm_profile.timing.trace import Kernel, Launch, Range, Timeline, Trace
 
 RECORDED = Path(__file__).parent / "data" / "trace_tiny_llama_h200.json.gz"
 

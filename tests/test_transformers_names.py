@@ -11,10 +11,9 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from llm_profile.cache import IN_PLACE
 from llm_profile.errors import UsageError
-from llm_profile.model import UNSUPPORTED
-from llm_profile.transformers_names import (
+from llm_profile.models.building import UNSUPPORTED
+from llm_profile.models.transformers_names import (
     COMMON_CACHES,
     OWN_CACHES,
     TRACING_TEST,
@@ -22,6 +21,7 @@ from llm_profile.transformers_names import (
     cache_argument,
     takes,
 )
+from llm_profile.passes.cache import IN_PLACE
 from tests.shrunken import TYPES
 
 CACHE_FREE = re.compile("no cache|keys and values")

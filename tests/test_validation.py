@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llm_profile.cli.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
 from llm_profile.errors import UsageError
-from llm_profile.estimate import Estimate, Factors
 from llm_profile.measurement import Measurement, PointSample, RowSample
-from llm_profile.paths import TablePaths
 from llm_profile.records import PointRecord
-from llm_profile.report_text import milliseconds, print_report
-from llm_profile.scaled_table import scaled_table
-from llm_profile.scaling import Scaling
-from llm_profile.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
-from llm_profile.steps import MeasuredSteps
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.table import CSV_HEADER, LatencyTable
 from llm_profile.sweep import Sweep, SweepPoint
-from llm_profile.table import CSV_HEADER, LatencyTable
+from llm_profile.validation.estimate import Estimate, Factors
+from llm_profile.validation.report_text import milliseconds, print_report
+from llm_profile.validation.scaled_table import scaled_table
+from llm_profile.validation.scaling import Scaling
+from llm_profile.validation.steps import MeasuredSteps
 from tests.fake_reality import ROWS, FakeReality, make_table, true_kernels_ns, write_table
 from validation import (
     apply_scaling_to_latency_csv,
@@ -552,14 +552,14 @@ def test_people_see_pairs_modes_and_warnings():
 
 @pytest.fixture
 def real_model(monkeypatch):
-    """Stands in for llm_profile.reality, which imports torch."""
+    """Stands in for llm_profile.validation.reality, which imports torch."""
     opened = []
 
     def open_reality(runtime, table, depth, device, token, trust_remote_code):
         opened.append((runtime, table.model, depth, device, token))
         return FakeReality(overhead, depth)
 
-    monkeypatch.setitem(sys.modules, "llm_profile.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return opened
 

@@ -12,7 +12,8 @@ import pytest
 
 import run_profile
 import validation
-from llm_profile import planning, versions
+from llm_profile import versions
+from llm_profile.cli import planning
 from llm_profile.errors import UsageError
 from tests import fake_command
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_profile.backends.base import BlockKind
+from llm_profile.block_kinds import BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointFailure
-from llm_profile.paths import TablePaths
-from llm_profile.storage import write_whole
-from llm_profile.table import LatencyTable
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.storage import write_whole
+from llm_profile.store.table import LatencyTable
 from tests.table_samples import CONDITIONS, CONFIG, measure, paths_in, sample, sweep_points, writer
 
 POINTS = sweep_points(6, 5)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from llm_profile.model import ModelOptions
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.models.building import ModelOptions
+from llm_profile.passes.subject import Subject, SubjectOptions
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

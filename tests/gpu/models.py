@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from llm_profile import catalog
-from llm_profile.model import ModelOptions
-from llm_profile.subject import Subject, SubjectOptions
+from llm_profile.models import catalog
+from llm_profile.models.building import ModelOptions
+from llm_profile.passes.subject import Subject, SubjectOptions
 from tests.tiny import CONFIGS
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B"

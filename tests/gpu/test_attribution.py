@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from llm_profile import session, trace
-from llm_profile.backends.torch_profiler import TorchProfilerBackend
-from llm_profile.blocks import first_blocks
-from llm_profile.hooks import LayerRanges
+from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.model import dummy_model, make_config, meta_model
+from llm_profile.models.blocks import first_blocks
+from llm_profile.models.building import dummy_model, make_config, meta_model
 from llm_profile.sweep import SweepPoint
+from llm_profile.timing import session, trace
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from tests.gpu.models import LLAMA_8B, config_of, gpu_subject, options_of
 from tests.test_hooks import footprint
 from tests.test_layers import EXPECTED

@@ -10,7 +10,7 @@ import pytest
 
 import run_profile
 from llm_profile.errors import EXIT_COMPLETE, EXIT_OVER_TOLERANCE
-from llm_profile.table import LatencyTable
+from llm_profile.store.table import LatencyTable
 
 pytestmark = pytest.mark.gpu
 

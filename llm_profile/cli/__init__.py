@@ -1,0 +1,1 @@
+"""What the two commands share: options, plans, and what is said on the terminal."""

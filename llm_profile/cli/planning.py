@@ -1,0 +1,265 @@
+"""What a run will be called, need and take, and what would stop it, before anything is loaded. Imports no torch."""
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llm_profile.cards import short_device_name
+from llm_profile.errors import UsageError
+from llm_profile.json_text import parse_json
+from llm_profile.models.architectures import ARCHITECTURES
+from llm_profile.models.config_names import POSITION_FIELDS, WorkedOut, field_of_decoder
+from llm_profile.models.footprint import memory_bytes
+from llm_profile.models.hub import ModelSource, find_model, folder_name
+from llm_profile.request import Request
+from llm_profile.store.journal import read_journal
+from llm_profile.store.paths import TablePaths
+from llm_profile.store.storage import storage_errors
+from llm_profile.store.table import LatencyTable, read_meta
+from llm_profile.store.writer import measured_points
+from llm_profile.sweep import Plan, SweepPoint, plan
+from llm_profile.timing.backends.base import GRAPHS
+from llm_profile.timing.grid import GRIDS
+from llm_profile.validation.estimate import check_pairs
+from llm_profile.validation.scaled_table import scaling_paths
+
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def find_source(request: Request, *, weights: bool = True) -> ModelSource:
+    """The model that a request names. weights: False where only its configuration matters. Raises UsageError."""
+    makes_do = request.device == "fake" or (not weights and request.load_format == "auto")
+    return find_model(
+        request.model,
+        load_format="dummy" if makes_do else request.load_format,
+        revision=request.revision,
+        token=request.hf_token,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def hardware_name(request: Request) -> str:
+    """What the device's folder is called: `--hardware`, else its short name. Imports torch for a GPU.
+
+    Raises UsageError where the GPU is not there.
+    """
+    if not request.device.startswith("cuda"):
+        return request.device.upper() if request.hardware is None else request.hardware
+    import torch
+
+    from llm_profile.timing.backends.torch_profiler import check_cuda
+
+    check_cuda(request.device)
+    hardware = request.hardware
+    return short_device_name(torch.cuda.get_device_name(request.device)) if hardware is None else hardware
+
+
+def table_name(request: Request, source: ModelSource) -> str:
+    """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
+    if request.model_name is not None:
+        return request.model_name
+    return folder_name(source.path) if source.path is not None else source.name
+
+
+def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
+    """Where the table lies. Raises UsageError for names that cannot be those of files."""
+    return TablePaths.of(request.output_dir, hardware, table_name(request, source))
+
+
+def check(request: Request, source: ModelSource, paths: TablePaths) -> set[SweepPoint]:
+    """Refuse what would stop the run later, as far as a configuration tells. Returns the points that are known already.
+
+    Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
+    not ours or cannot be written.
+    """
+    if not isinstance(source.config.get("model_type"), str):
+        from llm_profile.models.building import make_config  # which refuses it; imports torch
+
+        make_config(source.config)
+    blocks = _field(source.config, "num_hidden_layers")
+    _check_depth("--num-layers", request.num_layers, blocks)
+    _check_writable(paths.csv)
+    table = _table_there(request, paths)
+    known = measured_points(table) if table is not None else set()
+    if request.scaling is not None:
+        _check_depth("--scaling-num-layers", request.scaling.num_layers, blocks)
+        for other in request.scaling.other_depths or ():
+            _check_depth("--scaling-other-depths", other, blocks)
+        _check_writable(scaling_paths(paths.csv, request.scaling.output)[1].csv)
+        check_validation(request, plan(request.sweep, learned_positions(source.config)), known)
+    return known
+
+
+def check_validation(request: Request, laid_out: Plan, known: Collection[SweepPoint]) -> None:
+    """Refuse (input, output) pairs that neither the plan nor the points known already cover. Raises UsageError."""
+    if request.scaling is not None:
+        check_pairs(request.scaling.pairs, {*laid_out.points, *known}, laid_out.unrunnable)
+
+
+def run_record(request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of a run beside its conditions. The token is not among it."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "warmup": request.warmup,
+        "repeat": request.repeat,
+        "precision": request.precision,
+        "allow_slow_path": request.allow_slow_path,
+        "sweep": asdict(request.sweep),
+        **facts,
+    }
+
+
+def model_record(source: ModelSource) -> dict[str, Any]:
+    """What metadata keeps of the model, so that it can be built again for validation."""
+    kept = {"name": source.name, "origin": source.origin, "revision": source.revision}
+    return {"source": kept, "config": dict(source.config)}
+
+
+def longest_trained(config: Mapping[str, Any]) -> int | None:
+    """Positions that a model was made for, None where its configuration does not say."""
+    values = (_field(config, name) for name in POSITION_FIELDS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def learned_positions(config: Mapping[str, Any]) -> int | None:
+    """Length of a learned position table, where the model's type is known to have one."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    return longest_trained(config) if architecture and architecture.extra_positions is not None else None
+
+
+def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
+    """A warning where runnable points are longer than the model was made for: latency is right, output would not be."""
+    trained = longest_trained(config)
+    beyond = [p for p in laid_out.points if trained and p.total_len > trained and p not in laid_out.unrunnable]
+    if not beyond:
+        return None
+    return (
+        f"{len(beyond)} of {len(laid_out.points)} points go beyond the model's {trained} positions; they are timed too"
+    )
+
+
+def plan_lines(request: Request) -> list[str]:
+    """What the request would do: points, files, memory, time, pairs to validate. Raises UsageError as the run would."""
+    source = find_source(request, weights=False)
+    laid_out = plan(request.sweep, learned_positions(source.config))
+    hardware = _visible_hardware(request.device) if request.hardware is None else request.hardware
+    paths = table_paths(request, source, "hardware" if hardware is None else hardware)
+    known = check(request, source, paths) & set(laid_out.points)
+    runnable = laid_out.left(())
+    most = GRIDS[request.sweep.grid].most(len(runnable))
+    left = max(0, most - len(known))
+    phases = [p.phase for p in laid_out.points]
+    rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
+    blocks = f"{request.num_layers} decoder block(s) of each kind"
+    lines = [
+        f"model: {source.name} (configuration from {source.origin}), {blocks}",
+        f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
+        f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {len(known)} of them known",
+        *([] if most == len(runnable) else [f"  {most} of them are measured at most, the others interpolated"]),
+        *(f"  {text}" for text in _unusual_points(source, laid_out)),
+        f"memory: {_memory(request, source, laid_out)}",
+        f"time: about {rate * left:.0f} s for the sweep" if rate else "time: unknown until the first batch",
+    ]
+    if request.scaling is not None:
+        pairs, runtime = len(request.scaling.pairs), request.scaling.runtime
+        lines.append(f"validation: {pairs} (input, output) pairs against the real model ({runtime})")
+    return lines
+
+
+def _unusual_points(source: ModelSource, laid_out: Plan) -> Iterator[str]:
+    if laid_out.unrunnable:
+        count, reason = len(laid_out.unrunnable), next(iter(laid_out.unrunnable.values()))
+        yield f"{count} of {len(laid_out.points)} points will be missing: {reason}"
+    if text := beyond_training(source.config, laid_out):
+        known_type = source.config.get("model_type") in ARCHITECTURES
+        yield text if known_type else f"{text}, or left out where positions are learned"
+
+
+def _field(config: Mapping[str, Any], name: str) -> Any:
+    """A field of a configuration as transformers reads it; None if unknown. Raises UsageError as the run would."""
+    try:
+        return field_of_decoder(config, name)
+    except WorkedOut:
+        from llm_profile.models.building import make_config  # imports torch, which takes seconds
+
+        return getattr(make_config(config).get_text_config(decoder=True), name, None)
+
+
+def _check_depth(option: str, asked: int | None, blocks: Any) -> None:
+    if asked is not None and isinstance(blocks, int) and asked > blocks:
+        raise UsageError(f"{option} {asked}: the model has {blocks} blocks; use 1 to {blocks}")
+
+
+def _check_writable(csv: Path) -> None:
+    """Raises UsageError where the nearest folder that is there takes no files; root may write where nobody can."""
+    folder = next(parent for parent in csv.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UsageError(f"cannot write {csv}: {folder} is no folder that you may write to; choose another")
+
+
+def _table_there(request: Request, paths: TablePaths) -> LatencyTable | None:
+    """What a run would add to. Raises UsageError for files that are not ours or damaged, and for other ranges."""
+    if request.overwrite:
+        return None
+    with storage_errors("read", paths.csv):
+        journal = read_journal(paths.journal)  # first: it goes when the other files have all that is in it
+        meta = read_meta(paths)
+        if meta is not None and meta["origin"] != "measured":  # gives way to a measurement
+            return None
+        table = LatencyTable.load(paths, meta, journal)
+    asked = asdict(request.sweep)
+    if table is not None and not request.append:
+        for measured in (run["sweep"] for run in table.meta["runs"] if "sweep" in run):
+            if measured != asked:
+                options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in measured.items())
+                raise UsageError(
+                    f"{paths.csv}: measured for other ranges ({options}); add to it with --append, or start anew with "
+                    "--overwrite"
+                )
+    return table
+
+
+def _visible_hardware(device: str) -> str | None:
+    """The device's short name by NVML alone; None where that cannot tell."""
+    if not device.startswith("cuda"):
+        return device.upper()
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        index = int(device.partition(":")[2] or 0)
+        return short_device_name(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))))
+    except Exception:  # no NVML, no driver, no such GPU: a plan is made without them
+        return None
+
+
+def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
+    dtype = request.dtype
+    if dtype == "auto":
+        dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16")
+    longest = max(p.total_len for p in laid_out.points)
+    copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
+    needed = memory_bytes(source.config, request.num_layers, DTYPE_BYTES.get(dtype, 2), longest, copies)
+    return "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"
+
+
+def _seconds_per_point(folder: Path) -> float | None:
+    """Rate of the latest run on this hardware that came to its end, whatever the model."""
+    rates = sorted(_rates(folder))
+    return rates[-1][1] if rates else None
+
+
+def _rates(folder: Path) -> Iterator[tuple[str, float]]:
+    """When each recorded run started, and its seconds per point."""
+    for path in folder.rglob("*.meta.json"):
+        runs: Any = ()
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not every file of that name is ours
+            runs = list(parse_json(path.read_text(encoding="utf-8"))["runs"])
+        for run in runs:
+            with suppress(KeyError, TypeError, ZeroDivisionError):  # a run that was killed has no seconds
+                yield str(run["started"]), run["seconds"] / run["points"]

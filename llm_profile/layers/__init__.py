@@ -1,0 +1,1 @@
+"""What the layers of a model are: found, named, and marked in a profile."""

@@ -1,0 +1,1 @@
+"""Passes of a model at a sweep point: inputs, KV caches, CUDA graphs."""

@@ -1,0 +1,216 @@
+"""From what a user named to what is measured: weights fetched, options settled."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llm_profile.errors import CheckpointError, UsageError
+from llm_profile.models.blocks import Kept
+from llm_profile.models.building import (
+    ModelOptions,
+    choose_blocks,
+    implementation_arguments,
+    make_config,
+    meta_model,
+    resolve_dtype,
+)
+from llm_profile.models.checkpoint import checkpoint_view, load_weights, stored_shapes
+from llm_profile.models.download import HubError
+from llm_profile.models.hub import ModelSource, dummy_notice, find_model
+from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.quantisation import method_of, quantisation_fields, without_quantisation
+from llm_profile.models.quantizer import full_model_of
+from llm_profile.models.remote_code import code_of
+from llm_profile.models.stored_shapes import are_plain, check_shapes
+from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.request import Request
+from llm_profile.store.table import LatencyTable, slow_path
+
+DUMMY = "dummy"
+
+
+def requested_subject(request: Request, source: ModelSource) -> Subject:
+    """The model that a request is about, with few blocks, ready to run at every point of its sweep."""
+    points = request.sweep.points()
+    options = subject_options(
+        source,
+        _model_options(request),
+        token=request.hf_token,
+        max_input=max(p.input_len for p in points),
+        max_total=max(p.total_len for p in points),
+        sdpa_backend=request.sdpa_backend,
+        routing=request.routing,
+        allow_slow_path=request.allow_slow_path,
+    )
+    with code_of(source, request.hf_token):
+        try:
+            return Subject(options)
+        except (HubError, CheckpointError) as error:
+            if request.load_format != "auto" or options.load is None or quantisation_fields(source.config):
+                raise
+            return Subject(replace(options, weights=DUMMY, load=None, notice=dummy_notice(error)))
+
+
+def _model_options(request: Request) -> ModelOptions:
+    return ModelOptions(
+        request.num_layers,
+        request.device,
+        request.dtype,
+        request.attn_implementation,
+        request.experts_implementation,
+        request.seed,
+    )
+
+
+def profiled_subject(
+    table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
+) -> Subject:
+    """The model that a table was measured on, with `depth` blocks, under the table's conditions.
+
+    Prompts may be as long as the longest cache of the table. Raises UsageError where its real weights are gone, and
+    where the code of its repository may not run or is another now.
+    """
+    conditions = table.meta["conditions"]
+    model = ModelOptions(
+        depth,
+        device,
+        conditions["dtype"],
+        conditions["attn_implementation"],
+        conditions["experts_implementation"] or "auto",
+        conditions["seed"],
+        each_kind=False,
+    )
+    longest = max(p.total_len for p in table.records)
+    source = as_profiled(table.meta, token, trust_remote_code)
+    options = subject_options(
+        source,
+        model,
+        token=token,
+        max_input=longest,
+        max_total=longest,
+        sdpa_backend=conditions["sdpa_backend"],
+        routing=conditions["routing"] or "balanced",
+        # a sweep of short prompts may not show loops over tokens that longer ones of the validation do
+        allow_slow_path=bool(slow_path(table)) or any(run.get("allow_slow_path") for run in table.meta["runs"]),
+    )
+    with code_of(source, token):
+        subject = Subject(options)
+    code, code_then = subject.code, conditions.get("remote_code")
+    if code != code_then:
+        subject.close()
+        raise UsageError(f"--csv: measured with the code {code_then}, which is {code} now; measure {source.name} anew")
+    return subject
+
+
+def settle_weights(request: Request, source: ModelSource) -> ModelSource:
+    """Fetch what the kept blocks of a request need, and compare the shapes in its headers with those of the model.
+
+    `--load-format auto`: random weights take the place of those that cannot be fetched or used, and `notice` says why.
+    Raises UsageError for a configuration that cannot be used here; for weights CheckpointError, or HubError where they
+    cannot be fetched.
+    """
+    if source.weights_file is None:
+        return source
+    try:
+        with (
+            code_of(source, request.hf_token),
+            told_in_a_line(source.config.get("model_type"), "check its config.json"),
+        ):
+            return _settled(request, source)
+    except (HubError, CheckpointError) as error:
+        if request.load_format != "auto":
+            raise
+        return replace(source, weights_file=None, notice=dummy_notice(error))
+
+
+def _settled(request: Request, source: ModelSource) -> ModelSource:
+    options = _model_options(request)
+    source = _as_plain(source, options)  # before a quantizer is asked whether it runs here
+    full_model = full_model_of(make_config(source.config), options)
+    kept = choose_blocks(full_model, options)
+    checkpoint_view(source, kept=kept, token=request.hf_token)
+    if (plain := _as_plain(source, options)) is not source:  # told by what was fetched
+        return _settled(request, plain)
+    quantised = quantisation_fields(source.config) is not None
+    check_shapes(source.name, stored_shapes(source), full_model, kept, quantised)
+    return source
+
+
+def _as_plain(source: ModelSource, options: ModelOptions) -> ModelSource:
+    """`source` without its quantization_config where the weights that are here turn out plain, which it then says.
+
+    Merged and converted models keep the field by mistake. A method that quantises plain weights as they are loaded is
+    left alone.
+    """
+    fields = quantisation_fields(source.config)
+    if fields is None or fields.get("quantization_mode") == "online":
+        return source
+    config = without_quantisation(source.config)
+    full_model = meta_model(make_config(config))
+    if not are_plain(stored_shapes(source), full_model, choose_blocks(full_model, options)):
+        return source
+    notice = (
+        f"the weights of {source.name} are plain, although its config.json has a quantization_config: they are "
+        "measured as plain, and the field can go"
+    )
+    return replace(source, config=config, notice=f"{source.notice}; {notice}" if source.notice else notice)
+
+
+def subject_options(
+    source: ModelSource, model: ModelOptions, *, token: str | None = None, **options: Any
+) -> SubjectOptions:
+    """What `Subject` needs to load `source`. options: further fields of SubjectOptions.
+
+    Raises UsageError for random weights in place of quantised ones: they would not be quantised.
+    """
+    quantisation = quantisation_fields(source.config)
+    if source.weights_file is None and quantisation is not None:
+        raise UsageError(
+            f"--model {source.name}: its weights are {method_of(quantisation)}, and random ones would not be; use "
+            "--load-format hf, or a config.json without quantization_config"
+        )
+    if source.weights_file is None:
+        return SubjectOptions(source.config, model, weights=DUMMY, **options)
+
+    def load(config: Any, model: ModelOptions, kept: Kept) -> nn.Module:
+        view = checkpoint_view(source, kept=kept, token=token)
+        dtype = resolve_dtype(config, model.dtype)
+        return load_weights(view, config, dtype, model.device, **implementation_arguments(model))
+
+    return SubjectOptions(source.config, model, weights=weights_id(source), load=load, **options)
+
+
+def weights_id(source: ModelSource) -> str:
+    """What tells one set of weights from another: resolved revision, or a folder's name; `dummy` for random ones."""
+    if source.weights_file is None:
+        return DUMMY
+    return source.revision or f"folder {Path(os.path.abspath(source.path)).name if source.path else source.name}"
+
+
+def as_profiled(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:
+    """The model that a table was measured on.
+
+    Raises UsageError where its real weights are gone, and where code of its repository ran and may not run now.
+    """
+    kept, conditions = meta["source"], meta["conditions"]
+    with_code = conditions.get("remote_code") is not None
+    if with_code and not trust_remote_code:
+        raise UsageError(
+            f"--csv: {kept['name']} was measured with code of its repository, which would have to run again: "
+            "--trust-remote-code runs it"
+        )
+    random = conditions["weights"] == DUMMY
+    if random and not with_code:
+        return ModelSource(kept["name"], meta["config"], "table")
+    found = find_model(
+        kept["name"],
+        load_format=DUMMY if random else "hf",
+        revision=kept["revision"],
+        token=token,
+        trust_remote_code=with_code,
+    )
+    return replace(found, config=meta["config"])

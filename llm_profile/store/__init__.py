@@ -1,0 +1,1 @@
+"""Tables on disk: the journal, the CSV, the rows file and the metadata."""

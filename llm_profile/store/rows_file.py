@@ -1,0 +1,115 @@
+"""The rows file: every record of a table as Parquet, one line per row and point. Imports no torch.
+
+Columns: layer_name (`pass` for the whole pass), input, kv_cache, batch, latency_ns, n, trimmed_mean_ns, min_ns, q1_ns,
+median_ns, q3_ns, max_ns, blocks, launches, kernels (list of names), timed_by, sm_clock_mhz, overlap, notes (list), run,
+source. The last six, from timed_by on, are the point's and stand on each of its lines. Points in canonical order,
+`pass` first.
+"""
+
+import io
+from collections.abc import Container, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.measurement import Measurement
+from llm_profile.records import PASS, PointRecord, RowRecord
+from llm_profile.store.storage import sha256_of, storage_errors
+from llm_profile.sweep import SweepPoint
+
+COLUMNS = {
+    "layer_name": "string",
+    "input": "int64",
+    "kv_cache": "int64",
+    "batch": "int64",
+    "latency_ns": "int64",
+    "n": "int64",
+    "trimmed_mean_ns": "float64",
+    "min_ns": "float64",
+    "q1_ns": "float64",
+    "median_ns": "float64",
+    "q3_ns": "float64",
+    "max_ns": "float64",
+    "blocks": "int64",
+    "launches": "int64",
+    "kernels": "strings",
+    "timed_by": "string",
+    "sm_clock_mhz": "float64",
+    "overlap": "float64",
+    "notes": "strings",
+    "run": "int64",
+    "source": "string",
+}
+"""Column name to type, in the order of `_lines`."""
+
+
+def _lines(point: SweepPoint, record: PointRecord) -> Iterator[tuple[Any, ...]]:
+    whole = RowRecord(record.whole_pass, 1, sum(row.launches for row in record.rows.values()), ())
+    for name, row in {PASS: whole, **record.rows}.items():
+        m = row.measurement
+        yield (
+            *(name, point.input_len, point.kv_len, point.batch, m.latency_ns),
+            *(m.n, *m.statistics_ns, row.blocks, row.launches, row.kernels),
+            *(record.timed_by, record.sm_clock_mhz, record.overlap, record.notes, record.run, record.source),
+        )
+
+
+def write_rows(records: Iterable[tuple[SweepPoint, PointRecord]]) -> bytes:
+    """The content of a rows file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "strings": pa.list_(pa.string())}
+    lines = [line for point, record in records for line in _lines(point, record)]
+    columns = zip(*lines, strict=True) if lines else ((),) * len(COLUMNS)
+    table = pa.table(
+        {name: pa.array(column, types[kind]) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoint, PointRecord]:
+    """The records of a rows file. sha256: the checksums that it may have, None for any.
+
+    Raises UsageError when it is not there or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage_errors("read", path):
+            content = path.read_bytes() if path.exists() else b""
+        if sha256 is not None and sha256_of(content) not in sha256:
+            raise ValueError("another content than was written")
+        # not read_table: its worker threads may still hold the file when Python ends, which aborts the process
+        table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(COLUMNS), use_threads=False)
+        lines = zip(*(_values(table[name].combine_chunks(), kind) for name, kind in COLUMNS.items()), strict=True)
+        return {SweepPoint(*at): _record(list(group)) for at, group in groupby(lines, key=itemgetter(1, 2, 3))}
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is missing or damaged; restore it, or start anew with --overwrite") from error
+
+
+def _record(lines: list[tuple[Any, ...]]) -> PointRecord:
+    rows = {line[0]: RowRecord(Measurement(*line[5:12]), *line[12:15]) for line in lines}
+    whole_pass = rows.pop(PASS).measurement
+    return PointRecord(rows, whole_pass, *lines[0][15:])
+
+
+def _values(column: Any, kind: str) -> list[Any]:
+    """A column's values. Equal texts are one object: a table names the same few kernels a hundred thousand times."""
+    if kind == "string":
+        encoded = column.dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        return [texts[index] for index in encoded.indices.to_pylist()]
+    if kind == "strings":
+        texts = _values(column.values, "string")
+        ends = column.offsets.to_pylist()
+        seen: dict[tuple[str, ...], tuple[str, ...]] = {}
+        lists = (tuple(texts[start:end]) for start, end in zip(ends, ends[1:], strict=False))
+        return [seen.setdefault(names, names) for names in lists]
+    values: list[Any] = column.to_pylist()
+    return values

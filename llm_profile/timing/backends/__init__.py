@@ -1,0 +1,36 @@
+"""How points are timed: one entry per kind of device that `--device` names. Importing this imports no torch."""
+
+from collections.abc import Callable
+
+from llm_profile.models.hub import ModelSource
+from llm_profile.request import Request
+from llm_profile.timing.backends.base import Backend
+from llm_profile.timing.backends.fake import FakeBackend
+
+
+def _cuda(request: Request, source: ModelSource) -> Backend:
+    from llm_profile.passes.loading import requested_subject
+    from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend, check_cuda
+
+    check_cuda(request.device)
+    return TorchProfilerBackend(requested_subject(request, source))
+
+
+def _cpu(request: Request, source: ModelSource) -> Backend:
+    from llm_profile.passes.loading import requested_subject
+    from llm_profile.timing.backends.cpu_wall import CpuWallBackend
+
+    return CpuWallBackend(requested_subject(request, source))
+
+
+def _fake(request: Request, source: ModelSource) -> Backend:
+    depth = source.config.get("num_hidden_layers")
+    return FakeBackend(depth if isinstance(depth, int) else request.num_layers, request.num_layers)
+
+
+BACKENDS: dict[str, Callable[[Request, ModelSource], Backend]] = {"cuda": _cuda, "cpu": _cpu, "fake": _fake}
+
+
+def open_backend(request: Request, source: ModelSource) -> Backend:
+    """The backend of the device that was asked for, with the model loaded. Raises UsageError where that cannot be."""
+    return BACKENDS[request.device.partition(":")[0]](request, source)

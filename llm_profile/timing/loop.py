@@ -1,0 +1,121 @@
+"""The measuring loop: from a plan to a table, in shuffled order, with an eye on the clock. Imports no torch."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.store.table import LatencyTable
+from llm_profile.store.writer import TableWriter
+from llm_profile.sweep import Plan, SweepPoint
+from llm_profile.timing.backends.base import Backend
+from llm_profile.timing.grid import GRIDS, Grid, filled
+
+SYNC_INTERVAL_S = 2.0
+"""How far the journal on disk may lie behind what is known, beside the batch under way."""
+
+CLOCK_DROP = 0.03
+"""A point whose SM clock is this far below that of points of like length is measured again."""
+
+CLOCK_RETRIES = 2
+"""How often such points are measured again before they are left as doubtful."""
+
+HOPELESS_SHARE = 0.25
+"""Share of points at a low clock from which on measuring again is no help: the GPU itself is unsteady."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a sweep stands, told after each result.
+
+    done: of `total` points, those of later rounds of an adaptive grid not among them; a point counts once.
+    """
+
+    done: int
+    total: int
+    result: PointSample | PointFailure
+
+
+def measure(
+    backend: Backend,
+    laid_out: Plan,
+    writer: TableWriter,
+    rule: StoppingRule,
+    warmup: int,
+    seed: int,
+    tell: Callable[[Progress], None] = lambda _progress: None,
+    grid: Grid = GRIDS["full"],
+) -> None:
+    """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
+
+    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
+    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
+    others, and the result at the highest clock is kept.
+    """
+    for point, reason in laid_out.unrunnable.items():
+        writer.add(PointFailure(point, reason))
+    runnable = laid_out.left(())
+    known = writer.table.records
+    done: set[SweepPoint] = set()
+    failed: dict[SweepPoint, str] = {}
+    synced = time.monotonic()
+    while asked := in_measuring_order(grid.next_points(runnable, known, failed), seed):
+        again, total = asked, len(done) + len(asked)
+        for _attempt in range(1 + CLOCK_RETRIES):
+            for result in backend.sample(again, rule, warmup):
+                if not _slower_again(result, writer.table):
+                    writer.add(result)
+                if isinstance(result, PointFailure) and result.point not in known:
+                    failed[result.point] = result.reason
+                done.add(result.point)
+                tell(Progress(len(done), total, result))
+                if time.monotonic() - synced > SYNC_INTERVAL_S:
+                    writer.sync()
+                    synced = time.monotonic()
+            clocks = clocks_mhz(writer.table)
+            slow = set(slow_points(clocks))
+            again = [point for point in asked if point in slow]
+            if not again or len(slow) > HOPELESS_SHARE * len(clocks):
+                break
+    for point, filled_in in filled(runnable, known, failed, writer.run_index).items():
+        if isinstance(filled_in, str):
+            writer.add(PointFailure(point, filled_in))
+        else:
+            writer.fill(point, filled_in)
+    writer.sync()
+
+
+def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
+    """Decode before prefill, shuffled within each."""
+    shuffled = random.Random(seed).sample(points, len(points))
+    return sorted(shuffled, key=lambda point: point.phase)
+
+
+def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:
+    """The SM clock of each point of a table where it is known."""
+    return {point: r.sm_clock_mhz for point, r in table.records.items() if r.sm_clock_mhz is not None}
+
+
+def slow_points(clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
+    """Points whose SM clock (MHz) lies more than CLOCK_DROP below the median of points of like length.
+
+    Alike are points of one phase whose total length has the same power of two.
+    """
+    groups: dict[tuple[str, int], list[SweepPoint]] = {}
+    for point in clocks:
+        groups.setdefault((point.phase, point.total_len.bit_length()), []).append(point)
+    return sorted(point for group in groups.values() for point in _below(group, clocks))
+
+
+def _below(group: Sequence[SweepPoint], clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
+    limit = (1 - CLOCK_DROP) * statistics.median(clocks[point] for point in group)
+    return [point for point in group if clocks[point] < limit]
+
+
+def _slower_again(result: PointSample | PointFailure, table: LatencyTable) -> bool:
+    """Whether a result that is to replace a known one was had at a lower clock still."""
+    known = table.records.get(result.point)
+    clock = result.sm_clock_mhz if isinstance(result, PointSample) else None
+    return known is not None and (clock or 0.0) < (known.sm_clock_mhz or 0.0)

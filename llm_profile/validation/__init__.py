@@ -1,0 +1,1 @@
+"""A table held against the real model: the estimate, real steps, scaling, the report."""

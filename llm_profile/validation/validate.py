@@ -1,0 +1,164 @@
+"""A table held against the real model: steps timed, ways of scaling fitted on some and judged on others. No torch.
+
+One model is in memory at a time; what depends on its depth is measured at several and extrapolated.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.store.table import LatencyTable
+from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.validation.estimate import Estimate, check_pairs, model_depth
+from llm_profile.validation.judgement import judge_batches, judge_pairs, judge_recombination
+from llm_profile.validation.report import PairResult, StepResult, ValidationReport, mean_spread
+from llm_profile.validation.report_text import warnings_of
+from llm_profile.validation.scaling import DEFAULT_MODE, MODES, Scaling, at_depth, kernels_ns
+from llm_profile.validation.steps import MeasuredSteps, Reality, StepPlan, measure, plan_steps
+
+BATCHES = (1, 4, 16, 64)
+"""Sequences of the batched decode steps that composed ones are held against."""
+
+
+def validate(
+    table: LatencyTable,
+    reality: Reality,
+    pairs: Sequence[Pair],
+    *,
+    depth: int | None = None,
+    mode: str = DEFAULT_MODE,
+    tolerance: float = 0.05,
+    repeat: int = 3,
+    other_depths: Mapping[int, MeasuredSteps] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> ValidationReport:
+    """Time the real model's steps, fit every way of scaling on some of them and judge it on the others.
+
+    reality: the real model with `depth` blocks (None: all), already under the table's conditions. pairs: (input,
+    output) lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error that is accepted, a
+    ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a
+    depth below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others,
+    that extrapolation is judged. provenance: recorded as it is. Steps of several sequences are timed too, to be held
+    against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
+    """
+    estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
+    fitted, held_out = measure(reality, [fit_plan, held_plan], repeat)
+    batched = {step.point: step.wall_ns for step in reality.batched(batched_points(pairs, estimate), repeat)}
+    scalings: dict[str, Scaling] = {}
+    not_fitted: dict[str, str] = {}
+    for name, fit in MODES.items():
+        try:
+            scalings[name] = fit(estimate, fitted, fit_plan.pairs)
+        except UsageError as error:
+            if name == mode:
+                raise
+            not_fitted[name] = str(error)
+    scaled = {name: scaling.applied_to(estimate) for name, scaling in scalings.items()}
+    real = [held_out.pair(pair) for pair in held_plan.pairs]
+    errors = {name: judge_pairs([of.pair(pair) for pair in held_plan.pairs], real) for name, of in scaled.items()}
+
+    pair_results: list[PairResult] = []
+    step_results: list[StepResult] = []
+    for is_held_out, plan, steps in ((False, fit_plan, fitted), (True, held_plan, held_out)):
+        for pair in plan.pairs:
+            latencies = (steps.pair(pair), estimate.pair(pair), scaled[mode].pair(pair))
+            pair_results.append(PairResult(is_held_out, *latencies, steps.spread(pair)))
+        points = sorted(steps.steps)
+        both = zip(kernels_ns(estimate, points), kernels_ns(scaled[mode], points), strict=True)
+        for point, (kernels, guess) in zip(points, both, strict=True):
+            step_results.append(StepResult(point, is_held_out, steps.steps[point], float(kernels), float(guess)))
+
+    full = model_depth(table)
+    other = {of: (Estimate.of(table, of), steps) for of, steps in (other_depths or {}).items() if of != estimate.depth}
+    depths = sorted({*other, estimate.depth})
+    applied, depth_errors = scalings[mode], None
+    if estimate.depth < full and other:
+        full_estimate = Estimate.of(table)
+        full_steps = at_depth(full_estimate, [*other.values(), (estimate, fitted)])
+        applied = MODES[mode](full_estimate, full_steps, fit_plan.pairs)
+    elif len(other) > 1:
+        guessed = at_depth(estimate, list(other.values()))
+        depth_errors = judge_pairs(*([steps.pair(pair) for pair in fit_plan.pairs] for steps in (guessed, fitted)))
+    applied = replace(applied, parameters=applied.parameters | {"measured_depths": depths})
+    report = ValidationReport(
+        hardware=table.hardware,
+        model=table.model,
+        clock=table.meta["clock"],
+        runtime=reality.runtime,
+        depth=estimate.depth,
+        model_depth=full,
+        measured_depths=tuple(depths),
+        repeat=repeat,
+        mode=mode,
+        tolerance=tolerance,
+        scaling=applied,
+        scalings=scalings,
+        not_fitted=not_fitted,
+        pairs=tuple(pair_results),
+        steps=tuple(step_results),
+        errors=errors,
+        spread=mean_spread([result for result in pair_results if result.held_out]),
+        recombination=judge_recombination(scaled[mode], held_out),
+        batched=tuple(judge_batches(scaled[mode], batched)),
+        depth_errors=depth_errors,
+        provenance=provenance or {},
+    )
+    drift = max(fitted.drift, held_out.drift)
+    return replace(report, warnings=(*reality.notices, *warnings_of(report, drift, estimate.interpolated)))
+
+
+def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tuple[Estimate, tuple[StepPlan, StepPlan]]:
+    check_pairs(pairs, table.records, table.missing)
+    estimate = Estimate.of(table, depth)
+    return estimate, plan_steps(pairs, estimate, table.missing)
+
+
+def batched_points(pairs: Sequence[Pair], estimate: Estimate) -> list[SweepPoint]:
+    """Decode steps of several sequences, at the shortest and the longest prompt, as far as the table's rows go."""
+    kv_lens = sorted({min(pairs)[0], max(pairs)[0]})
+    return [SweepPoint(1, kv, n) for n in BATCHES if n <= estimate.prefill.lens[-1] for kv in kv_lens]
+
+
+def measure_fitted(
+    table: LatencyTable, reality: Reality, pairs: Sequence[Pair], depth: int, repeat: int = 3
+) -> MeasuredSteps:
+    """Time only the steps that scaling is fitted on, of a real model with `depth` blocks: `validate(other_depths)`."""
+    _estimate, (fit_plan, _held_plan) = _plan(table, pairs, depth)
+    return measure(reality, [fit_plan], repeat)[0]
+
+
+def run_validation(
+    table: LatencyTable,
+    open_at: Callable[[int], Reality],
+    pairs: Sequence[Pair],
+    *,
+    depth: int | None = None,
+    other_depths: Sequence[int] | None = None,
+    repeat: int = 3,
+    **options: Any,
+) -> ValidationReport:
+    """`validate` with models opened and closed one after the other, so that one at a time is in memory.
+
+    open_at: opens the real model with so many blocks. other_depths: depths to be measured beside `depth`; by default
+    half of it where the full model is deeper, none otherwise. options: as for `validate`.
+    """
+    full = model_depth(table)
+    depth = full if depth is None else depth
+    _plan(table, pairs, depth)  # refuses what cannot be estimated before a model is opened
+    if other_depths is None:
+        other_depths = [depth // 2] if 1 < depth < full else []
+    if too_deep := [other for other in other_depths if other > full]:
+        raise UsageError(f"--scaling-other-depths {too_deep[0]}: the model has {full} layers; choose 1..{full}")
+    others: dict[int, MeasuredSteps] = {}
+    for other in sorted({*other_depths} - {depth}):
+        reality = open_at(other)
+        try:
+            others[other] = measure_fitted(table, reality, pairs, other, repeat)
+        finally:
+            reality.close()
+    reality = open_at(depth)
+    try:
+        return validate(table, reality, pairs, depth=depth, other_depths=others, repeat=repeat, **options)
+    finally:
+        reality.close()
