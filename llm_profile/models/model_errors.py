@@ -13,6 +13,8 @@ from llm_profile.errors import UsageError, is_out_of_memory, typed_line
 MODEL_CODE = ("transformers", "transformers_modules")
 """Packages of the code of models: transformers, and what it makes of the code of a model's repository."""
 
+OURS = __name__.partition(".")[0]
+
 GO_BETWEEN = "__torch_dispatch__"
 """Functions of ours between a call of an operator and the operator: they fail where it does."""
 
@@ -29,7 +31,7 @@ def place(error: BaseException) -> str | None:
         if package in MODEL_CODE:
             owner = "transformers" if package == "transformers" else "the model's code"
             return f"{Path(frame.f_code.co_filename).name}:{line} of {owner}"
-        if package == __package__ and frame.f_code.co_name != GO_BETWEEN:
+        if package == OURS and frame.f_code.co_name != GO_BETWEEN:
             return None
     return None
 
