@@ -39,7 +39,7 @@ from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
-from llm_profile.timing.backends import open_backend
+from llm_profile.timing.backends import open_backend, release_memory
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.grid import GRIDS
 from llm_profile.timing.loop import measure
@@ -156,6 +156,7 @@ def scale(request: Request, table: LatencyTable, csv: Path) -> int:
         return EXIT_POINTS_MISSING
     code = known_exit_code(table, csv, request.scaling)
     if code is None:
+        release_memory(request.device)
         return validate_table(table, csv, request.scaling, request.device, request.hf_token, request.trust_remote_code)
     summary.notice("held against the real model before, with the same options; validation.py does it again")
     return code

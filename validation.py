@@ -41,6 +41,9 @@ from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERA
 from llm_profile.store.table import LatencyTable, is_as_written
 from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, check_pairs, whole_pairs
+from llm_profile.validation.host_table import write_host_table
+from llm_profile.validation.processes import PROCESSES, ProcessReality
+from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.report_text import print_report
 from llm_profile.validation.scaled_table import refuse_scaled, scaled_table, scaling_paths, write_scaled
@@ -108,7 +111,14 @@ def apply_scaling_to_latency_csv(
 def scaling_details(report: ValidationReport) -> dict[str, Any]:
     """What a scaled table's metadata says about the validation that it comes from."""
     errors = report.as_json()["scalings"][report.mode]["held_out_errors"]
-    return {"runtime": report.runtime, "held_out_errors": errors, "judged_at_num_layers": report.depth}
+    return {
+        "runtime": report.runtime,
+        "held_out_errors": errors,
+        "judged_at_num_layers": report.depth,
+        "processes": report.processes,
+        "spread_between_processes": dict(report.spread_between),
+        "noisy": bool(report.noisy),
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -193,10 +203,14 @@ def validate_table(
     refuse_scaled(table)
     scaling_paths(csv_path, wanted.output)
 
-    def open_at(depth: int) -> Reality:
-        from llm_profile.validation.reality import open_reality  # imports torch
+    profiled = Profiled.of(table)
 
-        return open_reality(wanted.runtime, table, depth, device, token, trust_remote_code)
+    def open_at(depth: int) -> Reality:
+        return ProcessReality(
+            *(wanted.runtime, profiled, depth, device, token, trust_remote_code),
+            processes=wanted.processes or PROCESSES[wanted.runtime],
+            tell=summary.notice,
+        )
 
     report = run_validation(
         table,
@@ -219,11 +233,12 @@ def validate_table(
     scaled_path = apply_scaling_to_latency_csv(
         csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
     )
+    host_path = write_host_table(table, csv_path, report)
     json_path = report_path(csv_path, wanted.output)
     report.write(json_path)  # last: it says that all is done
     console = Console()
     print_report(report, console)
-    files = f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}"
+    files = f"Scaled table: {scaled_path}\nHost time of each step: {host_path}\nAll pairs and steps: {json_path}"
     console.print(files, highlight=False, soft_wrap=True, markup=False)
     return report.exit_code
 

@@ -37,7 +37,8 @@ class Scaling:
     """How the estimate is held against the real model: the options of validation.py.
 
     pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. other_depths: timed
-    beside it, None for half of a depth that is not the model's own. tolerance: largest held-out error, as a ratio.
+    beside it, None for half of a depth that is not the model's own. processes: fresh ones that each time the real
+    model, None for the runtime's own number. tolerance: largest held-out error, as a ratio.
     output: path of the scaled table, None for `<model>-scaled.csv`.
     """
 
@@ -45,6 +46,7 @@ class Scaling:
     num_layers: int | None = None
     other_depths: tuple[int, ...] | None = None
     repeat: int = 3
+    processes: int | None = None
     runtime: str = "eager"
     mode: str = "curve"
     tolerance: float = 0.05
@@ -56,6 +58,7 @@ class Scaling:
         for option, value in (
             ("--scaling-num-layers", self.num_layers),
             ("--scaling-repeat", self.repeat),
+            ("--scaling-processes", self.processes),
             *depths,
         ):
             if value is not None and value < 1:

@@ -91,7 +91,8 @@ def true_kernels_ns(point: SweepPoint, depth: int) -> int:
 class FakeReality:
     """A clock that says kernels plus `overhead_ns(point, depth)`, times a noise that is the same for a given seed.
 
-    asked: the points of every call, in order. noise: largest relative deviation. fails: points that run out of memory.
+    asked: the points of every call, in order. noise: largest relative deviation. process_speeds: how much longer all
+    steps take in each process. fails: points that run out of memory.
     """
 
     overhead_ns: Callable[[SweepPoint, int], float]
@@ -100,6 +101,8 @@ class FakeReality:
     slower_per_repeat: float = 0.0
     fails: frozenset[SweepPoint] = frozenset()
     runtime: str = "fake"
+    process_speeds: tuple[float, ...] = (1.0,)
+    seconds: dict[str, float] = field(default_factory=dict)
     asked: list[list[SweepPoint]] = field(default_factory=list)
     closed: bool = False
     seed: int = 0
@@ -112,16 +115,16 @@ class FakeReality:
             dense = true_kernels_ns(SweepPoint(point.batch, 0), self.depth)
             yield StepTimes(point, (round(dense + point.batch * true_kernels_ns(alone, self.depth) * 0.1),) * repeat)
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self._times([SweepPoint(input_len, 0) for input_len in input_lens], repeat)
-
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        return self._times([SweepPoint(1, kv_len) for window in windows for kv_len in window], repeat)
+    def steps(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        points = [SweepPoint(input_len, 0) for input_len in input_lens]
+        points += [SweepPoint(1, kv_len) for window in windows for kv_len in window]
+        for process, speed in enumerate(self.process_speeds):
+            yield from self._times(points, repeat, process, speed)
 
     def close(self) -> None:
         self.closed = True
 
-    def _times(self, points: list[SweepPoint], repeat: int) -> Iterator[StepTimes]:
+    def _times(self, points: list[SweepPoint], repeat: int, process: int, speed: float) -> Iterator[StepTimes]:
         assert not self.closed
         self.asked.append(points)
         noise = random.Random(self.seed + len(self.asked))
@@ -132,7 +135,13 @@ class FakeReality:
             yield StepTimes(
                 point,
                 tuple(
-                    round(true_ns * (1 + noise.uniform(-self.noise, self.noise)) * (1 + self.slower_per_repeat * run))
+                    round(
+                        true_ns
+                        * speed
+                        * (1 + noise.uniform(-self.noise, self.noise))
+                        * (1 + self.slower_per_repeat * run)
+                    )
                     for run in range(repeat)
                 ),
+                process,
             )

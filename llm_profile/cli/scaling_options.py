@@ -52,6 +52,12 @@ def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
             add(f"--scaling-{what}-{bound}", type=int, metavar="N", default=default, help=f"tokens (default {shown})")
     add("--scaling-repeat", type=int, metavar="N", default=3, help="timings of each step (default %(default)s)")
     add(
+        "--scaling-processes",
+        type=int,
+        metavar="N",
+        help="fresh processes that each time the real model (default 3 for eager, 1 for cuda-graph)",
+    )
+    add(
         "--scaling-tolerance",
         type=float,
         metavar="PERCENT",
@@ -99,6 +105,7 @@ def parse_scaling(arguments: argparse.Namespace) -> Scaling:
         num_layers=arguments.scaling_num_layers,
         other_depths=tuple(arguments.scaling_other_depths) if arguments.scaling_other_depths else None,
         repeat=arguments.scaling_repeat,
+        processes=arguments.scaling_processes,
         runtime=arguments.scaling_runtime,
         mode=arguments.scaling_mode,
         tolerance=arguments.scaling_tolerance / 100,

@@ -1,7 +1,6 @@
 """From what a user named to what is measured: weights fetched, options settled."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from llm_profile.models.building import (
 )
 from llm_profile.models.checkpoint import checkpoint_view, load_weights, stored_shapes
 from llm_profile.models.download import HubError
-from llm_profile.models.hub import ModelSource, dummy_notice, find_model
+from llm_profile.models.hub import ModelSource, dummy_notice
 from llm_profile.models.model_errors import told_in_a_line
 from llm_profile.models.quantisation import method_of, quantisation_fields, without_quantisation
 from llm_profile.models.quantizer import full_model_of
@@ -28,7 +27,6 @@ from llm_profile.models.remote_code import code_of
 from llm_profile.models.stored_shapes import are_plain, check_shapes
 from llm_profile.passes.subject import Subject, SubjectOptions
 from llm_profile.request import Request
-from llm_profile.store.table import LatencyTable, slow_path
 
 DUMMY = "dummy"
 
@@ -64,46 +62,6 @@ def _model_options(request: Request) -> ModelOptions:
         request.experts_implementation,
         request.seed,
     )
-
-
-def profiled_subject(
-    table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
-) -> Subject:
-    """The model that a table was measured on, with `depth` blocks, under the table's conditions.
-
-    Prompts may be as long as the longest cache of the table. Raises UsageError where its real weights are gone, and
-    where the code of its repository may not run or is another now.
-    """
-    conditions = table.meta["conditions"]
-    model = ModelOptions(
-        depth,
-        device,
-        conditions["dtype"],
-        conditions["attn_implementation"],
-        conditions["experts_implementation"] or "auto",
-        conditions["seed"],
-        each_kind=False,
-    )
-    longest = max(p.total_len for p in table.records)
-    source = as_profiled(table.meta, token, trust_remote_code)
-    options = subject_options(
-        source,
-        model,
-        token=token,
-        max_input=longest,
-        max_total=longest,
-        sdpa_backend=conditions["sdpa_backend"],
-        routing=conditions["routing"] or "balanced",
-        # a sweep of short prompts may not show loops over tokens that longer ones of the validation do
-        allow_slow_path=bool(slow_path(table)) or any(run.get("allow_slow_path") for run in table.meta["runs"]),
-    )
-    with code_of(source, token):
-        subject = Subject(options)
-    code, code_then = subject.code, conditions.get("remote_code")
-    if code != code_then:
-        subject.close()
-        raise UsageError(f"--csv: measured with the code {code_then}, which is {code} now; measure {source.name} anew")
-    return subject
 
 
 def settle_weights(request: Request, source: ModelSource) -> ModelSource:
@@ -189,28 +147,3 @@ def weights_id(source: ModelSource) -> str:
     if source.weights_file is None:
         return DUMMY
     return source.revision or f"folder {Path(os.path.abspath(source.path)).name if source.path else source.name}"
-
-
-def as_profiled(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:
-    """The model that a table was measured on.
-
-    Raises UsageError where its real weights are gone, and where code of its repository ran and may not run now.
-    """
-    kept, conditions = meta["source"], meta["conditions"]
-    with_code = conditions.get("remote_code") is not None
-    if with_code and not trust_remote_code:
-        raise UsageError(
-            f"--csv: {kept['name']} was measured with code of its repository, which would have to run again: "
-            "--trust-remote-code runs it"
-        )
-    random = conditions["weights"] == DUMMY
-    if random and not with_code:
-        return ModelSource(kept["name"], meta["config"], "table")
-    found = find_model(
-        kept["name"],
-        load_format=DUMMY if random else "hf",
-        revision=kept["revision"],
-        token=token,
-        trust_remote_code=with_code,
-    )
-    return replace(found, config=meta["config"])

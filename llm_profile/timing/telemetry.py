@@ -5,7 +5,7 @@ import statistics
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -112,9 +112,9 @@ def median_between(samples: Sequence[tuple[int, int]], start: int, end: int) -> 
     return float(statistics.median(chosen)) if chosen else None
 
 
-def sharing_notice(telemetry: Telemetry) -> list[str]:
-    """A warning if other processes compute on the GPU."""
-    others = telemetry.other_processes(os.getpid())
+def sharing_notice(telemetry: Telemetry, ours: Collection[int] = ()) -> list[str]:
+    """A warning if other processes compute on the GPU. ours: process ids of this run, beside this process."""
+    others = [pid for pid in telemetry.other_processes(os.getpid()) if pid not in ours]
     if not others:
         return []
     return [f"{len(others)} other process(es) use this GPU (pid {others[0]}, ...): times are doubtful; stop them"]

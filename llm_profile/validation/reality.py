@@ -1,195 +1,240 @@
-"""The real model, timed step by step: what estimates are held against.
+"""The real model in one process, timed step by step: what estimates are held against.
 
-Two runtimes: `eager`, which is `generate` as transformers runs it, and `cuda-graph`, the same steps captured in CUDA
-graphs, which is what serving engines come close to. Both use the model, cache, routing and kernels of the profile.
+Two runtimes: `eager`, which is `generate` as a script of the user's runs it, and `cuda-graph`, steps captured in CUDA
+graphs, which is what serving engines come close to. `eager` has nothing of the profile: no patches, the cache that
+`generate` makes, torch's own choice of attention kernels, the model's own router. `cuda-graph` has the cache, routing
+and kernels of the profile.
 """
 
-import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
-from llm_profile.passes.cache import PastOfAPrompt
+from llm_profile.models.transformers_names import takes
 from llm_profile.passes.graphs import CaptureError, GraphPasses, fits
-from llm_profile.passes.loading import profiled_subject
 from llm_profile.passes.runner import PassRunner
-from llm_profile.passes.subject import Subject
-from llm_profile.store.table import LatencyTable, differing_conditions
+from llm_profile.passes.subject import Subject, attention_backend
 from llm_profile.sweep import SweepPoint
-from llm_profile.timing.backends.torch_profiler import REST, check_cuda, pci_bus_id
-from llm_profile.timing.provenance import device_conditions
-from llm_profile.timing.telemetry import Telemetry, sharing_notice
-from llm_profile.validation.steps import Reality, StepTimes
+from llm_profile.timing.backends.torch_profiler import REST
+from llm_profile.validation.opening import profiled_model, profiled_subject
+from llm_profile.validation.profiled import Profiled
 
 REPLAYS = 2
 """Back-to-back replays whose mean is one repeat."""
 
-BATCHED_STEPS = 4
+BATCHED_STEPS = 8
 """Steps of `generate` whose mean is a batched step."""
 
+CHOICE_OF_A_SCRIPT = {"auto": "torch"}
+"""--sdpa-backend of a table -> that of `eager`: unless the user named one, torch chooses, as in a plain script."""
 
-OWN_CACHE_NOTICE = "generate keeps a cache of the model's own making, and real times have what that costs"
-"""Said where the cache of the profile is not in place: `generate` then makes its own, anew for each prompt."""
+Step = tuple[SweepPoint, int]
+"""A step and its wall time in nanoseconds."""
+
+
+class Steps(Protocol):
+    """Steps of one model in one process. `prepare` first: it runs each length once, as first uses are slow.
+
+    Lengths that do not fit in memory are left out.
+    """
+
+    def prepare(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]]) -> None: ...
+
+    def round(self) -> Iterator[Step]:
+        """Each prompt and each decode step that was prepared, once."""
+        ...
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[tuple[SweepPoint, tuple[int, ...]]]: ...
+
+    def close(self) -> None: ...
 
 
 class _Stamps(StoppingCriteria):
-    """Notes the time of each token, once the device has finished it. Never stops."""
+    """Notes when each token of `batch` sequences is finished, without waiting for the device. Never stops."""
 
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self.times_ns: list[int] = []
-        self._synchronize = synchronize
+    def __init__(self, device: torch.device, batch: int) -> None:
+        self._clock = _GpuClock() if device.type == "cuda" else _CpuClock()
+        self._go_on = torch.zeros(batch, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_kwargs: Any) -> torch.Tensor:
-        self._synchronize()
-        self.times_ns.append(time.perf_counter_ns())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        self._clock.stamp()
+        return self._go_on
+
+    def durations_ns(self) -> list[int]:
+        """From each token to the next."""
+        return [round(after - before) for before, after in pairwise(self._clock.read_ns())]
 
 
-class EagerReality:
-    """`generate`, token by token. A prompt's time begins when `generate` is called and ends with its first token."""
+class _CpuClock:
+    def __init__(self) -> None:
+        self._times_ns: list[float] = []
 
-    runtime = "eager"
+    def stamp(self) -> None:
+        self._times_ns.append(time.perf_counter_ns())
 
-    def __init__(self, subject: Subject) -> None:
-        self.notices = _sharing(subject)
-        if isinstance(subject.runner.cache, PastOfAPrompt):
-            self.notices.append(OWN_CACHE_NOTICE)
-        self._subject = subject
+    def read_ns(self) -> list[float]:
+        return self._times_ns
+
+
+class _GpuClock:
+    """CUDA events."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+
+    def stamp(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    def read_ns(self) -> list[float]:
+        first = self._events[0]
+        return [first.elapsed_time(event) * 1e6 for event in self._events]  # of a device that is idle by now
+
+
+class EagerSteps:
+    """`generate`. A prompt's time is that of the call for one token, a step's that from one token to the next."""
+
+    def __init__(self, model: Any, sdpa_backend: str = "torch", seed: int = 0) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self._seed = seed
+        self._vocab_size: int = self.model.config.get_text_config(decoder=True).vocab_size
         # What a checkpoint says of generation (an end token, penalties) would end runs early or add steps of its own.
-        subject.model.generation_config = GenerationConfig()
-        self._synchronize = _synchronizer(subject)
-        gc.collect()
-        gc.freeze()  # going through the millions of objects of torch and transformers takes as long as some steps
+        self.model.generation_config = GenerationConfig()
+        self._runs: list[tuple[int, Sequence[int]]] = []
+        self._undo = ExitStack()
+        self._undo.enter_context(attention_backend(CHOICE_OF_A_SCRIPT.get(sdpa_backend, sdpa_backend)))
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        """Runs `generate` for one token."""
-        for (input_len, _), rounds in self._rounds([(input_len, 1) for input_len in input_lens], repeat):
-            yield StepTimes(SweepPoint(input_len, 0), tuple(tokens[0] for tokens in rounds))
+    def prepare(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
+        """One `generate` of each prompt and of each window."""
+        runs: list[tuple[int, Sequence[int]]] = [(input_len, ()) for input_len in input_lens]
+        runs += [(window[0], window) for window in windows]
+        # mixed, as the host's caches are warmer for a prompt behind another prompt than behind decode steps
+        random.Random(self._seed).shuffle(runs)
+        self._runs = [(input_len, window) for input_len, window in runs if self._if_it_fits(input_len, 1 + len(window))]
 
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+    def round(self) -> Iterator[Step]:
         """Each window is one `generate`, so that steps follow each other as they do in use."""
-        runs = [(window[0], 1 + len(window)) for window in windows]
-        for (first, tokens), rounds in self._rounds(runs, repeat):
-            for step in range(1, tokens):
-                yield StepTimes(SweepPoint(1, first + step - 1), tuple(times[step] for times in rounds))
+        for input_len, window in self._runs:
+            times_ns = self._if_it_fits(input_len, 1 + len(window))
+            if times_ns is None:
+                continue
+            if not window:
+                yield SweepPoint(input_len, 0), times_ns[0]
+            for kv_len, step_ns in zip(window, times_ns[1:], strict=True):
+                yield SweepPoint(1, kv_len), step_ns
 
-    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        """The mean of a few steps of `generate` after prompts of that length."""
-        for point, runner in _batched_runners(self._subject, points, BATCHED_STEPS):
-            runs: list[list[int]] = []
-            while len(runs) < 1 + repeat:
-                tokens = self._generate_if_it_fits(runner, point.kv_len, 1 + BATCHED_STEPS)
-                if tokens is None:
-                    break
-                runs.append(tokens[1:])
-            else:
-                yield StepTimes(point, tuple(round(statistics.fmean(steps)) for steps in runs[1:]))
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[tuple[SweepPoint, tuple[int, ...]]]:
+        """The mean of a few steps of `generate` after prompts of that length; one run warms."""
+        for point in points:
+            runs = [self._if_it_fits(point.kv_len, 1 + BATCHED_STEPS, point.batch) for _ in range(1 + repeat)]
+            if None not in runs:
+                means = [round(statistics.fmean(run[1:])) for run in runs[1:] if run]
+                yield point, tuple(means)
 
     def close(self) -> None:
-        gc.unfreeze()
-        self._subject.close()
+        self._undo.close()
 
-    def _rounds(
-        self, runs: Sequence[tuple[int, int]], repeat: int
-    ) -> Iterator[tuple[tuple[int, int], list[list[int]]]]:
-        """Each (input length, tokens) with its times per token in each of `repeat` rounds after one that warms."""
-        times: dict[tuple[int, int], list[list[int]]] = {run: [] for run in runs}
-        for number in range(1 + repeat):
-            for run in list(times):
-                tokens = self._generate_if_it_fits(self._subject.runner, *run)
-                if tokens is None:
-                    del times[run]
-                elif number:
-                    times[run].append(tokens)
-        yield from times.items()
-
-    def _generate_if_it_fits(self, runner: PassRunner, input_len: int, tokens: int) -> list[int] | None:
+    def _if_it_fits(self, input_len: int, tokens: int, batch: int = 1) -> list[int] | None:
         """Time per token of one run; None where it does not fit in memory."""
         times_ns: list[int] = []
-        fitted = fits(lambda: times_ns.extend(self._generate(runner, input_len, tokens)))
+        fitted = fits(lambda: times_ns.extend(self._generate(input_len, tokens, batch)))
         return times_ns if fitted else None
 
-    def _generate(self, runner: PassRunner, input_len: int, tokens: int) -> list[int]:
-        model = self._subject.model
-        past = runner.past(0)
-        cache = {} if past is None else {runner.cache_argument: past}
-        stamps = _Stamps(self._synchronize)
-        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
-        self._synchronize()
+    def _generate(self, input_len: int, tokens: int, batch: int) -> list[int]:
+        generator = torch.Generator(self.device).manual_seed(self._seed)
+        ids = torch.randint(self._vocab_size, (batch, input_len), device=self.device, generator=generator)
+        mask = {"attention_mask": torch.ones_like(ids)} if takes(self.model, "attention_mask") else {}
+        stamps = _Stamps(self.device, batch)
+        self._wait()
         started = time.perf_counter_ns()
         try:
-            model.generate(  # type: ignore[operator]
-                runner.input_ids[:, :input_len],
-                generation_config=settings,
+            self.model.generate(
+                ids,
+                **mask,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
                 stopping_criteria=StoppingCriteriaList([stamps]),
-                **cache,
             )
         except Exception as error:  # a model's own generation code raises errors of many types
             if is_out_of_memory(error):
                 raise
-            where = "" if self._subject.device.type == "cuda" else ", on a GPU"
+            where = "" if self.device.type == "cuda" else ", on a GPU"
             raise UsageError(
-                f"--scaling-runtime eager: {type(model).__name__} does not run in generate: {one_line(error)}; use "
-                f"--scaling-runtime cuda-graph{where}"
+                f"--scaling-runtime eager: {type(self.model).__name__} does not run in generate: {one_line(error)}; "
+                f"use --scaling-runtime cuda-graph{where}"
             ) from error
-        if len(stamps.times_ns) != tokens:
-            raise RuntimeError(f"generate made {len(stamps.times_ns)} tokens where {tokens} were asked for")
-        return [after - before for before, after in pairwise([started, *stamps.times_ns])]
+        self._wait()
+        call_ns = time.perf_counter_ns() - started
+        steps_ns = stamps.durations_ns()
+        if len(steps_ns) != tokens - 1:
+            raise RuntimeError(f"generate made {len(steps_ns) + 1} tokens where {tokens} were asked for")
+        return [call_ns - sum(steps_ns), *steps_ns]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
-class GraphReality:
+class GraphSteps:
     """Steps captured in CUDA graphs and replayed, timed with CUDA events.
 
-    Replays hardly vary, so of a window of consecutive decode steps the first, the middle and the last stand for all.
+    Replays hardly vary, so of a window of consecutive decode steps the first and the last stand for all.
     """
 
-    runtime = "cuda-graph"
-
     def __init__(self, subject: Subject) -> None:
-        if subject.device.type != "cuda":
-            raise UsageError(f"--scaling-runtime cuda-graph: not on {subject.device.type}; use eager")
-        self.notices = _sharing(subject)
         self._subject = subject
         self._passes = GraphPasses(subject)
+        self._graphs: dict[SweepPoint, torch.cuda.CUDAGraph] = {}
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
+    def prepare(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
+        """Captures each step; the graphs stay until `batched` or `close`."""
+        self._passes.runner.forget_masks()  # those of these steps stay: graphs read them
+        decode = [kv_len for window in windows for kv_len in sorted({window[0], window[-1]})]
+        points = [*(SweepPoint(n, 0) for n in input_lens), *(SweepPoint(1, kv_len) for kv_len in decode)]
+        self._graphs = {point: graph for point in points if (graph := self._capture(point)) is not None}
+
+    def round(self) -> Iterator[Step]:
+        """Replays of each step."""
+        for point, graph in self._graphs.items():
+            yield point, self._time(graph)
+
+    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[tuple[SweepPoint, tuple[int, ...]]]:
         """One pass each."""
-        yield from self._steps([SweepPoint(input_len, 0) for input_len in input_lens], repeat)
-
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        """Three steps of each window."""
-        chosen = [sorted({w[0], w[len(w) // 2], w[-1]}) for w in windows]
-        yield from self._steps([SweepPoint(1, kv_len) for window in chosen for kv_len in window], repeat)
-
-    def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        """One pass each."""
+        self._forget()
         own = self._subject.runner
-        for point, runner in _batched_runners(self._subject, points, steps=1):
-            self._passes.runner = runner
-            try:
-                yield from self._steps([point], repeat)
-            finally:
-                self._passes.runner = own
+        for point in points:
+            with PassRunner(
+                self._subject.model,
+                point.kv_len,
+                point.total_len,
+                self._subject.options.model.seed,
+                self._subject.routing,
+                point.batch,
+            ) as self._passes.runner:
+                if (graph := self._capture(point)) is not None:
+                    yield point, tuple(self._time(graph) for _ in range(repeat))
+                    graph.reset()
+        self._passes.runner = own
 
     def close(self) -> None:
+        self._forget()
         self._subject.close()
 
-    def _steps(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        self._passes.runner.forget_masks()  # those of these steps stay: graphs read them
-        graphs = {point: graph for point in points if (graph := self._capture(point)) is not None}
-        times: dict[SweepPoint, list[int]] = {point: [] for point in graphs}
-        for _ in range(repeat):
-            for point, graph in graphs.items():
-                times[point].append(self._time(graph))
-        for graph in graphs.values():
+    def _forget(self) -> None:
+        for graph in self._graphs.values():
             graph.reset()
-        yield from (StepTimes(point, tuple(walls)) for point, walls in times.items())
+        self._graphs = {}
 
     def _capture(self, point: SweepPoint) -> torch.cuda.CUDAGraph | None:
         captured: list[torch.cuda.CUDAGraph] = []
@@ -221,61 +266,17 @@ class GraphReality:
         return round(start.elapsed_time(end) * 1e6 / REPLAYS)
 
 
-def _synchronizer(subject: Subject) -> Callable[[], None]:
-    return torch.cuda.synchronize if subject.device.type == "cuda" else lambda: None
+def _open_eager(profiled: Profiled, depth: int, device: str, *options: Any) -> Steps:
+    conditions = profiled.meta["conditions"]
+    model = profiled_model(profiled, depth, device, *options)
+    return EagerSteps(model, conditions["sdpa_backend"], conditions["seed"])
 
 
-def _sharing(subject: Subject) -> list[str]:
-    if subject.device.type != "cuda":
-        return []
-    telemetry = Telemetry(pci_bus_id(subject.device))
-    try:
-        return sharing_notice(telemetry)
-    finally:
-        telemetry.close()
+def _open_graphs(profiled: Profiled, depth: int, device: str, *options: Any) -> Steps:
+    if not device.startswith("cuda"):
+        raise UsageError(f"--scaling-runtime cuda-graph: not on {device}; use eager")
+    return GraphSteps(profiled_subject(profiled, depth, device, *options))
 
 
-def _batched_runners(
-    subject: Subject, points: Sequence[SweepPoint], steps: int
-) -> Iterator[tuple[SweepPoint, PassRunner]]:
-    """Each point with a runner of its batch size, for so many steps after it."""
-    seed = subject.options.model.seed
-    for point in points:
-        longest = point.kv_len + steps
-        with PassRunner(subject.model, point.kv_len, longest, seed, subject.routing, point.batch) as runner:
-            yield point, runner
-
-
-def machine_conditions(device: torch.device) -> dict[str, Any]:
-    """What of the machine is compared, as a profile on this device has it among its conditions."""
-    if device.type != "cuda":
-        return device_conditions(device)
-    telemetry = Telemetry(pci_bus_id(device))
-    try:
-        return device_conditions(device) | {"driver": telemetry.driver}
-    finally:
-        telemetry.close()
-
-
-REALITIES: dict[str, Callable[[Subject], Reality]] = {"eager": EagerReality, "cuda-graph": GraphReality}
-"""`--scaling-runtime`: how the real model is run."""
-
-
-def open_reality(
-    runtime: str, table: LatencyTable, depth: int, device: str, token: str | None, trust_remote_code: bool = False
-) -> Reality:
-    """Load the model that `table` was measured on, with `depth` blocks, under the table's conditions.
-
-    Raises UsageError where the machine, or what is installed on it, is another.
-    """
-    if device.startswith("cuda"):
-        check_cuda(device)
-    if differing := differing_conditions(table.meta["conditions"], machine_conditions(torch.device(device))):
-        raise UsageError(
-            f"--csv: the table was measured under other conditions: {'; '.join(differing)}; validate it under the "
-            "same, or measure it anew with run_profile.py"
-        )
-    if device.startswith("cuda"):
-        gc.collect()  # an earlier, shallower model may still hold memory
-        torch.cuda.empty_cache()
-    return REALITIES[runtime](profiled_subject(table, depth, device, token, trust_remote_code))
+REALITIES: dict[str, Callable[..., Steps]] = {"eager": _open_eager, "cuda-graph": _open_graphs}
+"""`--scaling-runtime`: how the real model is run. Arguments as of `profiled_subject`."""

@@ -17,12 +17,16 @@ from llm_profile.validation.steps import QUANTITIES, quantity_ns
 REPORT_SCHEMA = 1
 """Version of the JSON that programs read."""
 
+NOISY = 0.10
+"""Mean spread between processes, (max - min) / median, above which the machine is too noisy to say anything."""
+
 
 @dataclass(frozen=True)
 class PairResult:
     """One (input, output) pair. kernels: the table's own sum. scaled: the same with the applied scaling.
 
     spread: run-to-run (max - min) / median of each quantity; None where there is none (TPOT of one token).
+    spread_between: the same between processes; None where there was one.
     """
 
     held_out: bool
@@ -30,6 +34,7 @@ class PairResult:
     kernels: PairLatency
     scaled: PairLatency
     spread: Mapping[str, float | None]
+    spread_between: Mapping[str, float | None]
 
     def as_json(self) -> dict[str, Any]:
         """For programs, nanoseconds."""
@@ -38,6 +43,7 @@ class PairResult:
             "output": self.measured.output_len,
             "held_out": self.held_out,
             "spread": dict(self.spread),
+            "spread_between_processes": dict(self.spread_between),
             **{
                 f"{way}_ns": {quantity: quantity_ns(getattr(self, way), quantity) for quantity in QUANTITIES}
                 for way in ("measured", "kernels", "scaled")
@@ -75,7 +81,8 @@ class ValidationReport:
     runtime: how the real model ran. depth: of `model_depth` blocks, the ones it had. mode: the applied way of scaling.
     scaling: what to apply to the table; of `model_depth` blocks where the excess was extrapolated over depths
     `measured_depths`, else of `depth`. scalings: every way that could be fitted, at `depth`. not_fitted: the others,
-    with the reason. errors: of held-out pairs, by way and quantity. spread: mean run-to-run spread of held-out pairs.
+    with the reason. errors: of held-out pairs, by way and quantity. spread: mean run-to-run spread of held-out pairs
+    inside a process; spread_between: between `processes`, None of one.
     recombination, batched: how the applied scaling's rows add up to steps in a simulator. depth_errors: where two
     other depths were measured, errors of pairs at `depth` extrapolated from them. tolerance, errors and spreads are
     ratios.
@@ -98,6 +105,8 @@ class ValidationReport:
     steps: tuple[StepResult, ...]
     errors: Mapping[str, Mapping[str, Errors | None]]
     spread: Mapping[str, float | None]
+    spread_between: Mapping[str, float | None]
+    processes: int
     recombination: Mapping[str, Errors | None]
     batched: tuple[BatchedStep, ...] = ()
     depth_errors: Mapping[str, Errors | None] | None = None
@@ -106,17 +115,24 @@ class ValidationReport:
 
     @property
     def over_tolerance(self) -> list[str]:
-        """The quantities whose held-out mean error is above both the tolerance and the run-to-run spread."""
+        """The quantities whose held-out mean error is above the tolerance, the run-to-run spread, and the spread
+        between processes."""
         found = []
         for quantity, errors in self.errors[self.mode].items():
-            if errors is not None and errors.mean > max(self.tolerance, self.spread[quantity] or 0.0):
+            spreads = (self.spread[quantity] or 0.0, self.spread_between[quantity] or 0.0)
+            if errors is not None and errors.mean > max(self.tolerance, *spreads):
                 found.append(quantity)
         return found
 
     @property
+    def noisy(self) -> dict[str, float]:
+        """The quantities that differ between processes by more than NOISY, with the spread: no factor holds then."""
+        return {name: value for name, value in self.spread_between.items() if value is not None and value > NOISY}
+
+    @property
     def exit_code(self) -> int:
-        """EXIT_OVER_TOLERANCE or EXIT_COMPLETE."""
-        return EXIT_OVER_TOLERANCE if self.over_tolerance else EXIT_COMPLETE
+        """EXIT_OVER_TOLERANCE, for a machine that is too noisy as well, or EXIT_COMPLETE."""
+        return EXIT_OVER_TOLERANCE if self.over_tolerance or self.noisy else EXIT_COMPLETE
 
     def as_json(self) -> dict[str, Any]:
         """For programs: times in nanoseconds, errors and spreads as ratios."""
@@ -143,7 +159,10 @@ class ValidationReport:
             "average_scaling_factor": self.scalings["global"].parameters["factor"],
             "tolerance": self.tolerance,
             "over_tolerance": self.over_tolerance,
+            "noisy": self.noisy,
+            "processes": self.processes,
             "spread": dict(self.spread),
+            "spread_between_processes": dict(self.spread_between),
             "scalings": scalings,
             "not_fitted": dict(self.not_fitted),
             "recombination": shown(self.recombination),
@@ -160,10 +179,10 @@ class ValidationReport:
         write_json(path, self.as_json())
 
 
-def mean_spread(results: Sequence[PairResult]) -> dict[str, float | None]:
-    """Mean run-to-run spread of each of QUANTITIES over pairs; None where there is none."""
+def mean_spread(spreads: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean spread of each of QUANTITIES over pairs; None where there is none."""
     spread: dict[str, float | None] = {}
     for quantity in QUANTITIES:
-        known = [value for result in results if (value := result.spread[quantity]) is not None]
+        known = [value for of_pair in spreads if (value := of_pair[quantity]) is not None]
         spread[quantity] = statistics.fmean(known) if known else None
     return spread

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llm_profile.validation.report import ValidationReport
+from llm_profile.validation.report import NOISY, ValidationReport
 from llm_profile.validation.steps import QUANTITIES, quantity_ns
 
 if TYPE_CHECKING:
@@ -67,6 +67,15 @@ def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> I
         )
 
 
+def noisy_text(report: ValidationReport) -> str:
+    """What is said first and last of a machine whose processes differ too much."""
+    found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in report.noisy.items())
+    return (
+        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(NOISY)} can be told on "
+        "this machine now; stop other work on it and validate again"
+    )
+
+
 def percent(ratio: float, signed: bool = False) -> str:
     """`0.0123` -> `1.2 %`."""
     return f"{ratio:+.1%}".replace("%", " %") if signed else f"{ratio:.1%}".replace("%", " %")
@@ -86,9 +95,13 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
+    if report.noisy:
+        say(f"[red]{noisy_text(report)}[/]")
+    several = "es" if report.processes > 1 else ""
     say(
         f"[bold]{escape(report.model)}[/] on {escape(report.hardware)} against the real model: {report.runtime}, "
-        f"{report.depth} of {report.model_depth} layers, batch 1, median of {report.repeat}"
+        f"{report.depth} of {report.model_depth} layers, batch 1, median of {report.repeat} rounds in "
+        f"{report.processes} process{several}"
     )
     _print_pairs(report, console)
     _print_modes(report, console)
@@ -118,6 +131,8 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     if report.over_tolerance:
         failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
         say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")
+    if report.noisy:
+        say(f"[red]{noisy_text(report)}[/]")
 
 
 def _table(title: str) -> "Table":
@@ -163,4 +178,5 @@ def _print_modes(report: ValidationReport, console: "Console") -> None:
         table.add_row(f"{mode} (applied)" if mode == report.mode else mode, *cells)
     table.add_section()
     table.add_row("run-to-run spread", *(shown(report.spread[quantity]) for quantity in QUANTITIES))
+    table.add_row("between processes", *(shown(report.spread_between[quantity]) for quantity in QUANTITIES))
     console.print(table)

@@ -17,11 +17,11 @@ from llm_profile.errors import UsageError, number_between, shown
 from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, FloatArray, PairLatency, decode_lens
 
-WINDOW_STEPS = 16
-"""Consecutive decode steps whose mean is one value: a single eager step is too noisy to fit."""
+WINDOW_STEPS = 4
+"""Consecutive decode steps whose mean is one value. With three rounds in each of three processes, 36 timings."""
 
-WINDOWS = 33
-"""Windows over the decode steps that pairs need. Odd, so that both ends are fitted: 17 fitted, 16 held out between."""
+WINDOWS = 25
+"""Windows over the decode steps that pairs need. Odd, so that both ends are fitted: 13 fitted, 12 held out between."""
 
 LONGEST_STEP_NS = 1e15
 """Of a step that a caller timed: eleven days. More is a mistake of units."""
@@ -42,35 +42,37 @@ def relative_spread(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Wall time of one real step, a value per repeat. lm_head of the last token only, as `generate` runs it."""
+    """Wall time of one real step, a value per repeat. lm_head of the last token only, as `generate` runs it.
+
+    process: number of the process that timed it.
+    """
 
     point: SweepPoint
     wall_ns: tuple[int, ...]
+    process: int = 0
 
 
 class Reality(Protocol):
     """Times real steps of the model at the asked depth, for validation. Steps that do not fit in memory are left out.
 
-    Each of `repeat` rounds goes over all lengths, so that repeats are apart in time as two runs are; lengths are warmed
-    before. notices: what makes the times doubtful, a line each.
+    Steps run in one or more processes; each yields its own StepTimes. notices: what makes the times doubtful, a line
+    each. seconds: how long each part of the work took.
     """
 
     runtime: str
     notices: list[str]
+    seconds: dict[str, float]
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        """Time to the first token of prompts of these lengths. Yields point (n, 0)."""
-        ...
+    def steps(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        """Time prompts of `input_lens` tokens, points (n, 0), and decode steps of one token, points (1, k).
 
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        """Decode steps of one token on caches of these lengths: windows of consecutive ones. Yields point (1, k).
-
-        Some lengths of a window may stand for all of it.
+        windows: runs of consecutive cache lengths k; some lengths of a window may stand for all of it. Each length
+        runs once before it is timed, then in each of `repeat` rounds over all lengths in every process.
         """
         ...
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        """Decode steps of `point.batch` sequences, all with caches of one length."""
+        """Decode steps of `point.batch` sequences, all with caches of one length. Call it after `steps`."""
         ...
 
     def close(self) -> None: ...
@@ -180,10 +182,15 @@ def plan_steps(
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """Wall times of real steps. steps: nanoseconds per repeat. windows: cache lengths that are averaged together."""
+    """Wall times of real steps.
+
+    steps: nanoseconds per repeat. windows: cache lengths that are averaged together. processes: number of the process
+    that each repeat ran in; empty where all ran in one.
+    """
 
     steps: Mapping[SweepPoint, tuple[float, ...]]
     windows: tuple[Sequence[int], ...]
+    processes: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, steps: Mapping[SweepPoint, Sequence[float]]) -> "MeasuredSteps":
@@ -232,21 +239,48 @@ class MeasuredSteps:
         return self._compose(pair, self.prefill_ns(pair[0]), self.window_ns)
 
     def spread(self, pair: Pair) -> dict[str, float | None]:
-        """Run-to-run (max - min) / median of each of QUANTITIES, the request composed from each repeat alone."""
-        walls = self._prefill_walls(pair[0])
-        runs = [self._compose(pair, walls[run], self.window_walls_ns[:, run]) for run in range(self.repeats)]
-        values = {quantity: [quantity_ns(run, quantity) for run in runs] for quantity in QUANTITIES}
+        """Run-to-run (max - min) / median of each of QUANTITIES, the request composed from each repeat alone.
+
+        Within a process; of several, the mean.
+        """
+        found = [self._spread_of([self._run(pair, [run]) for run in runs]) for runs in self._runs_of_processes()]
         return {
-            quantity: relative_spread([value for value in of_runs if value is not None])
-            if None not in of_runs
-            else None
-            for quantity, of_runs in values.items()
+            quantity: statistics.fmean(known) if (known := _known([of[quantity] for of in found])) else None
+            for quantity in QUANTITIES
         }
+
+    def spread_between(self, pair: Pair) -> dict[str, float | None]:
+        """(max - min) / median of each of QUANTITIES over processes, each by the medians of its repeats.
+
+        None where all repeats ran in one process.
+        """
+        of_processes = self._runs_of_processes()
+        if len(of_processes) < 2:
+            return dict.fromkeys(QUANTITIES)
+        return self._spread_of([self._run(pair, runs) for runs in of_processes])
+
+    def _runs_of_processes(self) -> list[list[int]]:
+        """Numbers of the repeats that ran in each process."""
+        processes = self.processes or (0,) * self.repeats
+        return [[run for run, of in enumerate(processes) if of == process] for process in sorted({*processes})]
+
+    def _run(self, pair: Pair, runs: Sequence[int]) -> PairLatency:
+        """The request composed from the medians of these repeats."""
+        walls = self._prefill_walls(pair[0])
+        window_ns = np.median(self.window_walls_ns[:, runs], axis=1)
+        return self._compose(pair, statistics.median(walls[run] for run in runs), window_ns)
+
+    @staticmethod
+    def _spread_of(requests: Sequence[PairLatency]) -> dict[str, float | None]:
+        values = {quantity: _known([quantity_ns(run, quantity) for run in requests]) for quantity in QUANTITIES}
+        return {quantity: relative_spread(of) if len(of) == len(requests) else None for quantity, of in values.items()}
 
     @property
     def drift(self) -> float:
-        """How much slower steps were in the last repeat than in the first: median over steps of last / first - 1."""
-        return statistics.median(walls[-1] / walls[0] for walls in self.steps.values()) - 1 if self.steps else 0.0
+        """How much slower steps were in the last repeat of a process than in its first: median of last / first - 1."""
+        ends = [(runs[0], runs[-1]) for runs in self._runs_of_processes()]
+        ratios = [walls[last] / walls[first] for walls in self.steps.values() for first, last in ends]
+        return statistics.median(ratios) - 1 if ratios else 0.0
 
     def _prefill_walls(self, input_len: int) -> tuple[float, ...]:
         try:
@@ -288,17 +322,27 @@ def measure(reality: Reality, plans: Sequence[StepPlan], repeat: int) -> list[Me
     """
     input_lens = sorted(input_len for plan in plans for input_len in plan.input_lens)
     windows = sorted((window for plan in plans for window in plan.windows), key=lambda window: window.start)
-    timed = [*reality.prefill(input_lens, repeat)] if input_lens else []
-    timed += [*reality.decode(windows, repeat)] if windows else []
-    walls = {step.point: tuple(float(wall_ns) for wall_ns in step.wall_ns) for step in timed}
-    if not walls and (input_lens or windows):
+    timed = sorted(reality.steps(input_lens, windows, repeat), key=lambda step: step.process)
+    if not timed and (input_lens or windows):
         raise UsageError("the real model completed no step at all: lower --scaling-num-layers")
-    return [_of_plan(plan, walls) for plan in plans]
+    processes = tuple(process for process in sorted({step.process for step in timed}) for _ in range(repeat))
+    walls: dict[SweepPoint, tuple[float, ...]] = {}
+    for step in timed:
+        walls[step.point] = walls.get(step.point, ()) + tuple(map(float, step.wall_ns))
+    everywhere = {point: times for point, times in walls.items() if len(times) == len(processes)}
+    return [_of_plan(plan, everywhere, processes) for plan in plans]
 
 
-def _of_plan(plan: StepPlan, walls: Mapping[SweepPoint, tuple[float, ...]]) -> MeasuredSteps:
+def _of_plan(
+    plan: StepPlan, walls: Mapping[SweepPoint, tuple[float, ...]], processes: tuple[int, ...]
+) -> MeasuredSteps:
     windows = [tuple(kv_len for kv_len in window if SweepPoint(1, kv_len) in walls) for window in plan.windows]
     return MeasuredSteps(
         {point: walls[point] for point in sorted(plan.points) if point in walls},
         tuple(window for window in windows if window),
+        processes,
     )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -63,7 +63,8 @@ def validate(
     for is_held_out, plan, steps in ((False, fit_plan, fitted), (True, held_plan, held_out)):
         for pair in plan.pairs:
             latencies = (steps.pair(pair), estimate.pair(pair), scaled[mode].pair(pair))
-            pair_results.append(PairResult(is_held_out, *latencies, steps.spread(pair)))
+            spreads = (steps.spread(pair), steps.spread_between(pair))
+            pair_results.append(PairResult(is_held_out, *latencies, *spreads))
         points = sorted(steps.steps)
         both = zip(kernels_ns(estimate, points), kernels_ns(scaled[mode], points), strict=True)
         for point, (kernels, guess) in zip(points, both, strict=True):
@@ -98,11 +99,13 @@ def validate(
         pairs=tuple(pair_results),
         steps=tuple(step_results),
         errors=errors,
-        spread=mean_spread([result for result in pair_results if result.held_out]),
+        spread=mean_spread([result.spread for result in pair_results if result.held_out]),
+        spread_between=mean_spread([result.spread_between for result in pair_results if result.held_out]),
+        processes=len({*fitted.processes}) or 1,
         recombination=judge_recombination(scaled[mode], held_out),
         batched=tuple(judge_batches(scaled[mode], batched)),
         depth_errors=depth_errors,
-        provenance=provenance or {},
+        provenance={**(provenance or {}), "seconds": dict(reality.seconds)},
     )
     drift = max(fitted.drift, held_out.drift)
     return replace(report, warnings=(*reality.notices, *warnings_of(report, drift, estimate.interpolated)))

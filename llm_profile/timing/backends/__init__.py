@@ -34,3 +34,14 @@ BACKENDS: dict[str, Callable[[Request, ModelSource], Backend]] = {"cuda": _cuda,
 def open_backend(request: Request, source: ModelSource) -> Backend:
     """The backend of the device that was asked for, with the model loaded. Raises UsageError where that cannot be."""
     return BACKENDS[request.device.partition(":")[0]](request, source)
+
+
+def release_memory(device: str) -> None:
+    """Give the memory of backends that were closed back to the device, for other processes."""
+    if device.startswith("cuda"):
+        import gc
+
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
