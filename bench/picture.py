@@ -49,7 +49,7 @@ TOP, BOTTOM = 70, 320
 """Upper and lower end of both vertical axes, in pixels."""
 
 PANEL_WIDTH = 310
-MOST_POINTS = 256
+MOST_POINTS = 260
 """Points of a curve: lengths are averaged so that there are no more."""
 
 TOKEN_STEPS = [2**exponent for exponent in range(30)]
@@ -130,7 +130,9 @@ def panel_lines(panel: Panel) -> Iterator[str]:
         yield f'<text x="{panel.left - 8}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms:,.4g}</text>'
     colours = {label: colour for label, colour, _ in GROUPS}
     for label in reversed(stacked.columns):  # each area reaches down to the axis, and those below are drawn over it
-        line = "L".join(f"{x(length):.1f} {y(ms):.1f}" for length, ms in stacked[label].items())
+        line = "L".join(
+            f"{x(length):.1f} {y(ms):.1f}" for length, ms in zip(stacked.index, stacked[label], strict=True)
+        )
         first, last = x(stacked.index[0]), x(stacked.index[-1])
         yield f'<path d="M{first:.1f} {BOTTOM}L{line}L{last:.1f} {BOTTOM}Z" fill="{colours[label]}"/>'
     yield f'<path d="M{panel.left} {BOTTOM}H{panel.right}" stroke="{GREY}"/>'
