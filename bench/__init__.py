@@ -1,1 +1,1 @@
-"""Commands that reproduce the figures of the README."""
+"""Commands that reproduce the figures of docs/results.md."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures what the README quotes, in stages of a few minutes each on one H200:
+# Measures the figures of docs/results.md, in stages of a few minutes each on one H200:
 #     bench/reproduce.sh STAGE [DIR [MODEL...]]
-# Tables and JSON go to DIR/<hardware>/ (default: this repository). Stages stand in the README beside their figures.
+# Tables and JSON go to DIR/<hardware>/ (default: this repository). docs/results.md names the stage of each figure.
 # Stages of several models (full, families, architectures, graph, eager) measure all, or those that are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code that says so (README, "Exit codes")."""
+"""What can go wrong for a user, and the exit code that says so (docs/options.md, "Exit codes")."""
 
 from contextlib import suppress
 from decimal import Decimal

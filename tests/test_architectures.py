@@ -1,6 +1,6 @@
 """Every causal-LM type that transformers knows, tiny and random, through the whole command on the CPU.
 
-docs/architectures.md is written by this file: `python -m tests.test_architectures`. Tests fail when it is stale.
+docs/supported-models.md is written by this file: `python -m tests.test_architectures`. Tests fail when it is stale.
 """
 
 import json
@@ -61,7 +61,7 @@ NO_DEFAULT: dict[str, str] = {
 }
 """Type -> what its configuration class lacks by default, so that no model can be built of it."""
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "supported-models.md"
 LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 6][2:]
 """The table of supported types, as committed."""
 
@@ -296,7 +296,7 @@ def is_used(layer: Any) -> bool:
 
 
 def document(lines: list[str]) -> str:
-    """docs/architectures.md. lines: of the table."""
+    """docs/supported-models.md. lines: of the table."""
     refused = [f"| {name} | {reason} |" for name, reason in sorted(EXCEPTIONS.items())]
     return "\n".join(
         [
@@ -343,7 +343,7 @@ def test_what_is_not_supported_is_refused_by_name(model_type: str, tmp_path: Pat
 
 
 def main() -> None:
-    """Write docs/architectures.md."""
+    """Write docs/supported-models.md."""
     lines = []
     for model_type in SUPPORTED:
         with tempfile.TemporaryDirectory() as scratch:

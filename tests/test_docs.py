@@ -1,4 +1,7 @@
-"""The documentation holds: options, commands, links and requirements are those of the code."""
+"""README.md and docs/ hold: options, commands, links, modules and requirements are those of the code.
+
+A new option needs a row in docs/options.md, a new module its name in docs/architecture.md.
+"""
 
 import argparse
 import ast
@@ -14,12 +17,16 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from llm_profile.errors import UsageError
 from llm_profile.versions import TESTED
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("run_profile", "validation")
-DOCUMENTS = ("README.md", "RTX3090/README.md")
-PAGES = (*DOCUMENTS, "docs/releases.md")
+PAGES = ["README.md", "RTX3090/README.md", "CHANGELOG.md"] + sorted(
+    f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")
+)
+OPTIONS_PAGE = "docs/options.md"
+MOST_README_LINES = 200
 
 
 def text_of(document: str) -> str:
@@ -57,6 +64,16 @@ def commands_in(text: str) -> Iterator[list[str]]:
                     yield words
 
 
+def first_cells(text: str) -> list[str]:
+    """The first cell of each line of the tables in a text."""
+    return re.findall(r"^\|([^|\n]*)\|", text, flags=re.MULTILINE)
+
+
+def options_in_tables(text: str) -> set[str]:
+    """Options that a line of a table is about."""
+    return {option for cell in first_cells(text) for option in re.findall(r"`(--[a-z][\w-]*)", cell)}
+
+
 def headings(text: str) -> set[str]:
     """The anchors that a page of this text has."""
     without_code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -65,34 +82,68 @@ def headings(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_stands_in_the_readme(command: str) -> None:
-    readme = text_of("README.md")
-    missing = [o for o in options_of(parser_of(command)) if not re.search(rf"(?<![\w-]){o}(?![\w-])", readme)]
-    assert not missing
+def test_every_option_has_a_row_in_docs_options(command: str) -> None:
+    missing = sorted({*options_of(parser_of(command))} - options_in_tables(text_of(OPTIONS_PAGE)))
+    assert not missing, f"add a row to a table of {OPTIONS_PAGE} for each of {missing} of {command}.py"
 
 
-def test_every_option_in_a_table_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("document", PAGES)
+def test_every_option_in_a_table_exists(document: str) -> None:
     known = {option for command in COMMANDS for option in options_of(parser_of(command))}
-    first_cells = re.findall(r"^\| *(`--[^|]*)\|", text_of("README.md"), flags=re.MULTILINE)
-    named = {option for cell in first_cells for option in re.findall(r"--[a-z][\w-]*", cell)}
-    assert named, "the README has a table of options"
-    assert named <= known
+    unknown = options_in_tables(text_of(document)) - known
+    assert not unknown, f"{document}: no command has {unknown}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def commands_of_ours(document: str) -> list[list[str]]:
+    return [words for words in commands_in(text_of(document)) if words[1].removesuffix(".py") in COMMANDS]
+
+
+@pytest.mark.parametrize("document", PAGES)
 def test_every_documented_command_parses(document: str) -> None:
-    parsers = {f"{command}.py": parser_of(command) for command in COMMANDS}
-    found = [words for words in commands_in(text_of(document)) if words[1] in parsers]
-    assert found, f"{document} shows no command"
-    for words in found:
+    for words in commands_of_ours(document):
         try:
-            parsers[words[1]].parse_args(words[2:])
-        except SystemExit as stopped:
-            assert stopped.code == 0, f"{document}: {shlex.join(words)}"  # --help ends with 0
+            parser_of(words[1].removesuffix(".py")).parse_args(words[2:])
+        except (SystemExit, UsageError) as stopped:
+            assert getattr(stopped, "code", stopped) == 0, f"{document}: {shlex.join(words)}"  # --help ends with 0
 
 
 def test_the_readme_shows_both_commands() -> None:
-    assert {f"{command}.py" for command in COMMANDS} <= {words[1] for words in commands_in(text_of("README.md"))}
+    assert {words[1] for words in commands_of_ours("README.md")} == {f"{command}.py" for command in COMMANDS}
+
+
+@pytest.mark.parametrize("document", ["RTX3090/README.md", "docs/validation.md"])
+def test_pages_about_a_command_show_it(document: str) -> None:
+    assert commands_of_ours(document)
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= MOST_README_LINES, "move what is new to a page of docs/"
+    assert not [page for page in PAGES if page != "README.md" and f"]({page})" not in readme]
+
+
+def test_the_results_of_the_readme_are_those_of_docs_results() -> None:
+    """The table is there a second time, with what has to be known about it."""
+    section = text_of("README.md").partition("\n## Results\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(lines) > 2, "the README has a table of results"
+    assert not {*lines} - {*text_of("docs/results.md").splitlines()}
+
+
+def test_docs_architecture_names_every_module_once() -> None:
+    named: list[str] = []
+    for heading, section in re.findall(r"^### `(\S+/)`\n(.*?)(?=^##)", text_of("docs/architecture.md"), re.M | re.S):
+        named += [heading + name for cell in first_cells(section) for name in re.findall(r"`([\w/]+\.py)`", cell)]
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "llm_profile").rglob("*.py")]
+    has_content = [name for name in files if not name.endswith("/__init__.py") or name.endswith("backends/__init__.py")]
+    assert sorted(named) == sorted(has_content), "name each module in the table of its room, and no other"
+
+
+def test_files_named_in_docs_architecture_are_there() -> None:
+    text = text_of("docs/architecture.md").partition("## The way of one point")[2]
+    named = re.findall(r"`([\w/]+/[\w/]+\.py)`", text)
+    assert named
+    assert not [name for name in named if not (ROOT / "llm_profile" / name).is_file()]
 
 
 def test_every_python_file_run_in_a_document_is_there() -> None:
@@ -115,13 +166,13 @@ def test_every_link_leads_somewhere(document: str) -> None:
     assert not dead
 
 
-def test_the_readme_names_the_tested_range_and_every_variable_of_the_set_up() -> None:
-    readme = " ".join(text_of("README.md").split())
+def test_docs_setup_has_the_tested_range_and_every_variable_of_the_set_up() -> None:
+    page = " ".join(text_of("docs/setup.md").split())
     ranges = " and ".join(f"{name} {oldest} to {newest}" for name, (oldest, newest) in TESTED.items())
-    assert f"{ranges} were [tested]" in readme
+    assert f"{ranges} were [tested]" in page
     variables = set(re.findall(r'"\$\{(\w+):=', text_of("llm_profile/setup_env.sh")))
     assert variables >= {"PYTHON", "LATEST"}
-    assert not [name for name in variables if f"| `{name}` |" not in readme]
+    assert not [name for name in variables if f"| `{name}` |" not in page]
 
 
 def test_requirements_are_what_the_code_imports() -> None:
