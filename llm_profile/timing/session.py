@@ -23,10 +23,10 @@ from torch.autograd import (
 
 from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
-PASS = "llm_profile.pass"
+PASS_RANGE = "llm_profile.pass"
 """Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
 
-ROW = "llm_profile.row:"
+ROW_RANGE = "llm_profile.row:"
 """Prefix of ranges that name rows."""
 
 LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
@@ -40,7 +40,7 @@ class RangeRecorder:
         self._open: list[Any] = []
 
     def enter(self, row: str) -> None:
-        opened = torch.profiler.record_function(ROW + row)
+        opened = torch.profiler.record_function(ROW_RANGE + row)
         opened.__enter__()
         self._open.append(opened)
 
@@ -51,7 +51,7 @@ class RangeRecorder:
 @contextmanager
 def pass_range(index: int) -> Iterator[None]:
     """Mark what is launched inside as passes of point `index` of the session."""
-    with torch.profiler.record_function(f"{PASS}:{index}"):
+    with torch.profiler.record_function(f"{PASS_RANGE}:{index}"):
         yield
 
 
@@ -73,8 +73,10 @@ class Events:
         trace = Trace()
         for name, events in by_name.items():
             on_host = events[0].device_type() == DeviceType.CPU
-            if name.startswith((ROW, PASS)):  # these show on the device, too
-                prefix, ranges = (ROW, trace.rows) if name.startswith(ROW) else (f"{PASS}:", trace.passes)
+            if name.startswith((ROW_RANGE, PASS_RANGE)):  # these show on the device, too
+                prefix, ranges = (
+                    (ROW_RANGE, trace.rows) if name.startswith(ROW_RANGE) else (f"{PASS_RANGE}:", trace.passes)
+                )
                 ranges += [_range(name.removeprefix(prefix), e) for e in events if e.device_type() == DeviceType.CPU]
             elif on_host and LAUNCH.match(name):
                 trace.launches += [Launch(e.correlation_id(), e.start_ns(), name) for e in events]

@@ -22,7 +22,8 @@ from llm_profile.passes.runner import PassRunner
 from llm_profile.passes.subject import Subject
 from llm_profile.store.table import LatencyTable, differing_conditions
 from llm_profile.sweep import SweepPoint
-from llm_profile.timing.backends.torch_profiler import REST, check_cuda, pci_bus_id
+from llm_profile.timing.cuda_device import check_cuda, pci_bus_id
+from llm_profile.timing.pacing import REST
 from llm_profile.timing.provenance import device_conditions
 from llm_profile.timing.telemetry import Telemetry, sharing_notice
 from llm_profile.validation.steps import Reality, StepTimes
