@@ -47,7 +47,7 @@ def test_steps_on_the_cache_give_what_one_long_pass_gives(model_type: str) -> No
             runner.run(SweepPoint(4, 0))
             for at in range(4, 7):
                 inputs: dict[str, Any] = {"input_ids": runner.input_ids[:, at : at + 1], argument: runner.cache}
-                if runner._takes_positions:
+                if runner.inputs.takes_positions:
                     inputs["position_ids"] = torch.tensor([[at]])
                 step = model(**inputs, use_cache=True).logits
                 torch.testing.assert_close(step[0, 0], whole[0, at], rtol=1e-3, atol=1e-4)

@@ -189,11 +189,8 @@ class Subject:
 
         To all of it: one condition says who chooses. Beside routed experts a block may have some that all tokens take.
         """
-        experts = set(expert_modules(self.model))
-        of_blocks = [experts.intersection(block.modules()) for block in self.layout.block_kind]
-        if any(of_block and not of_block & self.runner.routed for of_block in of_blocks):
-            self.runner.leave_routing_to_model()
-            self.routing = "model"
+        self.runner.experts.settle(self.layout.block_kind)
+        self.routing = self.runner.routing
 
     def _refuse_slow_path(self) -> None:
         if self.slow_path and not self.options.allow_slow_path:
@@ -258,7 +255,7 @@ class Subject:
         return {
             "slow_path": self.slow_path,
             "expert_load": self._expert_load,
-            "logits_to_keep": self.runner.takes_logits_to_keep,
+            "logits_to_keep": self.runner.inputs.takes_logits_to_keep,
         }
 
     @cached_property
