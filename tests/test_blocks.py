@@ -12,7 +12,8 @@ from llm_profile.models.blocks import blocks_of_each_kind, find_kinds, find_stac
 from llm_profile.models.building import ModelOptions, dummy_model, make_config, meta_model
 from llm_profile.models.code_names import unread_lists
 from llm_profile.passes.cache import InPlaceCache
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import DEPTH, tiny_config
 

@@ -11,8 +11,9 @@ import run_profile
 from llm_profile.errors import UsageError
 from llm_profile.layers.layout import expert_modules
 from llm_profile.models.building import ModelOptions
+from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.routing import ExpertRouting
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.request import CPU_SDPA_BACKENDS, SDPA_BACKENDS
 from llm_profile.sweep import SweepPoint
 from tests import tiny

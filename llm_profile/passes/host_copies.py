@@ -13,9 +13,9 @@ class HostCopies(TorchDispatchMode):
 
     A model may copy a small host tensor to the device in each pass (a rotary table made on the host). From pageable
     memory the copy waits for the device and cannot be captured in a graph; from pinned memory the same copy does not
-    wait. The n-th such copy of a pass uses the n-th buffer. Buffers are never freed, since replayed graphs read them.
-    Where the first pass made no such copy, later passes are not watched: a dispatch mode costs the host more time per
-    operator than the operator itself.
+    wait. The n-th such copy of a pass uses the n-th buffer of its shape and type. Buffers are never freed, since
+    replayed graphs read them. Where the first pass made no such copy, later passes are not watched: a dispatch mode
+    costs the host more time per operator than the operator itself.
     """
 
     def __init__(self) -> None:

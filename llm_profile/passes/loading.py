@@ -26,7 +26,8 @@ from llm_profile.models.quantisation import method_of, quantisation_fields, with
 from llm_profile.models.quantizer import full_model_of
 from llm_profile.models.remote_code import code_of
 from llm_profile.models.stored_shapes import are_plain, check_shapes
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.request import Request
 from llm_profile.store.table import LatencyTable, slow_path
 
