@@ -33,12 +33,14 @@ ROUTINGS = ("balanced", "random", "model")
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ScalingRequest:
     """How the estimate is held against the real model: the options of validation.py.
 
     pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. other_depths: timed
-    beside it, None for half of a depth that is not the model's own. tolerance: largest held-out error, as a ratio.
-    output: path of the scaled table, None for `<model>-scaled.csv`.
+    beside it, None for half of a depth that is not the model's own. repeat: timings of each step. runtime: how the real
+    model runs. mode: the scaling to apply; only `curve` keeps both TTFT and TPOT right, with rows that add up to real
+    steps in a simulator. tolerance: largest held-out error, as a ratio. output: path of the scaled table, None for
+    `<model>-scaled.csv`. add_new_column: keep `latency(ns)` as measured and add a column.
     """
 
     pairs: tuple[Pair, ...]
@@ -104,7 +106,7 @@ class Request:
     append: bool = False
     overwrite: bool = False
     output_dir: Path = Path(".")
-    scaling: Scaling | None = None
+    scaling: ScalingRequest | None = None
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 

@@ -203,15 +203,12 @@ def _knots(length: str, lens: Sequence[float], excess_ns: FloatArray) -> list[di
     return [{length: at, "excess_ns": float(value)} for at, value in zip(lens, excess_ns, strict=True)]
 
 
-MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {
+SCALING_MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {
     "global": fit_global,
     "phase": fit_phase,
     "curve": fit_curve,
 }
 """The ways of scaling, by the name that --scaling-mode gives them."""
-
-DEFAULT_MODE = "curve"
-"""The only one that keeps both TTFT and TPOT right, and whose rows recombine to real steps in a simulator."""
 
 
 def at_depth(target: Estimate, shallower: Sequence[tuple[Estimate, MeasuredSteps]]) -> MeasuredSteps:
