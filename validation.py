@@ -37,7 +37,7 @@ from llm_profile.validation.scripting import apply_scaling_to_latency_csv, compu
 
 __all__ = ["apply_scaling_to_latency_csv", "compute_average_scaling_factor"]
 
-OPTIONS: Options = {
+OWN_OPTIONS: Options = {
     "--csv": {"type": named_path, "required": True, "help": "the measured table"},
     "--device": {"help": "cuda, cuda:N or cpu (default: what the table was measured on)"},
     "--trust-remote-code": {**SWITCH, "help": "run code that the model's repository brings"},
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance.",
     )
-    add_options(parser.add_argument, OPTIONS, {})
+    add_options(parser.add_argument, OWN_OPTIONS, {})
     add_scaling_arguments(parser)
     return parser
 

@@ -12,7 +12,7 @@ from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.validation.estimate import Estimate, decode_lens
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.scaling import (
-    LEAST_FACTOR,
+    LEAST_STEP_FACTOR,
     SCALING_MODES,
     at_depth,
     average_factor,
@@ -290,7 +290,7 @@ def test_a_curve_on_a_table_without_decode_uses_its_own_first_pass():
 def test_rows_are_never_scaled_to_nothing():
     (fitted, pairs), _held_out = measured(lambda point, depth: -0.95 * kernels(point, depth))
     curve = fit_curve(ESTIMATE, fitted, pairs)
-    assert curve.factor_range[0] == LEAST_FACTOR > 0
+    assert curve.factor_range[0] == LEAST_STEP_FACTOR > 0
 
 
 def test_beyond_the_last_step_that_ran_the_excess_is_held():

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_profile.layers.layout import expert_modules
-from llm_profile.models.quantisation import parameters_of
+from llm_profile.models.quantisation_config import parameters_of
 from llm_profile.passes.loaded import LoadedModel
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.runner import PassRunner

@@ -17,8 +17,8 @@ from llm_profile.models.building import (
     resolve_dtype,
 )
 from llm_profile.models.code_names import unread_lists
-from llm_profile.models.quantizer import full_model_of, quantisation_of
 from llm_profile.models.remote_code import code_id
+from llm_profile.models.transformers_quantizer import full_model_of, quantisation_of
 from llm_profile.passes.options import SubjectOptions
 
 

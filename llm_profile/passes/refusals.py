@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from llm_profile.errors import UsageError, one_line
-from llm_profile.models.quantisation import method_of
-from llm_profile.models.quantizer import ADVICE
+from llm_profile.models.quantisation_config import method_of
+from llm_profile.models.transformers_quantizer import QUANTISATION_ADVICE
 from llm_profile.passes.loaded import LoadedModel
 
 NO_SDPA_BACKEND = ("No available kernel", "No viable backend")
@@ -19,8 +19,9 @@ def first_pass_errors(loaded: LoadedModel, sdpa_backend: str) -> Iterator[None]:
         yield
     except (RuntimeError, ImportError, OSError) as error:  # the last two: kernels that are fetched when they run
         if loaded.quantisation is not None:
+            method = method_of(loaded.quantisation)
             raise UsageError(
-                f"--model: its {method_of(loaded.quantisation)} weights do not run here: {one_line(error)}; {ADVICE}"
+                f"--model: its {method} weights do not run here: {one_line(error)}; {QUANTISATION_ADVICE}"
             ) from error
         if any(said in str(error) for said in NO_SDPA_BACKEND):
             raise UsageError(

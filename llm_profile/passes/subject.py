@@ -9,7 +9,7 @@ from torch import nn
 from llm_profile.layers.layout import Layout, walk
 from llm_profile.layers.slow_path import reason, slow_layers
 from llm_profile.models.model_errors import told_in_a_line
-from llm_profile.models.quantizer import compressed_modules
+from llm_profile.models.transformers_quantizer import compressed_modules
 from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.conditions import model_conditions
 from llm_profile.passes.expert_load import expert_load
