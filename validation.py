@@ -26,8 +26,7 @@ from collections.abc import Sequence
 from llm_profile import versions
 from llm_profile.cli import summary
 from llm_profile.cli.command import exit_code_of
-from llm_profile.cli.options import token_of
-from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path
+from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path, token_of
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.cli.table_validation import validate_and_write
 from llm_profile.cli.validation_device import validation_device

@@ -13,13 +13,13 @@ from llm_profile.sweep import Pair, Sweep
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 
 CLOCKS = {"cuda": "gpu-kernel", "cpu": "cpu-wall", "fake": "fake"}
-"""What the nanoseconds of a table are that was measured on a kind of device."""
+"""Kind of device -> `clock` of the tables that are measured on it: what their nanoseconds are."""
 
 LONGEST = 100_000_000
-"""Tokens of a length: no model is made for a tenth of it."""
+"""Most tokens of a length: no model takes a tenth of it."""
 
 MOST_POINTS = 1_000_000
-"""Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""
+"""Most points of a sweep: they take hours, at 100 a second. Lengths that make more are typing errors."""
 
 LARGEST_SEED = 2**63 - 1
 """torch takes seeds of 64 bits, signed."""
@@ -66,7 +66,7 @@ class ScalingRequest:
             raise UsageError(f"--scaling-tolerance {100 * self.tolerance:g}: must be a percentage of at least 0")
 
     def as_json(self) -> Mapping[str, Any]:
-        """For metadata: to tell whether a validation was made as asked."""
+        """For the report: a later run compares it with its own request to see whether this validation was done."""
         fields = {
             "pairs": [list(pair) for pair in self.pairs],
             "other_depths": self.other_depths and list(self.other_depths),

@@ -4,11 +4,19 @@ Defaults are those of the fields of Request and Sweep that have the option's nam
 """
 
 import argparse
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from llm_profile.cli.parsing import COUNT, SWITCH, OneLineParser, Options, add_options, field_defaults, named_path
+from llm_profile.cli.parsing import (
+    COUNT,
+    SWITCH,
+    OneLineParser,
+    Options,
+    add_options,
+    field_defaults,
+    named_path,
+    token_of,
+)
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.models.hub import LOAD_FORMATS
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
@@ -105,8 +113,3 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     named["scaling"] = None if arguments.skip_scaling else parse_scaling(arguments)
     named["hf_token"] = token_of(arguments)
     return Request(**named)
-
-
-def token_of(arguments: argparse.Namespace) -> str | None:
-    """The access token of the Hugging Face Hub: that of the command line, else that of the environment."""
-    return arguments.hf_token or os.environ.get("HF_TOKEN") or None

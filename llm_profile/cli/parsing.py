@@ -1,6 +1,7 @@
 """Command lines whose options are data. Imports no torch."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -47,3 +48,8 @@ def named_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; leave the option out, or give one")
     return Path(text)
+
+
+def token_of(arguments: argparse.Namespace) -> str | None:
+    """The access token of the Hugging Face Hub: that of the command line, else that of the environment."""
+    return arguments.hf_token or os.environ.get("HF_TOKEN") or None

@@ -15,7 +15,7 @@ RUNTIMES = ("eager", "cuda-graph")
 """How the real model runs: `generate`, or its steps captured in CUDA graphs."""
 
 MOST_PAIRS = 100_000
-"""(input, output) pairs of a validation: lengths that make more are typing errors."""
+"""Most (input, output) pairs of a validation: lengths that make more are typing errors."""
 
 INPUT_LENS = {"min": 128, "max": 1024, "step": 128}
 """Default grid of input lengths in tokens. A bound of the output lengths is that of the input lengths by default."""

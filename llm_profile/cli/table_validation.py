@@ -21,7 +21,7 @@ from llm_profile.validation.validate import validate_over_depths
 
 
 def known_exit_code(table: LatencyTable, csv_path: Path, wanted: ScalingRequest) -> int | None:
-    """What `validate_and_write` returned for this very table and these options before; None where it is to be done."""
+    """The exit code of an earlier validation of this table with these options; None where it is to be done."""
     try:
         told = parse_json(report_path(csv_path, wanted.output).read_bytes())
         options, runs = told["provenance"]["request"], told["provenance"]["runs"]
@@ -38,7 +38,7 @@ def known_exit_code(table: LatencyTable, csv_path: Path, wanted: ScalingRequest)
 
 
 def report_path(csv_path: Path, output: Path | None) -> Path:
-    """Where a validation is told to programs: `<model>.validation.json`, or beside a scaled table of another name."""
+    """Path of the report for programs: `<model>.validation.json`, or beside a scaled table of another name."""
     beside = output or csv_path
     return beside.with_name(f"{beside.stem}.validation.json")
 
@@ -94,7 +94,7 @@ def validate_and_write(
         csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
     )
     json_path = report_path(csv_path, wanted.output)
-    report.write(json_path)  # last: it says that all is done
+    report.write(json_path)  # last: a later run takes the validation as done where it finds the report
     console = Console()
     print_report(report, console)
     files = f"Scaled table: {scaled_path}\nAll pairs and steps: {json_path}"

@@ -70,7 +70,7 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
 
 
 class _Told(Handler):
-    """While entered, takes what transformers logs, in place of the one that prints it."""
+    """While entered, collects what transformers logs; nothing is printed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def device_map(device: str) -> dict[str, str] | None:
 def cut_once_quantised(kept: Kept) -> Iterator[None]:
     """While open, a model that transformers quantises drops all but the kept blocks, after its modules were replaced.
 
-    Not before: lists of modules that stay plain name blocks by their places in the full model.
+    Not before, since lists of modules that stay plain name blocks by their numbers in the full model.
     """
     preprocess = HfQuantizer.preprocess_model
 
