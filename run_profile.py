@@ -21,30 +21,29 @@ if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
 
 import argparse
-import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_profile import versions
 from llm_profile.cli import planning, summary
-from llm_profile.cli.scaling_options import named_path
-from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
+from llm_profile.cli.command import exit_code_of
+from llm_profile.cli.options import parse_request, profile_parser
+from llm_profile.cli.table_validation import known_exit_code, validate_and_write
+from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
 from llm_profile.measurement import StoppingRule
-from llm_profile.models.hub import LOAD_FORMATS, ModelSource
-from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
+from llm_profile.models.hub import ModelSource
+from llm_profile.request import Request
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
+from llm_profile.sweep import Plan, SweepPoint, plan
 from llm_profile.timing.backends import open_backend, release_memory
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.grid import GRIDS
 from llm_profile.timing.loop import measure
 from llm_profile.validation.estimate import check_pairs
-from validation import OneLineParser, add_scaling_arguments, known_exit_code, parse_scaling, validate_table
 
 
 @dataclass(frozen=True)
@@ -147,139 +146,34 @@ def scale(request: Request, table: LatencyTable, csv: Path) -> int:
 
     Where points that were to be validated turned out missing, that is said instead.
     """
-    if request.scaling is None:
+    wanted = request.scaling
+    if wanted is None:
         return EXIT_COMPLETE
     try:
-        check_pairs(request.scaling.pairs, table.records, table.missing)
+        check_pairs(wanted.pairs, table.records, table.missing)
     except UsageError as error:
         summary.notice(f"not held against the real model: {error}")
         return EXIT_POINTS_MISSING
-    code = known_exit_code(table, csv, request.scaling)
+    code = known_exit_code(table, csv, wanted)
     if code is None:
         release_memory(request.device)
-        return validate_table(table, csv, request.scaling, request.device, request.hf_token, request.trust_remote_code)
+        return validate_and_write(table, csv, wanted, request.device, request.hf_token, request.trust_remote_code)
     summary.notice("held against the real model before, with the same options; validation.py does it again")
     return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = OneLineParser(
-        description=(__doc__ or "").split("\n\n")[0],
-        epilog="Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points missing, be it "
-        "that memory or the model's positions end; 4 held-out error above the tolerance; 130 interrupted.",
-    )
-    add = parser.add_argument_group("model").add_argument
-    add("--model", required=True, help="a Hub id, a local folder, or a name of the built-in table (tiny-llama)")
-    add("--num-layers", type=int, default=1, metavar="N", help="decoder blocks of each kind (default %(default)s)")
-    add("--dtype", choices=DTYPES, default="auto", help="auto: the configuration's own (default)")
-    add(
-        "--attn-implementation",
-        default="auto",
-        metavar="NAME",
-        help="as in transformers: sdpa, eager, ... (default auto)",
-    )
-    add(
-        "--sdpa-backend",
-        choices=SDPA_BACKENDS,
-        default="auto",
-        help="auto: torch's choice of all but cuDNN, so flash where it can run",
-    )
-    add("--experts-implementation", default="auto", metavar="NAME", help="as in transformers: grouped_mm, eager, ...")
-    add(
-        "--routing",
-        choices=ROUTINGS,
-        default="balanced",
-        help="who chooses experts with random weights (default balanced)",
-    )
-    add(
-        "--load-format",
-        choices=LOAD_FORMATS,
-        default="auto",
-        help="hf: real weights; dummy: random; auto: real if there",
-    )
-    add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
-    add("--allow-pickle", action="store_true", help="read a .bin checkpoint (unpickling may run code)")
-    add(
-        "--allow-slow-path",
-        action="store_true",
-        help="measure layers that run slow Python for want of a kernel package; they are marked",
-    )
-    add("--trust-remote-code", action="store_true", help="run code that the model's repository brings")
-    add("--hf-token", metavar="TOKEN", help="access token of the Hugging Face Hub (default: HF_TOKEN)")
-    add("--seed", type=int, default=0, help="of random weights, inputs and the order of points (default %(default)s)")
-
-    add = parser.add_argument_group("sweep").add_argument
-    add("--mode", choices=MODES, default="both", help="phases to sweep (default both)")
-    add("--prefill-max", type=int, default=2048, metavar="N", help="longest prompt in tokens (default %(default)s)")
-    add("--decode-max", type=int, default=2048, metavar="N", help="longest KV cache in tokens (default %(default)s)")
-    add("--prefill-step", type=int, default=1, metavar="N", help="between prompt lengths (default %(default)s)")
-    add("--decode-step", type=int, default=1, metavar="N", help="between cache lengths (default %(default)s)")
-    add(
-        "--grid",
-        choices=GRID_NAMES,
-        default="full",
-        help="full: measure every length; adaptive: 15 percent of them, interpolate the others (default full)",
-    )
-    add("--plan", action="store_true", help="say what would be measured, how long it takes and what it needs, and stop")
-
-    add = parser.add_argument_group("measuring").add_argument
-    add("--device", default="cuda", help="cuda, cuda:N or cpu; fake: made-up times for trying the tool (default cuda)")
-    add("--warmup", type=int, default=10, metavar="N", help="most passes before those that count (default %(default)s)")
-    add("--repeat", type=int, default=100, metavar="N", help="most passes that count, a point (default %(default)s)")
-    add(
-        "--precision",
-        type=float,
-        default=1.0,
-        metavar="PERCENT",
-        help="stop a point when its mean is known to this (default %(default)s; 0: exactly --repeat passes)",
-    )
-
-    add = parser.add_argument_group("files").add_argument
-    add("--hardware", metavar="NAME", help="folder and column of the table (default: the device's short name)")
-    add("--model-name", metavar="NAME", help="name of the table (default: the model's id)")
-    add(
-        "--output-dir",
-        type=named_path,
-        default=Path("."),
-        metavar="DIR",
-        help="where <hardware>/<model>.csv goes (default .)",
-    )
-    add("--append", action="store_true", help="add other lengths to a table measured under the same conditions")
-    add("--overwrite", action="store_true", help="start the table anew (the old one is kept as .bak)")
-    add("--verbose", action="store_true", help="say more: conditions, rows, and progress where there is no terminal")
-
-    add_scaling_arguments(parser)
-    parser.add_argument("--skip-scaling", action="store_true", help="do not hold the table against the real model")
-    return parser
-
-
-def parse_request(arguments: argparse.Namespace) -> Request:
-    """A checked request. Raises UsageError."""
-    values = vars(arguments)
-    named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
-    named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})
-    named["precision"] = arguments.precision / 100
-    named["scaling"] = None if arguments.skip_scaling else parse_scaling(arguments)
-    named["hf_token"] = arguments.hf_token or os.environ.get("HF_TOKEN") or None
-    return Request(**named)
+    return profile_parser((__doc__ or "").split("\n\n")[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        with versions.suspected():
-            return _run(build_parser().parse_args(argv))
-    except UsageError as error:
-        for text in (f"run_profile.py: {error}", *getattr(error, "__notes__", ())):
-            summary.notice(text)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        summary.notice("run_profile.py: interrupted; the same command goes on from here")
-        return EXIT_INTERRUPTED
+    return exit_code_of("run_profile.py", lambda: _run(argv), interrupted="the same command goes on from here")
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
     request = parse_request(arguments)
     versions.refuse_older()
     summary.notice(versions.warning())

@@ -29,7 +29,9 @@ from llm_profile.passes.subject import Subject
 from llm_profile.store.storage import write_json
 from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.base import GRAPHS
-from llm_profile.timing.backends.torch_profiler import REST, TorchProfilerBackend, shares
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.launching import shares
+from llm_profile.timing.pacing import REST
 
 PASSES = 10
 """Replays that count, by either clock."""

@@ -7,7 +7,8 @@ from llm_profile.models.hub import find_model
 from llm_profile.passes.loading import requested_subject
 from llm_profile.request import SDPA_BACKENDS, Request
 from llm_profile.sweep import Sweep
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend, check_cuda
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.cuda_device import check_cuda
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

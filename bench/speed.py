@@ -38,7 +38,7 @@ from llm_profile.store.storage import write_json
 from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.timing.loop import in_measuring_order
-from llm_profile.timing.session import ROW, RangeRecorder
+from llm_profile.timing.session import ROW_RANGE, RangeRecorder
 from llm_profile.validation.estimate import is_unnamed_row
 
 WARMUP, REPEAT = 10, 100
@@ -82,7 +82,7 @@ Phases = Mapping[str, Timed]
 
 def kernels_ns(event: Any) -> float:
     """GPU time of what was launched in a profiler event and in all inside it, in nanoseconds."""
-    own = sum(kernel.duration for kernel in event.kernels if not kernel.name.startswith(ROW))  # us
+    own = sum(kernel.duration for kernel in event.kernels if not kernel.name.startswith(ROW_RANGE))  # us
     return 1e3 * own + sum(kernels_ns(inside) for inside in event.cpu_children)
 
 
@@ -93,8 +93,8 @@ def range_times(events: Iterable[Any], repeat: int) -> dict[str, list[float]]:
     """
     ranges: dict[str, list[Any]] = {}
     for event in events:
-        if event.device_type == DeviceType.CPU and event.name.startswith(ROW):
-            ranges.setdefault(event.name[len(ROW) :], []).append(event)
+        if event.device_type == DeviceType.CPU and event.name.startswith(ROW_RANGE):
+            ranges.setdefault(event.name[len(ROW_RANGE) :], []).append(event)
     times = {}
     for row, of_row in ranges.items():
         of_row.sort(key=lambda event: event.time_range.start)

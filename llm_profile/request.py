@@ -13,13 +13,13 @@ from llm_profile.sweep import Pair, Sweep
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 
 CLOCKS = {"cuda": "gpu-kernel", "cpu": "cpu-wall", "fake": "fake"}
-"""What the nanoseconds of a table are that was measured on a kind of device."""
+"""Kind of device -> `clock` of the tables that are measured on it: what their nanoseconds are."""
 
 LONGEST = 100_000_000
-"""Tokens of a length: no model is made for a tenth of it."""
+"""Most tokens of a length: no model takes a tenth of it."""
 
 MOST_POINTS = 1_000_000
-"""Points of a sweep: at 100 a second, more take hours; lengths that large are typing errors."""
+"""Most points of a sweep: they take hours, at 100 a second. Lengths that make more are typing errors."""
 
 LARGEST_SEED = 2**63 - 1
 """torch takes seeds of 64 bits, signed."""
@@ -33,13 +33,15 @@ ROUTINGS = ("balanced", "random", "model")
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ScalingRequest:
     """How the estimate is held against the real model: the options of validation.py.
 
     pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. other_depths: timed
-    beside it, None for half of a depth that is not the model's own. processes: fresh ones that each time the real
-    model, None for the runtime's own number. tolerance: largest held-out error, as a ratio.
-    output: path of the scaled table, None for `<model>-scaled.csv`.
+    beside it, None for half of a depth that is not the model's own. repeat: timings of each step in each process.
+    processes: fresh processes that time the real model, None for the runtime's own number. runtime: how the real model
+    runs. mode: the scaling to apply; only `curve` keeps both TTFT and TPOT right, with rows that add up to real
+    steps in a simulator. tolerance: largest held-out error, as a ratio. output: path of the scaled table, None for
+    `<model>-scaled.csv`. add_new_column: keep `latency(ns)` as measured and add a column.
     """
 
     pairs: tuple[Pair, ...]
@@ -67,7 +69,7 @@ class Scaling:
             raise UsageError(f"--scaling-tolerance {100 * self.tolerance:g}: must be a percentage of at least 0")
 
     def as_json(self) -> Mapping[str, Any]:
-        """For metadata: to tell whether a validation was made as asked."""
+        """For the report: a later run compares it with its own request to see whether this validation was done."""
         fields = {
             "pairs": [list(pair) for pair in self.pairs],
             "other_depths": self.other_depths and list(self.other_depths),
@@ -107,7 +109,7 @@ class Request:
     append: bool = False
     overwrite: bool = False
     output_dir: Path = Path(".")
-    scaling: Scaling | None = None
+    scaling: ScalingRequest | None = None
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 

@@ -27,7 +27,8 @@ from llm_profile.layers.ranges import LayerRanges
 from llm_profile.models.blocks import find_kinds, find_stacks, kinds_of
 from llm_profile.models.building import UNSUPPORTED, ModelOptions, make_config, meta_model
 from llm_profile.models.patches import SCAN_FUNCTION, modelling_functions, patched
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import TYPES, WRITTEN, tiny_config

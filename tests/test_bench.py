@@ -31,7 +31,7 @@ from llm_profile.records import FILLED, PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
-from llm_profile.timing.session import ROW, RangeRecorder
+from llm_profile.timing.session import ROW_RANGE, RangeRecorder
 from tests.tiny import subject
 
 ROOT = Path(__file__).parent.parent
@@ -358,7 +358,7 @@ def test_no_gpu_is_a_usage_error(
 def event(name: str, start: float, kernels_us: Sequence[float] = (), inside: Sequence[Any] = ()) -> Any:
     """As torch.profiler gives it. A range on the device's side stands among the kernels of its host range."""
     kernels = [SimpleNamespace(name="a kernel", duration=us) for us in kernels_us]
-    kernels += [SimpleNamespace(name=name, duration=1e6)] if name.startswith(ROW) else []
+    kernels += [SimpleNamespace(name=name, duration=1e6)] if name.startswith(ROW_RANGE) else []
     return SimpleNamespace(
         name=name,
         device_type=DeviceType.CPU,
@@ -373,11 +373,11 @@ def test_range_times_by_hand() -> None:
     events = []
     for number in range(2):
         calls = [
-            event(f"{ROW}q_proj", 10 * number + call, inside=[event("aten::mm", 0, [2.0 + number, 0.5])])
+            event(f"{ROW_RANGE}q_proj", 10 * number + call, inside=[event("aten::mm", 0, [2.0 + number, 0.5])])
             for call in (1, 2)
         ]
-        events += [*reversed(calls), event(f"{ROW}model_other", 10 * number, [1.0], calls)]
-    device_side = event(f"{ROW}q_proj", 3)
+        events += [*reversed(calls), event(f"{ROW_RANGE}model_other", 10 * number, [1.0], calls)]
+    device_side = event(f"{ROW_RANGE}q_proj", 3)
     device_side.device_type = DeviceType.CUDA
     assert range_times([device_side, *reversed(events)], repeat=2) == {
         "q_proj": [5000.0, 7000.0],
@@ -395,7 +395,7 @@ def test_range_times_of_a_real_session() -> None:
             tiny.runner.run(SweepPoint(5, 0))
     rows = {site.row for site in tiny.layout.sites} | {"model_other", "attn", "rope"}
     assert range_times(session.events() or [], 3) == dict.fromkeys(rows, [0.0, 0.0, 0.0])
-    assert any(average.key == f"{ROW}q_proj" and average.count == 6 for average in session.key_averages())
+    assert any(average.key == f"{ROW_RANGE}q_proj" and average.count == 6 for average in session.key_averages())
     tiny.close()
 
 
@@ -431,8 +431,8 @@ def test_both_ways_give_the_number_that_tables_carry(monkeypatch: pytest.MonkeyP
     this = speed.this_way(seen(point, q_proj=q_proj, mlp_other=(1, 2, 3, 2, 2)), [point], StoppingRule())
     assert this.rows_ns == {point: {"q_proj": 20.0}} and this.passes == [5] and this.device_ns == 170
 
-    layers = [event(f"{ROW}q_proj", number, [ns / 1e3]) for number, ns in enumerate(q_proj)]
-    passes = [event(f"{ROW}model_other", number, [0.002], [layer]) for number, layer in enumerate(layers)]
+    layers = [event(f"{ROW_RANGE}q_proj", number, [ns / 1e3]) for number, ns in enumerate(q_proj)]
+    passes = [event(f"{ROW_RANGE}model_other", number, [0.002], [layer]) for number, layer in enumerate(layers)]
     session = SimpleNamespace(events=lambda: [*layers, *passes], key_averages=list)
     monkeypatch.setattr(speed, "profile", lambda **_options: nullcontext(session))
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)

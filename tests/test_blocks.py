@@ -12,7 +12,8 @@ from llm_profile.models.blocks import blocks_of_each_kind, find_kinds, find_stac
 from llm_profile.models.building import ModelOptions, dummy_model, make_config, meta_model
 from llm_profile.models.code_names import unread_lists
 from llm_profile.passes.cache import InPlaceCache
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import DEPTH, tiny_config
 
@@ -47,7 +48,7 @@ def test_steps_on_the_cache_give_what_one_long_pass_gives(model_type: str) -> No
             runner.run(SweepPoint(4, 0))
             for at in range(4, 7):
                 inputs: dict[str, Any] = {"input_ids": runner.input_ids[:, at : at + 1], argument: runner.cache}
-                if runner._takes_positions:
+                if runner.inputs.takes_positions:
                     inputs["position_ids"] = torch.tensor([[at]])
                 step = model(**inputs, use_cache=True).logits
                 torch.testing.assert_close(step[0, 0], whole[0, at], rtol=1e-3, atol=1e-4)

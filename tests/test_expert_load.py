@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_profile.passes.expert_load import expert_load
-from llm_profile.passes.runner import expert_assignment
+from llm_profile.passes.routing import expert_assignment
 from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
 from tests.shrunken import SIZES

@@ -2,10 +2,10 @@ import pytest
 
 from llm_profile import request
 from llm_profile.errors import UsageError
-from llm_profile.models import building as model
+from llm_profile.models import building
 from llm_profile.models.building import ModelOptions
 from llm_profile.models.hub import ModelSource
-from llm_profile.passes import subject
+from llm_profile.passes.attention import ALLOWED_BACKENDS
 from llm_profile.passes.loading import subject_options, weights_id
 from tests.tiny import CONFIGS
 
@@ -33,5 +33,5 @@ def test_real_weights_go_by_their_revision() -> None:
 
 
 def test_every_choice_of_the_command_line_has_its_meaning() -> None:
-    assert tuple(subject.SDPA_BACKENDS) == request.SDPA_BACKENDS
-    assert ("auto", *model.DTYPES) == request.DTYPES
+    assert tuple(ALLOWED_BACKENDS) == request.SDPA_BACKENDS
+    assert ("auto", *building.TORCH_DTYPES) == request.DTYPES

@@ -16,7 +16,8 @@ from llm_profile.models.building import ModelOptions
 from llm_profile.models.model_errors import place, told_in_a_line
 from llm_profile.passes import runner as passes
 from llm_profile.passes.cache import BOUND_POSITIONS
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
 from tests.test_architectures import OF_RELEASE, OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from llm_profile.passes.runner import expert_assignment
+from llm_profile.passes.routing import expert_assignment
 from llm_profile.sweep import SweepPoint
 from tests.tiny import CONFIGS, subject
 

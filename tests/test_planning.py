@@ -13,7 +13,7 @@ from llm_profile.cli import planning
 from llm_profile.cli.planning import plan_lines
 from llm_profile.errors import UsageError
 from llm_profile.models.hub import ModelSource
-from llm_profile.request import Request, Scaling
+from llm_profile.request import Request, ScalingRequest
 from llm_profile.sweep import Sweep, SweepPoint, plan
 from tests import tiny
 
@@ -51,7 +51,7 @@ def test_a_plan_takes_less_than_a_second_and_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_documented_sweep(tmp_path: Path) -> None:
-    scaling = Scaling(tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128)))
+    scaling = ScalingRequest(tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128)))
     assert lines(tmp_path, scaling=scaling) == [
         f"model: {LLAMA} (configuration from table), 1 decoder block(s) of each kind",
         f"table: {tmp_path}/H200/{LLAMA}.csv",

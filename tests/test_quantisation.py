@@ -20,8 +20,8 @@ from llm_profile.models.building import ModelOptions, make_config
 from llm_profile.models.checkpoint import checkpoint_view, load_weights
 from llm_profile.models.footprint import memory_bytes
 from llm_profile.models.hub import find_model
-from llm_profile.models.quantisation import parameters_of, quantisation_fields
-from llm_profile.models.quantizer import full_model_of
+from llm_profile.models.quantisation_config import parameters_of, quantisation_fields
+from llm_profile.models.transformers_quantizer import full_model_of
 from llm_profile.store.table import LatencyTable
 from tests.fake_quantizer import METHOD, ByteLinear, quantise, set_config
 from tests.test_checkpoint import CONFIGS, index_of, only

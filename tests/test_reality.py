@@ -13,8 +13,9 @@ from llm_profile.errors import UsageError
 from llm_profile.measurement import StoppingRule
 from llm_profile.models.building import ModelOptions
 from llm_profile.passes.cache import InPlaceCache
+from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.runner import PassRunner
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.validation import reality

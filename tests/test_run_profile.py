@@ -20,7 +20,7 @@ import pytest
 import run_profile
 from llm_profile.cli import summary
 from llm_profile.errors import UsageError
-from llm_profile.request import Request, Scaling
+from llm_profile.request import Request, ScalingRequest
 from llm_profile.store.table import CSV_HEADER, LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Sweep, SweepPoint
@@ -567,7 +567,7 @@ def test_the_function_is_what_the_command_calls(tmp_path: Path, capsys: pytest.C
     result = run_profile.run_profile(request)
     assert (result.csv, result.missing, result.exit_code) == (tmp_path / CSV, {}, 0)
     with pytest.raises(UsageError, match="--skip-scaling"):
-        Request("tiny-llama", device="fake", scaling=Scaling(pairs=((1, 1),)))
+        Request("tiny-llama", device="fake", scaling=ScalingRequest(pairs=((1, 1),)))
 
 
 # ---- mistakes

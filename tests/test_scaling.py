@@ -12,8 +12,8 @@ from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.validation.estimate import Estimate, decode_lens
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.scaling import (
-    LEAST_FACTOR,
-    MODES,
+    LEAST_STEP_FACTOR,
+    SCALING_MODES,
     at_depth,
     average_factor,
     fit_curve,
@@ -26,9 +26,9 @@ from llm_profile.validation.steps import (
     WINDOWS,
     MeasuredSteps,
     decode_windows,
-    measure,
     plan_steps,
     relative_spread,
+    time_steps,
     windows_beyond,
 )
 from tests.fake_reality import FakeReality, make_table, true_kernels_ns
@@ -43,7 +43,7 @@ def measured(overhead_ns, pairs=PAIRS, depth=6, estimate=None, **options):
     estimate = estimate or Estimate.of(TABLE, depth)
     plans = plan_steps(pairs, estimate)
     reality = FakeReality(overhead_ns, depth, **options)
-    return list(zip(measure(reality, plans, 3), [plan.pairs for plan in plans], strict=True))
+    return list(zip(time_steps(reality, plans, 3), [plan.pairs for plan in plans], strict=True))
 
 
 def worst(scaling, steps, pairs):
@@ -150,22 +150,22 @@ def test_a_window_is_the_mean_of_its_steps():
 def test_steps_that_ran_out_of_memory_are_left_out_and_named_when_needed():
     plan, _held_out = plan_steps(PAIRS, ESTIMATE)
     lost = frozenset({SweepPoint(128, 0), SweepPoint(1, 40)})
-    (steps,) = measure(FakeReality(lambda *_: 0, fails=lost), [plan], 3)
+    (steps,) = time_steps(FakeReality(lambda *_: 0, fails=lost), [plan], 3)
     assert not lost & set(steps.steps)
     assert all(40 not in window for window in steps.windows)
     with pytest.raises(UsageError, match="prefill of 128 tokens.*--scaling-input-max"):
         steps.pair((128, 4))
     with pytest.raises(UsageError, match="--scaling-num-layers"):
-        measure(FakeReality(lambda *_: 0, fails=frozenset(plan.points)), [plan], 3)
+        time_steps(FakeReality(lambda *_: 0, fails=frozenset(plan.points)), [plan], 3)
 
 
 # ---- the ways of scaling recover what they can
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SCALING_MODES)
 def test_every_mode_recovers_a_real_model_that_is_its_kernels(mode):
     (fitted, pairs), (held_out, held_pairs) = measured(lambda *_: 0)
-    scaling = MODES[mode](ESTIMATE, fitted, pairs)
+    scaling = SCALING_MODES[mode](ESTIMATE, fitted, pairs)
     assert np.allclose(scaling.prefill.step, 1, atol=1e-5) and np.allclose(scaling.decode.step, 1, atol=1e-5)
     assert max(worst(scaling, held_out, held_pairs).values()) < 1e-4
 
@@ -173,10 +173,10 @@ def test_every_mode_recovers_a_real_model_that_is_its_kernels(mode):
 kernels = cache(true_kernels_ns)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SCALING_MODES)
 def test_every_mode_recovers_one_factor(mode):
     (fitted, pairs), (held_out, held_pairs) = measured(lambda point, depth: 1.7 * kernels(point, depth))
-    scaling = MODES[mode](ESTIMATE, fitted, pairs)
+    scaling = SCALING_MODES[mode](ESTIMATE, fitted, pairs)
     assert max(worst(scaling, held_out, held_pairs).values()) < 2e-3
     if mode == "global":
         assert scaling.parameters["factor"] == pytest.approx(2.7, rel=1e-4)
@@ -201,7 +201,7 @@ def eager_like(point, depth):
 
 def test_curve_recovers_a_constant_step_and_the_others_do_not():
     (fitted, pairs), (held_out, held_pairs) = measured(eager_like)
-    errors = {mode: worst(fit(ESTIMATE, fitted, pairs), held_out, held_pairs) for mode, fit in MODES.items()}
+    errors = {mode: worst(fit(ESTIMATE, fitted, pairs), held_out, held_pairs) for mode, fit in SCALING_MODES.items()}
     assert max(errors["curve"].values()) < 1e-3
     assert errors["phase"]["ttft"] > 0.02 < errors["global"]["ttft"]
 
@@ -290,7 +290,7 @@ def test_a_curve_on_a_table_without_decode_uses_its_own_first_pass():
 def test_rows_are_never_scaled_to_nothing():
     (fitted, pairs), _held_out = measured(lambda point, depth: -0.95 * kernels(point, depth))
     curve = fit_curve(ESTIMATE, fitted, pairs)
-    assert curve.factor_range[0] == LEAST_FACTOR > 0
+    assert curve.factor_range[0] == LEAST_STEP_FACTOR > 0
 
 
 def test_beyond_the_last_step_that_ran_the_excess_is_held():
@@ -360,10 +360,10 @@ def test_a_batched_step_is_composed_as_simulators_do():
 
 def test_what_is_judged_never_changes_the_fit():
     (fitted, pairs), (held_out, held_pairs) = measured(eager_like)
-    before = {mode: fit(ESTIMATE, fitted, pairs).parameters for mode, fit in MODES.items()}
+    before = {mode: fit(ESTIMATE, fitted, pairs).parameters for mode, fit in SCALING_MODES.items()}
     doubled = {point: tuple(2 * wall for wall in walls) for point, walls in held_out.steps.items()}
     wrong = replace(held_out, steps=doubled)
-    for mode, fit in MODES.items():
+    for mode, fit in SCALING_MODES.items():
         scaling = fit(ESTIMATE, fitted, pairs)
         assert scaling.parameters == before[mode]
         assert worst(scaling, wrong, held_pairs) != worst(scaling, held_out, held_pairs)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from torch.autograd import DeviceType
 
-from llm_profile.timing.session import PASS, ROW, Events
+from llm_profile.timing.session import PASS_RANGE, ROW_RANGE, Events
 from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
 HOST, DEVICE = DeviceType.CPU, DeviceType.CUDA
@@ -49,8 +49,8 @@ def read(*events: Event) -> Trace:
 
 def test_each_event_to_its_kind() -> None:
     found = read(
-        Event(f"{PASS}:7", HOST, 0, 100),
-        Event(f"{ROW}q_proj", HOST, 10, 20),
+        Event(f"{PASS_RANGE}:7", HOST, 0, 100),
+        Event(f"{ROW_RANGE}q_proj", HOST, 10, 20),
         Event("cudaLaunchKernel", HOST, 12, correlation=1),
         Event("cudaGraphLaunch", HOST, 50, correlation=2),
         Event("cuLaunchKernelEx", HOST, 60, correlation=3),
@@ -70,11 +70,11 @@ def test_each_event_to_its_kind() -> None:
 
 def test_ranges_that_show_on_the_device_too_are_no_kernels() -> None:
     found = read(
-        Event(f"{ROW}q_proj", DEVICE, 1000, annotation=True),
-        Event(f"{PASS}:0", DEVICE, 1000, annotation=True),
+        Event(f"{ROW_RANGE}q_proj", DEVICE, 1000, annotation=True),
+        Event(f"{PASS_RANGE}:0", DEVICE, 1000, annotation=True),
         Event("a range of the model's own", DEVICE, 1000, annotation=True),
         Event("a range of the model's own", HOST, 5),
-        Event(f"{ROW}q_proj", HOST, 5),
+        Event(f"{ROW_RANGE}q_proj", HOST, 5),
     )
     assert found == Trace([], [Range("q_proj", 5, 10)], [], [])
 

@@ -12,7 +12,8 @@ from llm_profile.errors import UsageError
 from llm_profile.layers.slow_path import missing_package
 from llm_profile.models.building import ModelOptions, meta_model
 from llm_profile.models.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.store.table import LatencyTable, slow_path
 from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject

@@ -11,8 +11,9 @@ import run_profile
 from llm_profile.errors import UsageError
 from llm_profile.layers.layout import expert_modules
 from llm_profile.models.building import ModelOptions
-from llm_profile.passes.runner import PassRunner
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.routing import ExpertRouting
+from llm_profile.passes.subject import Subject
 from llm_profile.request import CPU_SDPA_BACKENDS, SDPA_BACKENDS
 from llm_profile.sweep import SweepPoint
 from tests import tiny
@@ -60,14 +61,14 @@ def test_where_experts_are_told_a_choice_it_is_replaced(model_type: str, tmp_pat
 
 
 def test_one_block_that_takes_no_choice_leaves_all_to_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = PassRunner._route
+    replace = ExpertRouting._route
     first: list[nn.Module] = []
 
-    def only_in_the_first(runner: PassRunner, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def only_in_the_first(routing: ExpertRouting, module: nn.Module, args: Any, kwargs: Any) -> Any:
         first.append(module)
-        return replace(runner, module, args, kwargs) if module is first[0] else (args, kwargs)
+        return replace(routing, module, args, kwargs) if module is first[0] else (args, kwargs)
 
-    monkeypatch.setattr(PassRunner, "_route", only_in_the_first)
+    monkeypatch.setattr(ExpertRouting, "_route", only_in_the_first)
     subject = tiny.subject("mixtral", 2)
     assert len(set(first)) == 2
     assert subject.conditions()["routing"] == "model"

@@ -15,17 +15,13 @@ from llm_profile.errors import UsageError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
 from llm_profile.passes.graphs import CaptureError
 from llm_profile.sweep import SweepPoint
-from llm_profile.timing import session, trace
+from llm_profile.timing import pacing, session, trace
 from llm_profile.timing.backends import torch_profiler
 from llm_profile.timing.backends.base import GRAPHS
-from llm_profile.timing.backends.torch_profiler import (
-    FIRST_POINTS,
-    REST,
-    SESSION_POINTS,
-    SESSION_S,
-    TorchProfilerBackend,
-    shares,
-)
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.launching import shares
+from llm_profile.timing.pacing import REST
+from llm_profile.timing.session_size import FIRST_POINTS, SESSION_POINTS, SESSION_S
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
 
@@ -233,7 +229,7 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
         bursts.append((passes, start, now))
 
     monkeypatch.setattr(session, "pass_range", busy_range)
-    monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     list(backend.sample([SweepPoint(tokens, 0)], StoppingRule(), warmup=1))
     labelled, *replays = bursts
     assert labelled[0] == 1 and [passes for passes, _, _ in replays] == expected
@@ -272,7 +268,7 @@ def test_a_session_of_slow_points_has_few_of_them(
     """Each point takes so many seconds; the first session is to find that out."""
     now = 0.0
     sessions: list[list[int]] = []
-    run = backend._run
+    run = backend._launcher.run
 
     def slow(index: int, *rest: Any) -> None:
         nonlocal now
@@ -286,9 +282,10 @@ def test_a_session_of_slow_points_has_few_of_them(
         with device.record() as events:
             yield events
 
-    monkeypatch.setattr(backend, "_run", slow)
+    monkeypatch.setattr(backend._launcher, "run", slow)
     monkeypatch.setattr(session, "record", record)
-    monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now, sleep=lambda _s: None))
+    monkeypatch.setattr(torch_profiler, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now, sleep=lambda _s: None))
     assert len(samples(backend, StoppingRule())) == len(POINTS)
     first, *others = map(len, sessions)
     assert first == FIRST_POINTS
@@ -400,7 +397,7 @@ def test_the_cache_is_emptied_before_each_pass_and_counts_to_none(
         flushed.append(len(device.session.passes))
         device.kernel(device.launch("cudaMemsetAsync"), "Memset (Device)", SweepPoint(1, 0))
 
-    backend._flush = flush
+    backend._launcher.flush = flush
     (found,) = backend.sample([SweepPoint(8, 0)], StoppingRule(), warmup=1)
     assert isinstance(found, PointSample)
     assert found.pass_ns == (4 * 100 * 8,) * MIN_PASSES and set(found.rows) == set(ROWS)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llm_profile.cli.scaling_options import OneLineParser, add_scaling_arguments, parse_scaling
+from llm_profile.cli.parsing import OneLineParser
+from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, PointSample, RowSample
 from llm_profile.records import PointRecord
@@ -24,14 +25,9 @@ from llm_profile.validation.report_text import milliseconds, print_report
 from llm_profile.validation.scaled_table import scaled_table
 from llm_profile.validation.scaling import Scaling
 from llm_profile.validation.steps import MeasuredSteps
+from llm_profile.validation.validate import fit_and_judge, validate_over_depths
 from tests.fake_reality import ROWS, FakeReality, make_table, true_kernels_ns, write_table
-from validation import (
-    apply_scaling_to_latency_csv,
-    compute_average_scaling_factor,
-    main,
-    run_validation,
-    validate,
-)
+from validation import apply_scaling_to_latency_csv, compute_average_scaling_factor, main
 
 TABLE = make_table()
 PAIRS = [(i, o) for i in (32, 64, 96, 128) for o in (16, 32, 48, 64)]
@@ -310,7 +306,7 @@ def test_depths_that_are_none_are_refused(depth):
 
 @pytest.mark.parametrize("mode", ["global", "phase", "curve"])
 def test_a_scaled_table_implies_what_was_judged(tmp_path, mode):
-    report = validate(TABLE, FakeReality(overhead), PAIRS, mode=mode)
+    report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS, mode=mode)
     scaled = apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling)
     estimate = Estimate.of(LatencyTable.read(scaled))
     for result in report.pairs:
@@ -320,7 +316,7 @@ def test_a_scaled_table_implies_what_was_judged(tmp_path, mode):
 
 
 def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
-    report = validate(TABLE, FakeReality(overhead), PAIRS)
+    report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS)
     scaled = LatencyTable.read(apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling))
     for point in (SweepPoint(1, 0), SweepPoint(1, 99), SweepPoint(77, 0)):
         for row in ROWS:
@@ -333,7 +329,7 @@ def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
 
 def test_fitted_and_held_out_lengths_have_runs_of_their_own_in_the_same_rounds():
     reality = FakeReality(overhead)
-    report = validate(TABLE, reality, PAIRS, repeat=4)
+    report = fit_and_judge(TABLE, reality, PAIRS, repeat=4)
     prefill, decode = reality.asked
     held_out = {step.point for step in report.steps if step.held_out}
     fitted_on = {step.point for step in report.steps if not step.held_out}
@@ -349,10 +345,10 @@ def test_fitted_and_held_out_lengths_have_runs_of_their_own_in_the_same_rounds()
 
 def test_held_out_lengths_do_not_reach_the_fit():
     """Steps that are only held out may be anything: the factors stay, the errors show it."""
-    honest = validate(TABLE, FakeReality(overhead), PAIRS)
+    honest = fit_and_judge(TABLE, FakeReality(overhead), PAIRS)
     held_out = {step.point for step in honest.steps if step.held_out}
     reality = FakeReality(lambda point, depth: overhead(point, depth) * (3 if point in held_out else 1))
-    report = validate(TABLE, reality, PAIRS)
+    report = fit_and_judge(TABLE, reality, PAIRS)
     for mode, scaling in report.scalings.items():
         assert scaling.parameters == honest.scalings[mode].parameters
     assert honest.errors["curve"]["total"].worst < 1e-3
@@ -366,31 +362,33 @@ def test_the_error_is_held_against_tolerance_and_spread():
         """12 % more for prompts that are only held out, so that nothing can fit it."""
         return true_kernels_ns(point, depth) * (0.12 if point in held_out and not point.kv_len else 0)
 
-    held_out = {step.point for step in validate(TABLE, FakeReality(overhead), PAIRS).steps if step.held_out}
-    calm = validate(TABLE, FakeReality(bumpy), PAIRS)
+    held_out = {step.point for step in fit_and_judge(TABLE, FakeReality(overhead), PAIRS).steps if step.held_out}
+    calm = fit_and_judge(TABLE, FakeReality(bumpy), PAIRS)
     assert calm.over_tolerance == ["ttft"] and calm.exit_code == 4
-    assert validate(TABLE, FakeReality(bumpy), PAIRS, tolerance=0.13).exit_code == 0
-    noisy = validate(TABLE, FakeReality(bumpy, noise=0.2), PAIRS, repeat=9)
+    assert fit_and_judge(TABLE, FakeReality(bumpy), PAIRS, tolerance=0.13).exit_code == 0
+    noisy = fit_and_judge(TABLE, FakeReality(bumpy, noise=0.2), PAIRS, repeat=9)
     assert 0.05 < noisy.errors["curve"]["ttft"].mean < noisy.spread["ttft"]
     assert noisy.exit_code == 0
 
 
 def test_spread_above_ten_percent_names_the_pair_and_what_to_do():
-    calm = validate(TABLE, FakeReality(overhead, noise=0.02), PAIRS)
+    calm = fit_and_judge(TABLE, FakeReality(overhead, noise=0.02), PAIRS)
     assert calm.warnings == ()
     assert 0 < calm.spread["ttft"] < 0.04
-    (warning,) = validate(TABLE, FakeReality(overhead, noise=0.1), PAIRS, repeat=5).warnings
+    (warning,) = fit_and_judge(TABLE, FakeReality(overhead, noise=0.1), PAIRS, repeat=5).warnings
     assert "TTFT of (input " in warning and "more pairs" in warning and "--scaling-repeat" in warning
 
 
 def test_a_clock_that_falls_is_told():
-    (warning,) = validate(TABLE, FakeReality(overhead, slower_per_repeat=0.03), PAIRS).warnings
+    (warning,) = fit_and_judge(TABLE, FakeReality(overhead, slower_per_repeat=0.03), PAIRS).warnings
     assert "6.0 % slower in the last repeat" in warning
 
 
 @pytest.mark.parametrize("mode", ["global", "phase", "curve"])
 def test_a_factor_below_one_is_applied_and_warned_about(mode):
-    report = validate(TABLE, FakeReality(lambda point, depth: -0.1 * true_kernels_ns(point, depth)), PAIRS, mode=mode)
+    report = fit_and_judge(
+        TABLE, FakeReality(lambda point, depth: -0.1 * true_kernels_ns(point, depth)), PAIRS, mode=mode
+    )
     (warning,) = report.warnings
     assert "smallest factor is 0." in warning
     assert report.errors[mode]["total"].worst < 0.01
@@ -398,14 +396,14 @@ def test_a_factor_below_one_is_applied_and_warned_about(mode):
 
 def test_sparse_tables_and_missing_ends_are_told():
     table = make_table(Sweep(prefill_max=256, decode_max=320, prefill_step=32, decode_step=32))
-    (warning,) = validate(table, FakeReality(overhead), PAIRS).warnings
+    (warning,) = fit_and_judge(table, FakeReality(overhead), PAIRS).warnings
     assert "sparse" in warning
-    (warning,) = validate(TABLE, FakeReality(overhead, fails=frozenset({SweepPoint(256, 0)})), PAIRS).warnings
+    (warning,) = fit_and_judge(TABLE, FakeReality(overhead, fails=frozenset({SweepPoint(256, 0)})), PAIRS).warnings
     assert "beyond input 128" in warning
 
 
 def test_without_anything_held_out_there_is_no_judgement():
-    report = validate(TABLE, FakeReality(overhead), [(1, 1)], mode="curve")
+    report = fit_and_judge(TABLE, FakeReality(overhead), [(1, 1)], mode="curve")
     assert report.errors["curve"]["ttft"] is None and report.exit_code == 0
     assert any("nothing was held out" in warning for warning in report.warnings)
     assert "--scaling-output-max" in report.not_fitted["phase"]
@@ -414,11 +412,11 @@ def test_without_anything_held_out_there_is_no_judgement():
 
 def test_the_applied_mode_must_be_possible():
     with pytest.raises(UsageError, match="--scaling-output-max"):
-        validate(TABLE, FakeReality(overhead), [(32, 1), (64, 1)], mode="phase")
+        fit_and_judge(TABLE, FakeReality(overhead), [(32, 1), (64, 1)], mode="phase")
 
 
 def test_batched_steps_are_reported():
-    report = validate(TABLE, FakeReality(overhead), PAIRS)
+    report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS)
     inputs = sorted({pair[0] for pair in PAIRS})
     assert [(step.sequences, step.kv_len) for step in report.batched] == [
         (sequences, kv_len) for kv_len in (inputs[0], inputs[-1]) for sequences in (1, 4, 16, 64)
@@ -444,14 +442,14 @@ class Opener:
 
 def test_the_full_depth_is_measured_alone():
     opener = Opener()
-    report = run_validation(TABLE, opener, PAIRS)
+    report = validate_over_depths(TABLE, opener, PAIRS)
     assert [reality.depth for reality in opener.opened] == [6] and opener.opened[0].closed
     assert (report.depth, report.scaling.depth, report.measured_depths) == (6, 6, (6,))
 
 
 def test_a_smaller_depth_is_extrapolated_from_two():
     opener = Opener()
-    report = run_validation(TABLE, opener, PAIRS, depth=4)
+    report = validate_over_depths(TABLE, opener, PAIRS, depth=4)
     assert [reality.depth for reality in opener.opened] == [2, 4]
     assert all(reality.closed for reality in opener.opened)
     assert (report.depth, report.scaling.depth, report.measured_depths) == (4, 6, (2, 4))
@@ -465,13 +463,13 @@ def test_a_smaller_depth_is_extrapolated_from_two():
 
 
 def test_one_depth_alone_holds_for_itself():
-    report = run_validation(TABLE, Opener(), PAIRS, depth=1)
+    report = validate_over_depths(TABLE, Opener(), PAIRS, depth=1)
     assert report.scaling.depth == 1
     assert any("hold for 1 layers, not for the model's 6" in warning for warning in report.warnings)
 
 
 def test_extrapolation_in_depth_is_judged_where_the_full_model_fits():
-    report = run_validation(TABLE, Opener(), PAIRS, other_depths=(2, 4))
+    report = validate_over_depths(TABLE, Opener(), PAIRS, other_depths=(2, 4))
     assert report.scaling.depth == 6 and report.warnings == ()
     assert {quantity: errors.worst < 1e-4 for quantity, errors in report.depth_errors.items()} == {
         "ttft": True,
@@ -482,11 +480,11 @@ def test_extrapolation_in_depth_is_judged_where_the_full_model_fits():
 
 def test_other_depths_are_opened_once_each_and_never_beyond_the_model():
     opener = Opener()
-    run_validation(TABLE, opener, PAIRS, depth=4, other_depths=(4, 1, 1))
+    validate_over_depths(TABLE, opener, PAIRS, depth=4, other_depths=(4, 1, 1))
     assert [reality.depth for reality in opener.opened] == [1, 4]
     opener = Opener()
     with pytest.raises(UsageError, match="--scaling-other-depths 7: the model has 6 layers"):
-        run_validation(TABLE, opener, PAIRS, other_depths=(2, 7))
+        validate_over_depths(TABLE, opener, PAIRS, other_depths=(2, 7))
     assert opener.opened == []
 
 
@@ -498,14 +496,14 @@ def test_pairs_beyond_the_table_are_refused_before_a_model_is_opened():
         ([(256, 100)], None, "--decode-max"),
     ):
         with pytest.raises(UsageError, match=named):
-            run_validation(TABLE, opener, pairs, depth=depth)
+            validate_over_depths(TABLE, opener, pairs, depth=depth)
     assert opener.opened == []
 
 
 def test_a_model_is_closed_when_its_run_fails():
     opener = Opener(fails=frozenset({SweepPoint(128, 0)}))
     with pytest.raises(UsageError, match="prefill of 128"):
-        run_validation(TABLE, opener, PAIRS)
+        validate_over_depths(TABLE, opener, PAIRS)
     assert opener.opened[0].closed
 
 
@@ -513,7 +511,7 @@ def test_a_model_is_closed_when_its_run_fails():
 
 
 def test_json_has_all_pairs_and_steps(tmp_path):
-    report = validate(TABLE, FakeReality(overhead, noise=0.01), PAIRS, provenance={"gpu": "none"})
+    report = fit_and_judge(TABLE, FakeReality(overhead, noise=0.01), PAIRS, provenance={"gpu": "none"})
     report.write(tmp_path / "fake.validation.json")
     told = json.loads((tmp_path / "fake.validation.json").read_bytes())
     assert {(pair["input"], pair["output"]) for pair in told["pairs"] if not pair["held_out"]} == {*PAIRS}
@@ -528,7 +526,7 @@ def test_json_has_all_pairs_and_steps(tmp_path):
 
 
 def test_people_see_pairs_modes_and_warnings():
-    report = run_validation(TABLE, Opener(noise=0.1), PAIRS, depth=4)
+    report = validate_over_depths(TABLE, Opener(noise=0.1), PAIRS, depth=4)
     out = io.StringIO()
     print_report(report, Console(file=out, width=80))
     text = out.getvalue()

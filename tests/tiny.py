@@ -3,7 +3,8 @@
 from typing import Any
 
 from llm_profile.models.building import ModelOptions
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

@@ -52,7 +52,7 @@ def hardware_name(request: Request) -> str:
         return request.device.upper() if request.hardware is None else request.hardware
     import torch
 
-    from llm_profile.timing.backends.torch_profiler import check_cuda
+    from llm_profile.timing.cuda_device import check_cuda
 
     check_cuda(request.device)
     hardware = request.hardware

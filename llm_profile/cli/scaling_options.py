@@ -1,77 +1,71 @@
-"""The options of validation, which two commands share. No torch."""
+"""The options of validation, which both commands have, and the request that they make. Imports no torch.
+
+Defaults are those of the fields of ScalingRequest.
+"""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
+from llm_profile.cli.parsing import COUNT, SWITCH, Options, add_options, field_defaults, named_path
 from llm_profile.errors import UsageError
-from llm_profile.request import CLOCKS, DEVICE, Scaling
+from llm_profile.request import ScalingRequest
 from llm_profile.sweep import Pair
-from llm_profile.validation.scaling import DEFAULT_MODE, MODES
+from llm_profile.validation.processes import PROCESSES
+from llm_profile.validation.scaling import SCALING_MODES
 
 RUNTIMES = ("eager", "cuda-graph")
 """How the real model runs: `generate`, or its steps captured in CUDA graphs."""
 
 MOST_PAIRS = 100_000
-"""(input, output) pairs of a validation: lengths that make more are typing errors."""
+"""Most (input, output) pairs of a validation: lengths that make more are typing errors."""
 
+INPUT_LENS = {"min": 128, "max": 1024, "step": 128}
+"""Default grid of input lengths in tokens. A bound of the output lengths is that of the input lengths by default."""
 
-class OneLineParser(argparse.ArgumentParser):
-    """Complaints are UsageErrors, without the usage text around them."""
-
-    def error(self, message: str) -> Any:
-        """Raises UsageError."""
-        raise UsageError(f"{message}; see --help")
-
-
-def named_path(text: str) -> Path:
-    """A path of the command line; an empty one would be the current folder. Raises ArgumentTypeError for that."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; leave the option out, or give one")
-    return Path(text)
+OPTIONS: Options = {
+    "--scaling-runtime": {"choices": RUNTIMES, "help": "how the real model runs (default %(default)s)"},
+    "--scaling-mode": {"choices": tuple(SCALING_MODES), "help": "the scaling to apply (default %(default)s)"},
+    "--scaling-num-layers": {**COUNT, "help": "blocks of the real model (default: all of them)"},
+    "--scaling-other-depths": {
+        **COUNT,
+        "nargs": "+",
+        "help": "depths to time as well: below the model's own depth they are extrapolated from (default: half of it), "
+        "at its own depth two of them show how well that works",
+    },
+    "--scaling-input-min": {**COUNT, "help": "tokens (default %(default)s)"},
+    "--scaling-input-max": {**COUNT, "help": "tokens (default %(default)s)"},
+    "--scaling-input-step": {**COUNT, "help": "tokens (default %(default)s)"},
+    "--scaling-output-min": {**COUNT, "help": "tokens (default as --scaling-input-min)"},
+    "--scaling-output-max": {**COUNT, "help": "tokens (default as --scaling-input-max)"},
+    "--scaling-output-step": {**COUNT, "help": "tokens (default as --scaling-input-step)"},
+    "--scaling-repeat": {**COUNT, "help": "timings of each step in each process (default %(default)s)"},
+    "--scaling-processes": {
+        **COUNT,
+        "help": "fresh processes that time the real model (default "
+        + ", ".join(f"{number} for {runtime}" for runtime, number in PROCESSES.items())
+        + ")",
+    },
+    "--scaling-tolerance": {
+        "type": float,
+        "metavar": "PERCENT",
+        "help": "held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
+        "(default %(default)s)",
+    },
+    "--scaling-output": {
+        "type": named_path,
+        "metavar": "CSV",
+        "help": "the scaled table (default: <model>-scaled.csv beside it)",
+    },
+    "--scaling-add-new-col": {**SWITCH, "help": "keep latency(ns) and add a scaled_latency(ns) column"},
+}
 
 
 def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a table is held against the real model; run_profile.py has the same."""
+    """Add the options that say how a table is held against the real model."""
     group = parser.add_argument_group("scaling", "how the table is held against the real model, and corrected")
-    add = group.add_argument
-    add("--scaling-runtime", choices=RUNTIMES, default="eager", help="how the real model runs (default %(default)s)")
-    add("--scaling-mode", choices=tuple(MODES), default=DEFAULT_MODE, help="the scaling to apply (default %(default)s)")
-    add("--scaling-num-layers", type=int, metavar="N", help="blocks of the real model (default: all of them)")
-    add(
-        "--scaling-other-depths",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="depths to time as well: below the model's own depth they are extrapolated from (default: half of it), at "
-        "its own depth two of them show how well that works",
-    )
-    for what, defaults in (("input", (128, 1024, 128)), ("output", (None, None, None))):
-        for bound, default in zip(("min", "max", "step"), defaults, strict=True):
-            shown = default or f"as --scaling-input-{bound}"
-            add(f"--scaling-{what}-{bound}", type=int, metavar="N", default=default, help=f"tokens (default {shown})")
-    add("--scaling-repeat", type=int, metavar="N", default=3, help="timings of each step (default %(default)s)")
-    add(
-        "--scaling-processes",
-        type=int,
-        metavar="N",
-        help="fresh processes that each time the real model (default 3 for eager, 1 for cuda-graph)",
-    )
-    add(
-        "--scaling-tolerance",
-        type=float,
-        metavar="PERCENT",
-        default=5.0,
-        help="held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
-        "(default %(default)s)",
-    )
-    add(
-        "--scaling-output",
-        type=named_path,
-        metavar="CSV",
-        help="the scaled table (default: <model>-scaled.csv beside it)",
-    )
-    add("--scaling-add-new-col", action="store_true", help="keep latency(ns) and add a scaled_latency(ns) column")
+    defaults = {f"scaling_{name}": default for name, default in field_defaults(ScalingRequest).items()}
+    defaults |= {f"scaling_input_{bound}": tokens for bound, tokens in INPUT_LENS.items()}
+    defaults["scaling_tolerance"] = 100 * ScalingRequest.tolerance
+    add_options(group.add_argument, OPTIONS, defaults)
 
 
 def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
@@ -98,9 +92,9 @@ def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
     return [(input_len, output_len) for input_len in grids["input"] for output_len in grids["output"]]
 
 
-def parse_scaling(arguments: argparse.Namespace) -> Scaling:
+def parse_scaling(arguments: argparse.Namespace) -> ScalingRequest:
     """What parsed options ask for. Raises UsageError."""
-    return Scaling(
+    return ScalingRequest(
         pairs=tuple(scaling_pairs(arguments)),
         num_layers=arguments.scaling_num_layers,
         other_depths=tuple(arguments.scaling_other_depths) if arguments.scaling_other_depths else None,
@@ -112,28 +106,3 @@ def parse_scaling(arguments: argparse.Namespace) -> Scaling:
         output=arguments.scaling_output,
         add_new_column=arguments.scaling_add_new_col,
     )
-
-
-def validation_device(asked: str | None, clock: str, runtime: str) -> str:
-    """Where the real model runs: the device that was asked for, else one of the kind that the table was measured on.
-
-    clock: the table's. Raises UsageError for a table and a device that cannot be held against each other.
-    """
-    kinds = {clock: kind for kind, clock in CLOCKS.items() if kind != "fake"}
-    if asked is not None and (asked == "fake" or not DEVICE.fullmatch(asked)):
-        raise UsageError(f"--device {asked}: use cuda, cuda:N or cpu")
-    if clock not in kinds:
-        raise UsageError(
-            f"--csv: its clock is {clock}, so there is no real model to hold it against; use a table that was measured "
-            f"with --device cuda or cpu ({' or '.join(kinds)})"
-        )
-    device = asked or kinds[clock]
-    kind = device.partition(":")[0]
-    if CLOCKS[kind] != clock:
-        raise UsageError(
-            f"--device {device}: the table was measured under other conditions: clock is {clock} there and "
-            f"{CLOCKS[kind]} now; use --device {kinds[clock]}, or measure a table on {device}"
-        )
-    if runtime == "cuda-graph" and kind == "cpu":
-        raise UsageError("--scaling-runtime cuda-graph: a CPU has no CUDA graphs; use --scaling-runtime eager")
-    return device

@@ -20,7 +20,7 @@ from llm_profile.models.config_errors import dtype_problem, explained
 from llm_profile.models.construction import bounded_construction
 from llm_profile.models.memory import check_fits
 
-DTYPES: dict[str, torch.dtype] = {
+TORCH_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
@@ -155,9 +155,9 @@ def choose_blocks(full_model: nn.Module, options: ModelOptions) -> Kept:
 def resolve_dtype(config: Any, dtype: str) -> torch.dtype:
     """`auto` is the configuration's own type, bfloat16 where it names none."""
     if dtype != "auto":
-        return DTYPES[dtype]
+        return TORCH_DTYPES[dtype]
     own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
-    return own if isinstance(own, torch.dtype) else DTYPES.get(str(own), torch.bfloat16)
+    return own if isinstance(own, torch.dtype) else TORCH_DTYPES.get(str(own), torch.bfloat16)
 
 
 def check_attention(name: str) -> None:

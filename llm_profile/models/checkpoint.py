@@ -23,7 +23,7 @@ from llm_profile.models import download
 from llm_profile.models.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.models.building import built_with_few_blocks, meta_model
 from llm_profile.models.hub import PICKLE_FILES, ModelSource
-from llm_profile.models.quantizer import cut_once_quantised, device_map, quantisation_of
+from llm_profile.models.transformers_quantizer import cut_once_quantised, device_map, quantisation_of
 
 NAMES_SHOWN = 4
 """Most tensors that an error names."""

@@ -19,7 +19,7 @@ ALLOWED: dict[str, Iterable[str]] = {
     r"rope_[a-z.]*type": ("default", *ROPE_INIT_FUNCTIONS),
 }
 
-DTYPES = ("float16", "bfloat16", "float32")
+WEIGHT_DTYPES = ("float16", "bfloat16", "float32")
 
 OTHER_NAMES = {"rope_parameters": "rope_parameters (rope_scaling)"}
 """Fields that transformers renames when it reads them, with the older name beside."""
@@ -47,7 +47,7 @@ def dtype_problem(fields: Mapping[str, Any]) -> str | None:
         if re.fullmatch(r"(text_config\.)?(torch_)?dtype", path) and isinstance(value, str):
             dtype = getattr(torch, value, None)
             if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-                return f"its {path} is {value!r}, which is no type of weights; it may be {', '.join(DTYPES)}"
+                return f"its {path} is {value!r}, which is no type of weights; it may be {', '.join(WEIGHT_DTYPES)}"
     return None
 
 

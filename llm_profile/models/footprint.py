@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from llm_profile.models.architectures import ARCHITECTURES, DEFAULTS, LAYER_LISTS
-from llm_profile.models.quantisation import quantisation_fields
+from llm_profile.models.quantisation_config import quantisation_fields
 
-MOST_BLOCKS = 10_000
-"""Deeper models are typing errors, and counting their blocks would take long."""
+MOST_COUNTED_BLOCKS = 10_000
+"""Blocks of a model whose memory is worked out: more are typing errors, and counting them would take long."""
 
 
 def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
@@ -83,7 +83,7 @@ class _Dimensions:
     def kept(self, num_layers: int) -> list[int]:
         """The blocks that a run keeps: the first `num_layers` of each kind."""
         depth = self.size("num_hidden_layers")
-        if depth > MOST_BLOCKS:
+        if depth > MOST_COUNTED_BLOCKS:
             raise _Unknown
         kinds = list(zip(self._layer_types(depth), map(self.has_experts, range(depth)), strict=True))
         return [layer for layer, kind in enumerate(kinds) if kinds[:layer].count(kind) < num_layers]

@@ -277,14 +277,14 @@ class InPlaceCache(Cache):
 
 
 class PastOfAPrompt:
-    """The past of a model whose cache is of its own making: what its own prefill of as many tokens leaves.
+    """The cache of a model whose code makes one of a class of its own: what a prompt of so many tokens leaves in it.
 
     Each pass gets a copy, made before it starts. prefill: runs the model on so many tokens without a past and returns
     the cache that it leaves.
     """
 
     kind = "own"
-    # transformers has no in-place form of these; what copies cost lies outside the pass
+    # There is no in-place form of these caches. A copy is made before the pass and not timed with it.
 
     def __init__(self, prefill: Callable[[int], Any]) -> None:
         self._prefill = prefill

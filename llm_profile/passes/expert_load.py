@@ -9,7 +9,8 @@ from torch import nn
 
 from llm_profile.errors import is_out_of_memory
 from llm_profile.layers.layout import Layout, expert_modules, num_experts
-from llm_profile.passes.runner import PassRunner, is_choice
+from llm_profile.passes.routing import is_choice
+from llm_profile.passes.runner import PassRunner
 from llm_profile.sweep import SweepPoint
 
 TOKENS = (1, 64, 1024)

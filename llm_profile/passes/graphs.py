@@ -8,8 +8,8 @@ import torch
 
 from llm_profile.errors import one_line
 from llm_profile.models.transformers_names import masks_as_in_eager
+from llm_profile.passes.host_copies import HostCopies
 from llm_profile.passes.placement import weight_copies
-from llm_profile.passes.runner import HostCopies
 from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
 
@@ -19,7 +19,10 @@ class CaptureError(RuntimeError):
 
 
 class _Pool:
-    """Device memory that graphs share, with a graph of its own: a pool whose last is gone cannot be captured into."""
+    """Device memory that graphs share.
+
+    It keeps a graph of its own, since torch cannot capture into a pool whose last graph was freed.
+    """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.handle = torch.cuda.graph_pool_handle()
@@ -33,7 +36,8 @@ class _Pool:
 class GraphPasses:
     """Runs and captures passes of a runner on one stream.
 
-    pools: memory pools, by number, that graphs can lie in. weights: of each but the first, empty where memory is short.
+    pools: number of memory pools that graphs can lie in. weights: copies of the model's weights, one for each pool but
+    the first; empty where memory is short.
     """
 
     def __init__(self, subject: Subject, pools: int = 1) -> None:
@@ -63,7 +67,7 @@ class GraphPasses:
                 self._abandon(graph, pool)
                 raise
             except Exception as error:
-                # a forbidden call shows as whatever error the operator makes of it
+                # calls that are forbidden during a capture raise errors of many types
                 self._abandon(graph, pool)
                 raise CaptureError(one_line(error, 200)) from error
             graph.capture_end()
@@ -73,12 +77,13 @@ class GraphPasses:
         with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
             graph.capture_end()
         torch.cuda.synchronize()
-        # torch takes the old pool to be captured into still, and its random numbers work again once a capture ends well
+        # For torch the old pool is still being captured into. And its random numbers work again only after a capture
+        # that succeeds: a new pool makes one.
         self._pools[pool] = _Pool(self.stream)
 
 
 def fits(run: Callable[[], object]) -> bool:
-    """Run something on the device; False if memory ran out, all that it had taken being free again."""
+    """Run something on the device. Returns False if memory ran out; what the run had allocated is free again then."""
     try:
         run()
         return True

@@ -13,7 +13,8 @@ from llm_profile.layers.layout import Layout
 from llm_profile.passes.subject import Subject
 
 MARGIN = 2
-"""Weights of so many times the cache push themselves out, whatever its replacement rule; as much empties it."""
+"""Times the size of the cache: weights of so many bytes do not stay in it, and writing as many bytes empties it,
+whatever its replacement rule."""
 
 
 def weight_bytes(model: nn.Module, layout: Layout) -> tuple[int, int]:
@@ -41,7 +42,8 @@ def flush_bytes(profiled: int, full: int, l2_bytes: int) -> int:
 
 
 def l2_flush(subject: Subject) -> Callable[[], None] | None:
-    """What empties the cache of the subject's device, on the current stream; None where there is no need to."""
+    """A function that empties the L2 cache of the subject's device, on the current stream; None where weights do not
+    stay in it."""
     l2_bytes: int = torch.cuda.get_device_properties(subject.device).L2_cache_size
     size = flush_bytes(*weight_bytes(subject.model, subject.layout), l2_bytes)
     if not size:
@@ -61,5 +63,5 @@ def weights(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Of its data on the device."""
+    """Bytes of a tensor's data on the device."""
     return tensor.numel() * tensor.element_size()

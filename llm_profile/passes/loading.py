@@ -21,11 +21,12 @@ from llm_profile.models.checkpoint import checkpoint_view, load_weights, stored_
 from llm_profile.models.download import HubError
 from llm_profile.models.hub import ModelSource, dummy_notice
 from llm_profile.models.model_errors import told_in_a_line
-from llm_profile.models.quantisation import method_of, quantisation_fields, without_quantisation
-from llm_profile.models.quantizer import full_model_of
+from llm_profile.models.quantisation_config import method_of, quantisation_fields, without_quantisation
 from llm_profile.models.remote_code import code_of
 from llm_profile.models.stored_shapes import are_plain, check_shapes
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.models.transformers_quantizer import full_model_of
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.request import Request
 
 DUMMY = "dummy"

@@ -20,7 +20,7 @@ Between processes on an H200, a product with 8 MiB of weights differed by up to 
 """
 
 MEMORY_SHARE = 0.1
-"""Of the free memory, how much all copies together may take; none are made if they would take more."""
+"""Share of the free memory that all copies together may take; none are made if they would take more."""
 
 
 class WeightCopies:
@@ -31,7 +31,7 @@ class WeightCopies:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Passes, and graphs captured, use these weights. A graph goes on using them: keep this as long."""
+        """Passes and captures inside use these weights. Keep this object as long as the graphs that read it."""
         originals = [(p, p.data) for p, _ in self._copies]
         try:
             self._use(self._copies)

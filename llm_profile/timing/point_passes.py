@@ -1,4 +1,4 @@
-"""A point under way: what its passes gave so far, which row each kernel belongs to, how many more to run.
+"""The passes of one point while it is measured: their times so far, the row of each kernel, how many more to run.
 
 Imports no torch.
 """
@@ -17,10 +17,10 @@ GRAPH_REPLAY, EAGER = "graph-replay", "eager"
 """How passes are timed."""
 
 OVERLAP_MARK = 0.01
-"""Share of a pass in which kernels ran side by side from which on a point is marked."""
+"""A point is marked if its kernels run side by side for more than this share of their time."""
 
 MOST_UNMATCHED = 3
-"""So many replays that do not match for each that does, and a point is timed eagerly."""
+"""Most replays that do not match the labelled pass, per replay that does. With more, the point is timed eagerly."""
 
 NO_EVENTS = (
     "the profiler recorded no kernels{at}: most likely another one holds the GPU's events, which go to one at a time; "
@@ -33,9 +33,9 @@ NO_EVENTS = (
 class PointPasses:
     """The passes of one point.
 
-    wanted: how many more to run. passes: those that count. replays: kernels of passes that are waiting for labels.
-    unmatched: how many replays were none, since their kernels are others. sequence: the labelled pass whose kernels, in
-    its order, all replays that count ran.
+    wanted: how many more to run. passes: those that count. replays: kernels of replays whose rows are not known yet.
+    unmatched: replays that do not count, since their kernels are not those of the labelled pass. sequence: the labelled
+    pass whose kernels, in the same order, all replays that count ran.
     """
 
     point: SweepPoint
@@ -66,7 +66,7 @@ class PointPasses:
         waiting, self.replays = [*self.replays, *replays], []
         matched = self._matched(waiting, labelled, labels)
         self.passes += matched
-        if self.passes:  # now and then an event is lost: what does not match then is no pass
+        if self.passes:  # now and then the profiler loses an event: such a replay does not count
             self.unmatched += len(waiting) - len(matched)
         elif waiting and not labelled:
             self.replays = waiting
@@ -80,7 +80,7 @@ class PointPasses:
     ) -> list[LabelledPass]:
         """Replays that ran the kernels of one and the same labelled pass: the point's own, or another's.
 
-        Another's is taken where a replay has its very names; the other replays then need only be alike in `kinds`.
+        Another point's is taken if one replay has exactly its kernel names; the others have to match in `kinds` only.
         """
         known = [self.sequence] if self.sequence else chain(labelled, filter(None, map(labels.label, replays)))
         for sequence in known:

@@ -1,6 +1,6 @@
-"""One session of torch's profiler: ranges opened by the user and device activity, and nothing else.
+"""One session of torch's profiler, with ranges opened by this project and the device's activity as its only events.
 
-Every operator that is left out of the session is host time that a sweep of thousands of points does not have.
+Recording every operator, as `torch.profiler.profile` does, would cost host time at each of thousands of points.
 """
 
 import re
@@ -23,24 +23,24 @@ from torch.autograd import (
 
 from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
-PASS = "llm_profile.pass"
+PASS_RANGE = "llm_profile.pass"
 """Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
 
-ROW = "llm_profile.row:"
+ROW_RANGE = "llm_profile.row:"
 """Prefix of ranges that name rows."""
 
 LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
-"""Runtime and driver calls, by name: torch 2.11 has no activity type on its events."""
+"""Names of runtime and driver calls. Events of torch 2.11 have no activity type that would tell them."""
 
 
 class RangeRecorder:
-    """Opens and closes profiler ranges named after rows (a hooks.Recorder)."""
+    """Opens and closes profiler ranges named after rows (a ranges.Recorder)."""
 
     def __init__(self) -> None:
         self._open: list[Any] = []
 
     def enter(self, row: str) -> None:
-        opened = torch.profiler.record_function(ROW + row)
+        opened = torch.profiler.record_function(ROW_RANGE + row)
         opened.__enter__()
         self._open.append(opened)
 
@@ -51,7 +51,7 @@ class RangeRecorder:
 @contextmanager
 def pass_range(index: int) -> Iterator[None]:
     """Mark what is launched inside as passes of point `index` of the session."""
-    with torch.profiler.record_function(f"{PASS}:{index}"):
+    with torch.profiler.record_function(f"{PASS_RANGE}:{index}"):
         yield
 
 
@@ -66,15 +66,17 @@ class Events:
         self._recorded = recorded
 
     def read(self) -> Trace:
-        """Each event to its kind. A session has a thousand of them a point: what a name tells is asked for once."""
+        """The events by kind. A session has a thousand of them a point, so each name is matched only once."""
         by_name: dict[str, list[Any]] = defaultdict(list)
         for event in self._recorded.events():
             by_name[event.name()].append(event)
         trace = Trace()
         for name, events in by_name.items():
             on_host = events[0].device_type() == DeviceType.CPU
-            if name.startswith((ROW, PASS)):  # these show on the device, too
-                prefix, ranges = (ROW, trace.rows) if name.startswith(ROW) else (f"{PASS}:", trace.passes)
+            if name.startswith((ROW_RANGE, PASS_RANGE)):  # the device has events of that name, too
+                prefix, ranges = (
+                    (ROW_RANGE, trace.rows) if name.startswith(ROW_RANGE) else (f"{PASS_RANGE}:", trace.passes)
+                )
                 ranges += [_range(name.removeprefix(prefix), e) for e in events if e.device_type() == DeviceType.CPU]
             elif on_host and LAUNCH.match(name):
                 trace.launches += [Launch(e.correlation_id(), e.start_ns(), name) for e in events]

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 INTERVAL_S = 0.1
-"""Between two samples: a query takes up to 10 ms on a busy H200 driver, and more of them would slow the sweep."""
+"""Seconds between two samples. A query takes up to 10 ms on a busy H200 driver: more would slow the sweep."""
 
 KEPT_SAMPLES = 100_000
 """Older samples are dropped: hours at the interval above, far more than a batch of points needs."""

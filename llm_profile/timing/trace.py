@@ -41,7 +41,7 @@ MEMORY = ("Memcpy", "Memset")
 
 @cache
 def kernel_kind(name: str) -> str:
-    """The name of a kernel; of copies and memsets only that they are some.
+    """The name of a kernel, or `memory` for any copy or memset.
 
     CUPTI 13 now and then records a memset of a graph as a copy or the other way round (gpt-oss-20b on an H200: 40 of
     352 replays, in each one of 211 to 243 events, which took as long as it does under its right name).
@@ -50,13 +50,13 @@ def kernel_kind(name: str) -> str:
 
 
 def kinds(kernels: Iterable[Kernel]) -> tuple[str, ...]:
-    """What two passes of one point have in common if they run the same kernels in the same order."""
+    """The kind of each kernel: the same for two passes of one point that run the same kernels in the same order."""
     return tuple(map(kernel_kind, map(NAME, kernels)))
 
 
 @dataclass
 class Trace:
-    """One session's events, unsorted as they came, and complete before anything is read from them."""
+    """The events of one session, in any order. Add all of them before reading `by_pass`, which is computed once."""
 
     passes: list[Range] = field(default_factory=list)
     rows: list[Range] = field(default_factory=list)

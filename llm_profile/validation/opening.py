@@ -11,10 +11,11 @@ from llm_profile.errors import UsageError
 from llm_profile.models.building import ModelOptions, check_attention, choose_blocks, dummy_model, make_config
 from llm_profile.models.hub import ModelSource, find_model
 from llm_profile.models.model_errors import told_in_a_line
-from llm_profile.models.quantizer import full_model_of
 from llm_profile.models.remote_code import code_id, code_of
+from llm_profile.models.transformers_quantizer import full_model_of
 from llm_profile.passes.loading import DUMMY, subject_options
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from llm_profile.validation.profiled import Profiled
 
 

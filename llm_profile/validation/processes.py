@@ -1,8 +1,10 @@
-"""The real model in fresh processes. No torch.
+"""The real model in fresh processes. Imports no torch.
 
-A process that has swept a table is another than the one that users run: its profiler sessions, its memory, its hooks
-make each call of torch a little slower. So real steps run in new interpreters, several of them, which take turns: each
-round goes over all steps in one process, then in the next.
+A process that has swept a table is slower than a user's own: once torch's profiler has run, CUPTI stays attached and
+every launch takes longer. So real steps run in new interpreters. They run one after the other, since CUDA graphs of one
+process replay without the usual gaps between kernels while another process has graphs on the same GPU; the next
+interpreter starts, without a CUDA context, while the one before runs each length for the first time. docs/validation.md
+has the figures.
 """
 
 import multiprocessing
@@ -18,12 +20,8 @@ from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
 from llm_profile.validation.worker import serve
 
-MEMORY_FACTOR = 1.5
-"""What a process takes at most, to what its weights take: caches, logits, graphs. Processes that together need more
-memory than there is run one after the other."""
-
 PROCESSES = {"eager": 3, "cuda-graph": 1}
-"""--scaling-processes by runtime. Replays of graphs hardly differ between processes; docs/validation.md has figures."""
+"""--scaling-processes by runtime. Replays of graphs hardly differ between processes."""
 
 
 class Process:
@@ -36,10 +34,6 @@ class Process:
         self._process.start()
         others_end.close()
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
     def ask(self, method: str, *arguments: Any) -> None:
         """Have a method of the worker called; `answer` waits for it."""
         self._connection.send((method, arguments))
@@ -51,8 +45,8 @@ class Process:
         except (EOFError, ConnectionError):
             self._process.join()
             raise UsageError(
-                f"--scaling-processes: a process of the real model ended with exit code {self._process.exitcode}; "
-                "where that is -9 memory ran out: use fewer processes or --scaling-num-layers"
+                f"the process of the real model ended with exit code {self._process.exitcode}; where that is -9, "
+                "memory ran out: lower --scaling-num-layers"
             ) from None
         if done:
             return result
@@ -65,9 +59,10 @@ class Process:
 
 
 class ProcessReality:
-    """A Reality whose steps run in `processes` fresh processes, side by side where their models fit in memory.
+    """A Reality whose steps run in so many fresh processes, one after the other.
 
-    tell: takes a line on what is being done. Raises UsageError where the machine is another than the table's.
+    tell: takes a line on what is being done. start: starts a process. Raises UsageError, when it runs, where the
+    machine is another than the table's.
     """
 
     def __init__(
@@ -84,78 +79,70 @@ class ProcessReality:
         start: Callable[[], Any] = Process,
     ) -> None:
         self.runtime = runtime
+        self.notices: list[str] = []
         self.seconds: dict[str, float] = {}
         self._model = (runtime, profiled, depth, device, token, trust_remote_code)
-        self._on_gpu = device.startswith("cuda")
+        self._count = processes
         self._tell = tell
         self._start = start
-        self._open: list[Any] = []  # those that hold a model
-        try:
-            with self._timed("start", f"{processes} process(es) start"):
-                self._fresh = [start() for _ in range(processes)]
-                ours = [os.getpid(), *(process.pid for process in self._fresh)]
-                self.notices: list[str] = self._all(self._fresh, "check", profiled.meta["conditions"], device, ours)[0]
-        except BaseException:
-            self.close()
-            raise
+        self._processes: list[Any] = []  # the last may be starting still
 
     def steps(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        """As in Reality. Processes whose models fit in memory together take turns by rounds; others, by all rounds."""
-        number = 0
-        while self._fresh:
-            for process in self._open:  # those before, whose memory is needed
-                process.close()
-            group = self._load()
-            with self._timed("prepare", f"{len(group)} process(es) run each length once"):
-                at_once = [group] if self._on_gpu else [[process] for process in group]  # threads of a CPU's cores
-                for some in at_once:
-                    self._all(some, "prepare", input_lens, windows)
-            timed: list[dict[SweepPoint, list[int]]] = [{} for _ in group]
-            with self._timed("measure", f"{repeat} round(s) in each of {len(group)} process(es)"):
-                for _ in range(repeat):
-                    for process, times in zip(group, timed, strict=True):
-                        for point, wall_ns in self._all([process], "round")[0]:
-                            times.setdefault(point, []).append(wall_ns)
-            for times in timed:
-                whole = {point: tuple(walls) for point, walls in times.items() if len(walls) == repeat}
-                yield from (StepTimes(point, walls, number) for point, walls in whole.items())
-                number += 1
+        """As in Reality. The last process stays, for `batched`."""
+        self._add_process()
+        for number in range(self._count):
+            process = self._processes[-1]
+            self._tell(f"real model, {self.runtime}: process {number + 1} of {self._count}, {self._model[2]} blocks")
+            self._open(process)
+            process.ask("prepare", input_lens, windows)
+            more = number + 1 < self._count
+            if more:  # meanwhile, as nothing is timed now
+                self._add_process()
+            self._answer("prepare", process)
+            if more:
+                self._answer("start", self._processes[-1])
+            times: dict[SweepPoint, list[int]] = {}
+            for _ in range(repeat):
+                process.ask("round")
+                for point, wall_ns in self._answer("measure", process):
+                    times.setdefault(point, []).append(wall_ns)
+            whole = {point: tuple(walls) for point, walls in times.items() if len(walls) == repeat}
+            yield from (StepTimes(point, walls, number) for point, walls in whole.items())
+            if more:
+                self._processes.pop(0).close()
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
-        """As in Reality, in one process; the others are closed, as batches take memory."""
-        while len(self._open) > 1:
-            self._open.pop().close()
-        if self._open:
-            with self._timed("batched", "steps of several sequences"):
-                (found,) = self._all(self._open, "batched", points, repeat)
-            yield from (StepTimes(point, walls) for point, walls in found)
+        """As in Reality, in one process."""
+        (process,) = self._processes
+        process.ask("batched", points, repeat)
+        yield from (StepTimes(point, walls) for point, walls in self._answer("batched", process))
 
     def close(self) -> None:
-        for process in (*self._open, *self._fresh):
+        for process in self._processes:
             process.close()
-        self._open, self._fresh = [], []
+        self._processes = []
 
-    def _load(self) -> list[Any]:
-        """Load the model in one process, and in as many more as memory has room for, at once."""
-        with self._timed("load", f"{self._model[2]} blocks are loaded"):
-            self._open = [self._fresh.pop(0)]
-            ((taken, free),) = self._all(self._open, "open", *self._model)
-            needed = max(1, int(MEMORY_FACTOR * taken))
-            more = min(len(self._fresh), max(0, (free - (needed - taken)) // needed))
-            beside, self._fresh = self._fresh[:more], self._fresh[more:]
-            self._open += beside
-            self._all(beside, "open", *self._model)
-        return self._open
+    def _add_process(self) -> None:
+        first = not self._processes
+        self._processes.append(self._start())
+        self._processes[-1].ask("start")
+        if first:
+            self._answer("start", self._processes[0])
 
-    def _all(self, processes: Sequence[Any], method: str, *arguments: Any) -> list[Any]:
-        """Ask each at once, and wait for all."""
-        for process in processes:
-            process.ask(method, *arguments)
-        return [process.answer() for process in processes]
+    def _open(self, process: Any) -> None:
+        runtime, profiled, depth, device, *options = self._model
+        process.ask("check", profiled.meta["conditions"], device, os.getpid())
+        self.notices = self._answer("load", process)
+        process.ask("open", runtime, profiled, depth, device, *options)
+        self._answer("load", process)
+
+    def _answer(self, what: str, process: Any) -> Any:
+        """Wait for an answer; the time goes to this part of the work."""
+        with self._timed(what):
+            return process.answer()
 
     @contextmanager
-    def _timed(self, what: str, text: str) -> Iterator[None]:
-        self._tell(f"real model, {self.runtime}: {text}")
+    def _timed(self, what: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.seconds[what] = round(self.seconds.get(what, 0.0) + time.monotonic() - started, 1)

@@ -19,11 +19,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from llm_profile.errors import UsageError, is_out_of_memory, one_line
 from llm_profile.models.transformers_names import takes
+from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.graphs import CaptureError, GraphPasses, fits
 from llm_profile.passes.runner import PassRunner
-from llm_profile.passes.subject import Subject, attention_backend
+from llm_profile.passes.subject import Subject
 from llm_profile.sweep import SweepPoint
-from llm_profile.timing.backends.torch_profiler import REST
+from llm_profile.timing.pacing import REST
 from llm_profile.validation.opening import profiled_model, profiled_subject
 from llm_profile.validation.profiled import Profiled
 

@@ -16,7 +16,7 @@ from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, Factors, FloatArray, Passes, is_request_row
 from llm_profile.validation.steps import MeasuredSteps
 
-LEAST_FACTOR = 0.1
+LEAST_STEP_FACTOR = 0.1
 """Where a noisy table leaves a step less than its rope and attn rows alone, the other rows keep this share: rows of
 nothing, or less, would break simulators."""
 
@@ -157,8 +157,8 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     return Scaling(
         "curve",
         estimate.depth,
-        Factors(prefill.lens, np.maximum(prefill_step, LEAST_FACTOR), np.ones_like(prefill_step)),
-        Factors(decode.lens, np.maximum(decode_step, LEAST_FACTOR), np.ones_like(decode_step)),
+        Factors(prefill.lens, np.maximum(prefill_step, LEAST_STEP_FACTOR), np.ones_like(prefill_step)),
+        Factors(decode.lens, np.maximum(decode_step, LEAST_STEP_FACTOR), np.ones_like(decode_step)),
         parameters,
     )
 
@@ -203,15 +203,12 @@ def _knots(length: str, lens: Sequence[float], excess_ns: FloatArray) -> list[di
     return [{length: at, "excess_ns": float(value)} for at, value in zip(lens, excess_ns, strict=True)]
 
 
-MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {
+SCALING_MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Scaling]] = {
     "global": fit_global,
     "phase": fit_phase,
     "curve": fit_curve,
 }
 """The ways of scaling, by the name that --scaling-mode gives them."""
-
-DEFAULT_MODE = "curve"
-"""The only one that keeps both TTFT and TPOT right, and whose rows recombine to real steps in a simulator."""
 
 
 def at_depth(target: Estimate, shallower: Sequence[tuple[Estimate, MeasuredSteps]]) -> MeasuredSteps:

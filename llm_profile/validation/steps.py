@@ -314,7 +314,7 @@ def _walls(point: object, times: object) -> tuple[float, ...]:
     return walls
 
 
-def measure(reality: Reality, plans: Sequence[StepPlan], repeat: int) -> list[MeasuredSteps]:
+def time_steps(reality: Reality, plans: Sequence[StepPlan], repeat: int) -> list[MeasuredSteps]:
     """Time the steps of plans that have none in common on the real model. Steps that do not fit in memory are left out.
 
     Each round goes over the steps of all plans: a machine that slows down meanwhile makes no difference between them.

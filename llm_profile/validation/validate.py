@@ -8,46 +8,47 @@ from dataclasses import replace
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.request import ScalingRequest
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, check_pairs, model_depth
 from llm_profile.validation.judgement import judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.report import PairResult, StepResult, ValidationReport, mean_spread
 from llm_profile.validation.report_text import warnings_of
-from llm_profile.validation.scaling import DEFAULT_MODE, MODES, Scaling, at_depth, kernels_ns
-from llm_profile.validation.steps import MeasuredSteps, Reality, StepPlan, measure, plan_steps
+from llm_profile.validation.scaling import SCALING_MODES, Scaling, at_depth, kernels_ns
+from llm_profile.validation.steps import MeasuredSteps, Reality, StepPlan, plan_steps, time_steps
 
 BATCHES = (1, 4, 16, 64)
 """Sequences of the batched decode steps that composed ones are held against."""
 
 
-def validate(
+def fit_and_judge(
     table: LatencyTable,
     reality: Reality,
     pairs: Sequence[Pair],
     *,
     depth: int | None = None,
-    mode: str = DEFAULT_MODE,
-    tolerance: float = 0.05,
-    repeat: int = 3,
+    mode: str = ScalingRequest.mode,
+    tolerance: float = ScalingRequest.tolerance,
+    repeat: int = ScalingRequest.repeat,
     other_depths: Mapping[int, MeasuredSteps] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> ValidationReport:
     """Time the real model's steps, fit every way of scaling on some of them and judge it on the others.
 
     reality: the real model with `depth` blocks (None: all), already under the table's conditions. pairs: (input,
-    output) lengths. mode: the way of scaling to apply, one of MODES. tolerance: held-out mean error that is accepted, a
-    ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths (`measure_fitted`): with a
-    depth below the model's, the excess of steps is extrapolated to the full model; at full depth and with two others,
-    that extrapolation is judged. provenance: recorded as it is. Steps of several sequences are timed too, to be held
-    against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
+    output) lengths. mode: the way of scaling to apply, one of SCALING_MODES. tolerance: held-out mean error that is
+    accepted, a ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths
+    (`measure_fitted`): with a depth below the model's, the excess of steps is extrapolated to the full model; at full
+    depth and with two others, that extrapolation is judged. provenance: recorded as it is. Steps of several sequences
+    are timed too, to be held against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
-    fitted, held_out = measure(reality, [fit_plan, held_plan], repeat)
+    fitted, held_out = time_steps(reality, [fit_plan, held_plan], repeat)
     batched = {step.point: step.wall_ns for step in reality.batched(batched_points(pairs, estimate), repeat)}
     scalings: dict[str, Scaling] = {}
     not_fitted: dict[str, str] = {}
-    for name, fit in MODES.items():
+    for name, fit in SCALING_MODES.items():
         try:
             scalings[name] = fit(estimate, fitted, fit_plan.pairs)
         except UsageError as error:
@@ -77,7 +78,7 @@ def validate(
     if estimate.depth < full and other:
         full_estimate = Estimate.of(table)
         full_steps = at_depth(full_estimate, [*other.values(), (estimate, fitted)])
-        applied = MODES[mode](full_estimate, full_steps, fit_plan.pairs)
+        applied = SCALING_MODES[mode](full_estimate, full_steps, fit_plan.pairs)
     elif len(other) > 1:
         guessed = at_depth(estimate, list(other.values()))
         depth_errors = judge_pairs(*([steps.pair(pair) for pair in fit_plan.pairs] for steps in (guessed, fitted)))
@@ -124,27 +125,27 @@ def batched_points(pairs: Sequence[Pair], estimate: Estimate) -> list[SweepPoint
 
 
 def measure_fitted(
-    table: LatencyTable, reality: Reality, pairs: Sequence[Pair], depth: int, repeat: int = 3
+    table: LatencyTable, reality: Reality, pairs: Sequence[Pair], depth: int, repeat: int = ScalingRequest.repeat
 ) -> MeasuredSteps:
-    """Time only the steps that scaling is fitted on, of a real model with `depth` blocks: `validate(other_depths)`."""
+    """Time only the steps that scaling is fitted on, of a real model with `depth` blocks, for `other_depths` above."""
     _estimate, (fit_plan, _held_plan) = _plan(table, pairs, depth)
-    return measure(reality, [fit_plan], repeat)[0]
+    return time_steps(reality, [fit_plan], repeat)[0]
 
 
-def run_validation(
+def validate_over_depths(
     table: LatencyTable,
     open_at: Callable[[int], Reality],
     pairs: Sequence[Pair],
     *,
     depth: int | None = None,
     other_depths: Sequence[int] | None = None,
-    repeat: int = 3,
+    repeat: int = ScalingRequest.repeat,
     **options: Any,
 ) -> ValidationReport:
-    """`validate` with models opened and closed one after the other, so that one at a time is in memory.
+    """`fit_and_judge` with models opened and closed one after the other, so that one at a time is in memory.
 
     open_at: opens the real model with so many blocks. other_depths: depths to be measured beside `depth`; by default
-    half of it where the full model is deeper, none otherwise. options: as for `validate`.
+    half of it where the full model is deeper, none otherwise. options: as for `fit_and_judge`.
     """
     full = model_depth(table)
     depth = full if depth is None else depth
@@ -162,6 +163,6 @@ def run_validation(
             reality.close()
     reality = open_at(depth)
     try:
-        return validate(table, reality, pairs, depth=depth, other_depths=others, repeat=repeat, **options)
+        return fit_and_judge(table, reality, pairs, depth=depth, other_depths=others, repeat=repeat, **options)
     finally:
         reality.close()

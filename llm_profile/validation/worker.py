@@ -5,7 +5,7 @@ It imports what a script of the user's would, and holds nothing of the sweep. to
 
 import signal
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,25 +21,33 @@ class Worker:
     def __init__(self) -> None:
         self._steps: Any = None
 
-    def check(self, conditions: Mapping[str, Any], device_name: str, ours: Collection[int]) -> list[str]:
+    def start(self) -> None:
+        """Import what the work needs. The device is not touched yet."""
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+
+        from llm_profile.validation import reality  # noqa: F401
+
+    def check(self, conditions: Mapping[str, Any], device_name: str, parent_pid: int) -> list[str]:
         """Raise UsageError where the machine, or what is installed on it, is another than a table's conditions say.
 
-        ours: process ids of this validation. Returns what makes times on this device doubtful, a line each.
+        Returns what makes times on this device doubtful, a line each.
         """
         import torch
 
-        from llm_profile.timing.backends.torch_profiler import check_cuda, pci_bus_id
+        from llm_profile.timing.cuda_device import check_cuda, pci_bus_id
         from llm_profile.timing.provenance import device_conditions
         from llm_profile.timing.telemetry import Telemetry, sharing_notice
-        from llm_profile.validation import reality  # noqa: F401 (imported while nothing is timed)
 
         device = torch.device(device_name)
-        found, notices = device_conditions(device), []
+        notices = []
         if device.type == "cuda":
             check_cuda(device_name)
+        found = device_conditions(device)
+        if device.type == "cuda":
             telemetry = Telemetry(pci_bus_id(device))
             found["driver"] = telemetry.driver
-            notices = sharing_notice(telemetry, ours)
+            notices = sharing_notice(telemetry, {parent_pid})
             telemetry.close()
         if differing := differing_conditions(dict(conditions), found):
             raise UsageError(
@@ -50,19 +58,11 @@ class Worker:
 
     def open(
         self, runtime: str, profiled: Profiled, depth: int, device: str, token: str | None, trust_remote_code: bool
-    ) -> tuple[int, int]:
-        """Load the model. Returns the memory that it takes and what is left for others, in bytes."""
-        import torch
-
-        from llm_profile.models.memory import available_bytes
+    ) -> None:
+        """Load the model."""
         from llm_profile.validation.reality import REALITIES
 
-        before = available_bytes()
         self._steps = REALITIES[runtime](profiled, depth, device, token, trust_remote_code)
-        if device.startswith("cuda"):
-            free, _ = torch.cuda.mem_get_info()
-            return torch.cuda.memory_reserved(), free
-        return before - available_bytes(), available_bytes()
 
     def prepare(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
         """As `Steps.prepare`."""

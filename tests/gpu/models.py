@@ -4,7 +4,8 @@ from typing import Any
 
 from llm_profile.models import catalog
 from llm_profile.models.building import ModelOptions
-from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.passes.options import SubjectOptions
+from llm_profile.passes.subject import Subject
 from tests.tiny import CONFIGS
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B"

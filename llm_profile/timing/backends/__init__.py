@@ -10,7 +10,8 @@ from llm_profile.timing.backends.fake import FakeBackend
 
 def _cuda(request: Request, source: ModelSource) -> Backend:
     from llm_profile.passes.loading import requested_subject
-    from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend, check_cuda
+    from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+    from llm_profile.timing.cuda_device import check_cuda
 
     check_cuda(request.device)
     return TorchProfilerBackend(requested_subject(request, source))

@@ -18,7 +18,7 @@ WARMUP_PASSES = 2
 
 
 class WallRecorder:
-    """Own time of each row over one pass (a hooks.Recorder): a stack of what is open, charged as it changes."""
+    """Own time of each row over one pass (a ranges.Recorder): time goes to the innermost of the open rows."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}

@@ -1,7 +1,8 @@
-"""Quantised weights as transformers runs them on a device.
+"""Quantised weights as the quantizers of transformers run them on a device.
 
-Its quantizer of a method decides: it knows the packages and GPUs that the method needs, and replaces modules. What it
-refuses is refused here, in one line.
+transformers has a quantizer for each method of quantisation. It knows the packages and GPUs that the method needs, and
+replaces the modules of a model by those that compute with quantised weights. What it refuses is a UsageError here.
+What a config.json says of quantisation is read in quantisation_config.py.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,9 @@ from llm_profile.errors import UsageError, one_line
 from llm_profile.models.blocks import Kept, keep_blocks
 from llm_profile.models.building import ModelOptions, meta_model, resolve_dtype
 from llm_profile.models.patches import patched
-from llm_profile.models.quantisation import method_of, quantisation_fields
+from llm_profile.models.quantisation_config import method_of, quantisation_fields
 
-ADVICE = "install what is missing, use a GPU that it runs on, or take a checkpoint that is not quantised"
+QUANTISATION_ADVICE = "install what is missing, use a GPU that it runs on, or take a checkpoint that is not quantised"
 
 
 def quantisation_of(config: Any) -> Mapping[str, Any] | None:
@@ -56,18 +57,20 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
             )
     except Exception as error:
         # quantizers raise errors of many types for what they miss and for fields that they refuse
-        raise UsageError(f"--model: its {method} weights cannot be used here: {one_line(error)}; {ADVICE}") from error
+        raise UsageError(
+            f"--model: its {method} weights cannot be used here: {one_line(error)}; {QUANTISATION_ADVICE}"
+        ) from error
     if _dequantizes(quantizer) and not asked:
         reason = told.texts[0] if told.texts else "it lacks the GPU or the packages for them"
         raise UsageError(
             f"--model: its {method} weights cannot be used on {options.device}: transformers would turn them into "
-            f"{str(dtype).removeprefix('torch.')} ({one_line(reason)}); {ADVICE}"
+            f"{str(dtype).removeprefix('torch.')} ({one_line(reason)}); {QUANTISATION_ADVICE}"
         )
     return model
 
 
 class _Told(Handler):
-    """While entered, takes what transformers logs, in place of the one that prints it."""
+    """While entered, collects what transformers logs; nothing is printed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ def device_map(device: str) -> dict[str, str] | None:
 def cut_once_quantised(kept: Kept) -> Iterator[None]:
     """While open, a model that transformers quantises drops all but the kept blocks, after its modules were replaced.
 
-    Not before: lists of modules that stay plain name blocks by their places in the full model.
+    Not before, since lists of modules that stay plain name blocks by their numbers in the full model.
     """
     preprocess = HfQuantizer.preprocess_model
 

@@ -1,4 +1,7 @@
-"""What a configuration says of quantised weights. Imports no torch."""
+"""What a config.json says of quantised weights: its `quantization_config`. Imports no torch.
+
+How transformers runs such weights is in transformers_quantizer.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any
