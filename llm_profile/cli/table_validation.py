@@ -16,7 +16,7 @@ from llm_profile.validation.host_table import write_host_table
 from llm_profile.validation.processes import PROCESSES, ProcessReality
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.report import ValidationReport
-from llm_profile.validation.report_text import print_report
+from llm_profile.validation.report_text import noisy_text, print_report
 from llm_profile.validation.scaled_table import refuse_scaled, scaling_paths
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv
 from llm_profile.validation.steps import Reality
@@ -114,4 +114,6 @@ def validate_and_write(
     print_report(report, console)
     files = f"Scaled table: {scaled_path}\nHost time of each step: {host_path}\nAll pairs and steps: {json_path}"
     console.print(files, highlight=False, soft_wrap=True, markup=False)
+    if report.noisy:  # last, where it is not overlooked
+        console.print(noisy_text(report), style="red", highlight=False, soft_wrap=True, markup=False)
     return report.exit_code

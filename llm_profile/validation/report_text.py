@@ -131,8 +131,6 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     if report.over_tolerance:
         failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
         say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")
-    if report.noisy:
-        say(f"[red]{noisy_text(report)}[/]")
 
 
 def _table(title: str) -> "Table":
