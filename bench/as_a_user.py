@@ -227,32 +227,36 @@ def time_graphs(meta: dict[str, Any], pairs: Sequence[Pair], repeat: int, device
                 run()
         return graph
 
-    def replay_ns(graph: Any) -> float:
-        began = time.monotonic()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with torch.cuda.stream(stream):
-            graph.replay()
-            start.record()
-            graph.replay()
-            graph.replay()
-            end.record()
-        end.synchronize()
-        time.sleep(time.monotonic() - began)
-        return start.elapsed_time(end) / 2 * 1e6
-
     times = []
     with torch.no_grad(), without_masks(model), balanced_experts(model, meta), kernels_of(meta):
-        replay_ns(capture(1, 0))
+        replay_ns(capture(1, 0), stream)
         for input_len, output_len in pairs:
             prompt = capture(input_len, 0)
             kv_lens = sorted({input_len, input_len + (output_len - 2) // 2, input_len + output_len - 2})
             steps = [capture(1, kv_len) for kv_len in kv_lens]
             of: dict[str, list[int]] = {"ttft": [], "tpot": []}
             for _ in range(repeat):
-                of["ttft"].append(round(replay_ns(prompt)))
-                of["tpot"].append(round(statistics.fmean(replay_ns(step) for step in steps)))
+                of["ttft"].append(round(replay_ns(prompt, stream)))
+                of["tpot"].append(round(statistics.fmean(replay_ns(step, stream) for step in steps)))
             times.append(of)
     return times
+
+
+def replay_ns(graph: Any, stream: Any) -> float:
+    """Mean of two replays behind one that warms, with a rest as long as the three took."""
+    import torch
+
+    began = time.monotonic()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with torch.cuda.stream(stream):
+        graph.replay()
+        start.record()
+        graph.replay()
+        graph.replay()
+        end.record()
+    end.synchronize()
+    time.sleep(time.monotonic() - began)
+    return start.elapsed_time(end) / 2 * 1e6
 
 
 def buffers(model: Any, capacity: int) -> Any:

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stage=${1:?give a stage: full, families, architectures, hundred, clock, graph, eager, deep}
+stage=${1:?give a stage: full, families, architectures, hundred, clock, graph, eager, judge, causes, deep}
 dir=${2:-.}
 hardware=${HARDWARE:-H200}
 
@@ -83,12 +83,23 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
         [ "$stage" = eager ] || runtime=cuda-graph
         validate "$runtime" "${named[@]:-${validated[@]}}"
         ;;
+    judge) # the scaled tables of the two stages before, by a script that imports nothing of this project
+        for model in "${named[@]:-${validated[@]}}"; do
+            for runtime in eager cuda-graph; do
+                python3 bench/as_a_user.py --csv "$dir/$hardware/$model-$runtime.csv" --runtime "$runtime" \
+                    --pairs 97x33 311x17 777x17 1333x9 --repeat 4 --json "$dir/$hardware/$model-$runtime.judged.json"
+            done
+        done
+        ;;
+    causes) # what makes eager steps slow in a process that has measured
+        python3 bench/eager_causes.py --rounds 15 --json "bench/results/eager_causes_$hardware.json"
+        ;;
     deep) # a model whose weights fill most of the card
         profile mistralai/Mixtral-8x7B-v0.1 --prefill-step 16 --decode-step 16 --skip-scaling
         validate cuda-graph mistralai/Mixtral-8x7B-v0.1
         ;;
     *)
-        echo "bench/reproduce.sh: no stage $stage: choose full, families, architectures, hundred, clock, graph, eager or deep" >&2
+        echo "bench/reproduce.sh: no stage $stage: choose full, families, architectures, hundred, clock, graph, eager, judge, causes or deep" >&2
         exit 2
         ;;
 esac

@@ -3,7 +3,7 @@
 One model is in memory at a time; what depends on its depth is measured at several and extrapolated.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from llm_profile.request import ScalingRequest
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, check_pairs, model_depth
-from llm_profile.validation.judgement import judge_batches, judge_pairs, judge_recombination
+from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.report import PairResult, StepResult, ValidationReport, mean_spread
 from llm_profile.validation.report_text import warnings_of
 from llm_profile.validation.scaling import SCALING_MODES, Scaling, at_depth, kernels_ns
@@ -46,51 +46,22 @@ def fit_and_judge(
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted, held_out = time_steps(reality, [fit_plan, held_plan], repeat)
     batched = {step.point: step.wall_ns for step in reality.batched(batched_points(pairs, estimate), repeat)}
-    scalings: dict[str, Scaling] = {}
-    not_fitted: dict[str, str] = {}
-    for name, fit in SCALING_MODES.items():
-        try:
-            scalings[name] = fit(estimate, fitted, fit_plan.pairs)
-        except UsageError as error:
-            if name == mode:
-                raise
-            not_fitted[name] = str(error)
+    scalings, not_fitted = fitted_ways(estimate, fitted, fit_plan.pairs, mode)
     scaled = {name: scaling.applied_to(estimate) for name, scaling in scalings.items()}
     real = [held_out.pair(pair) for pair in held_plan.pairs]
-    errors = {name: judge_pairs([of.pair(pair) for pair in held_plan.pairs], real) for name, of in scaled.items()}
-
-    pair_results: list[PairResult] = []
-    step_results: list[StepResult] = []
-    for is_held_out, plan, steps in ((False, fit_plan, fitted), (True, held_plan, held_out)):
-        for pair in plan.pairs:
-            latencies = (steps.pair(pair), estimate.pair(pair), scaled[mode].pair(pair))
-            spreads = (steps.spread(pair), steps.spread_between(pair))
-            pair_results.append(PairResult(is_held_out, *latencies, *spreads))
-        points = sorted(steps.steps)
-        both = zip(kernels_ns(estimate, points), kernels_ns(scaled[mode], points), strict=True)
-        for point, (kernels, guess) in zip(points, both, strict=True):
-            step_results.append(StepResult(point, is_held_out, steps.steps[point], float(kernels), float(guess)))
-
-    full = model_depth(table)
-    other = {of: (Estimate.of(table, of), steps) for of, steps in (other_depths or {}).items() if of != estimate.depth}
-    depths = sorted({*other, estimate.depth})
-    applied, depth_errors = scalings[mode], None
-    if estimate.depth < full and other:
-        full_estimate = Estimate.of(table)
-        full_steps = at_depth(full_estimate, [*other.values(), (estimate, fitted)])
-        applied = SCALING_MODES[mode](full_estimate, full_steps, fit_plan.pairs)
-    elif len(other) > 1:
-        guessed = at_depth(estimate, list(other.values()))
-        depth_errors = judge_pairs(*([steps.pair(pair) for pair in fit_plan.pairs] for steps in (guessed, fitted)))
-    applied = replace(applied, parameters=applied.parameters | {"measured_depths": depths})
+    of_plans = ((False, fit_plan, fitted), (True, held_plan, held_out))
+    pair_results = [result for of in of_plans for result in _pair_results(*of, estimate, scaled[mode])]
+    held_results = [result for result in pair_results if result.held_out]
+    other = {of: steps for of, steps in (other_depths or {}).items() if of != estimate.depth}
+    applied, depth_errors = over_depths(table, estimate, fitted, other, scalings[mode], fit_plan.pairs)
     report = ValidationReport(
         hardware=table.hardware,
         model=table.model,
         clock=table.meta["clock"],
         runtime=reality.runtime,
         depth=estimate.depth,
-        model_depth=full,
-        measured_depths=tuple(depths),
+        model_depth=model_depth(table),
+        measured_depths=tuple(sorted({*other, estimate.depth})),
         repeat=repeat,
         mode=mode,
         tolerance=tolerance,
@@ -98,10 +69,10 @@ def fit_and_judge(
         scalings=scalings,
         not_fitted=not_fitted,
         pairs=tuple(pair_results),
-        steps=tuple(step_results),
-        errors=errors,
-        spread=mean_spread([result.spread for result in pair_results if result.held_out]),
-        spread_between=mean_spread([result.spread_between for result in pair_results if result.held_out]),
+        steps=tuple(result for of in of_plans for result in _step_results(*of, estimate, scaled[mode])),
+        errors={name: judge_pairs([of.pair(p) for p in held_plan.pairs], real) for name, of in scaled.items()},
+        spread=mean_spread([result.spread for result in held_results]),
+        spread_between=mean_spread([result.spread_between for result in held_results]),
         processes=len({*fitted.processes}) or 1,
         recombination=judge_recombination(scaled[mode], held_out),
         batched=tuple(judge_batches(scaled[mode], batched)),
@@ -110,6 +81,63 @@ def fit_and_judge(
     )
     drift = max(fitted.drift, held_out.drift)
     return replace(report, warnings=(*reality.notices, *warnings_of(report, drift, estimate.interpolated)))
+
+
+def fitted_ways(
+    estimate: Estimate, fitted: MeasuredSteps, pairs: Sequence[Pair], mode: str
+) -> tuple[dict[str, Scaling], dict[str, str]]:
+    """Every way of scaling that can be fitted, and why others cannot. Raises UsageError if `mode` is one of those."""
+    scalings: dict[str, Scaling] = {}
+    not_fitted: dict[str, str] = {}
+    for name, fit in SCALING_MODES.items():
+        try:
+            scalings[name] = fit(estimate, fitted, pairs)
+        except UsageError as error:
+            if name == mode:
+                raise
+            not_fitted[name] = str(error)
+    return scalings, not_fitted
+
+
+def over_depths(
+    table: LatencyTable,
+    estimate: Estimate,
+    fitted: MeasuredSteps,
+    other_depths: Mapping[int, MeasuredSteps],
+    scaling: Scaling,
+    pairs: Sequence[Pair],
+) -> tuple[Scaling, dict[str, Errors | None] | None]:
+    """The scaling to apply to the full model, and the errors of extrapolating over depth where they can be judged.
+
+    scaling: fitted at the estimate's depth, and applied as it is unless that depth is below the model's and others were
+    measured.
+    """
+    other = [(Estimate.of(table, depth), steps) for depth, steps in other_depths.items()]
+    errors = None
+    if estimate.depth < model_depth(table) and other:
+        full = Estimate.of(table)
+        scaling = SCALING_MODES[scaling.mode](full, at_depth(full, [*other, (estimate, fitted)]), pairs)
+    elif len(other) > 1:
+        guessed = at_depth(estimate, other)
+        errors = judge_pairs(*([steps.pair(pair) for pair in pairs] for steps in (guessed, fitted)))
+    depths = sorted({*other_depths, estimate.depth})
+    return replace(scaling, parameters=scaling.parameters | {"measured_depths": depths}), errors
+
+
+def _pair_results(
+    held_out: bool, plan: StepPlan, steps: MeasuredSteps, estimate: Estimate, scaled: Estimate
+) -> Iterator[PairResult]:
+    for pair in plan.pairs:
+        latencies = (steps.pair(pair), estimate.pair(pair), scaled.pair(pair))
+        yield PairResult(held_out, *latencies, steps.spread(pair), steps.spread_between(pair))
+
+
+def _step_results(
+    held_out: bool, _plan: StepPlan, steps: MeasuredSteps, estimate: Estimate, scaled: Estimate
+) -> Iterator[StepResult]:
+    points = sorted(steps.steps)
+    for point, kernels, guess in zip(points, kernels_ns(estimate, points), kernels_ns(scaled, points), strict=True):
+        yield StepResult(point, held_out, steps.steps[point], float(kernels), float(guess))
 
 
 def _plan(table: LatencyTable, pairs: Sequence[Pair], depth: int | None) -> tuple[Estimate, tuple[StepPlan, StepPlan]]:
