@@ -32,12 +32,14 @@ from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.scaling_options import named_path
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_POINTS_MISSING, EXIT_USAGE, UsageError
+from llm_profile.exporters import EXPORTERS
 from llm_profile.measurement import StoppingRule
 from llm_profile.models.hub import LOAD_FORMATS, ModelSource
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
+from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.store.writer import TableWriter
+from llm_profile.store.writer import TableHeader, TableRun, TableWriter
 from llm_profile.sweep import GRID_NAMES, MODES, Plan, Sweep, SweepPoint, plan
 from llm_profile.timing.backends import open_backend
 from llm_profile.timing.backends.base import Backend
@@ -69,7 +71,7 @@ def run_profile(request: Request) -> Result:
     source = settled_weights(request, source)
     summary.notice(source.notice)
     laid_out = measure_table(request, source, paths, hardware, known)
-    table = LatencyTable.read(paths.csv)
+    table = read_table(paths.csv)
     summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
@@ -101,20 +103,22 @@ def measure_table(
             summary.notice(text)
         if request.verbose:
             summary.notice(summary.conditions_text(backend.conditions()))
-        writer = TableWriter(
-            paths,
+        header = TableHeader(
             hardware=hardware,
             model=planning.table_name(request, source),
             clock=backend.clock,
             conditions=backend.conditions(),
             kinds=backend.kinds,
             **planning.model_record(source),
-            run=planning.run_record(request, backend.facts()),
-            points=laid_out.points,
+        )
+        run = TableRun(
+            laid_out.points,
+            planning.run_record(request, backend.facts()),
+            request.sweep.grid,
             append=request.append,
             overwrite=request.overwrite,
         )
-        with writer:
+        with TableWriter(paths, header, run, EXPORTERS["csv"]) as writer:
             measure_what_is_left(request, backend, laid_out, writer)
     finally:
         backend.close()

@@ -38,7 +38,8 @@ from llm_profile.cli.scaling_options import (
     validation_device,
 )
 from llm_profile.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_OVER_TOLERANCE, EXIT_USAGE, UsageError
-from llm_profile.store.table import LatencyTable, is_as_written
+from llm_profile.store.files import is_as_written, read_table
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Pair, SweepPoint
 from llm_profile.validation.estimate import Estimate, check_pairs, whole_pairs
 from llm_profile.validation.report import ValidationReport
@@ -99,7 +100,7 @@ def apply_scaling_to_latency_csv(
     replace a measured one, for factors outside 1e-6 to 1e6, and for latencies that no table can hold.
     """
     source, target = scaling_paths(csv_path, output_path)
-    table = LatencyTable.read(source.csv)
+    table = read_table(source.csv)
     scaled = scaled_table(table, scaling_factor, {"source": source.csv.name, **(details or {})})
     write_scaled(scaled, table if add_new_column else None, target)
     return target.csv
@@ -143,7 +144,7 @@ def _run(arguments: argparse.Namespace) -> int:
     wanted = parse_scaling(arguments)
     versions.refuse_older()
     summary.notice(versions.warning())
-    table = LatencyTable.read(arguments.csv)
+    table = read_table(arguments.csv)
     for text in table.notices:
         summary.notice(text)
     refuse_scaled(table)

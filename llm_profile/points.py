@@ -1,7 +1,7 @@
 """What a serving step is: one forward pass to be timed, and the key of everything that is known about it.
 
-Imports no torch. A step has one sequence or many; each feeds some tokens and has a history, the tokens that are in its KV
-cache before the pass. `key_of` and `record_of` say how files name a point, and nothing else does.
+Imports no torch. A step has one sequence or many; each feeds some tokens and has a history, the tokens that are in its
+KV cache before the pass. `key_of` and `record_of` say how files name a point, and nothing else does.
 """
 
 from collections import Counter
@@ -11,8 +11,9 @@ from operator import index
 from typing import Any
 
 KINDS = ("decode", "prefill", "chunk", "batch", "mixed")
-"""What points are. Of one sequence: `decode` feeds one token on a history, `prefill` has no history, `chunk` feeds several
-tokens on one. `batch`: several sequences of one length. `mixed`: several of different lengths."""
+"""What points are, in the order in which they are measured. Of one sequence: `decode` feeds one token on a history,
+`prefill` has no history, `chunk` feeds several tokens on one. `batch`: several sequences of one length. `mixed`: several
+of different lengths."""
 
 Lengths = tuple[int, int]
 """(tokens fed, history) of one sequence."""
@@ -91,6 +92,11 @@ class SweepPoint:
         return sum(history * count for _tokens, history, count in self.groups)
 
     @property
+    def cache_len(self) -> int:
+        """Tokens in the KV caches of all sequences together after the pass."""
+        return self.tokens + self.history
+
+    @property
     def total_len(self) -> int:
         """Tokens that the attention of the longest sequence covers: its history, and those fed."""
         return max(tokens + history for tokens, history, _count in self.groups)
@@ -120,14 +126,14 @@ def canonical_order(point: SweepPoint) -> tuple[int, list[tuple[int, int, int]]]
 
 
 KEY_COLUMNS = ("input", "kv_cache", "batch")
-"""What files call the tokens fed of each sequence, its history, and the number of sequences, where all have one length."""
+"""What files call the tokens fed of each sequence, its history, and how many there are, where all have one length."""
 
 SEQUENCES = "sequences"
 """What files call the list of [tokens, history, number of such sequences] where lengths differ."""
 
 
 def key_of(point: SweepPoint) -> list[Any]:
-    """A point in short, as JSON: [tokens, history, batch], or a list of such where sequences are of different lengths."""
+    """A point in short, as JSON: [tokens, history, batch], or a list of such where lengths differ."""
     groups = [list(group) for group in point.groups]
     return groups if len(groups) > 1 else groups[0]
 
@@ -143,7 +149,7 @@ def point_of_key(key: Sequence[Any]) -> SweepPoint:
 
 
 def record_of(point: SweepPoint) -> dict[str, Any]:
-    """A point by the names that files have: KEY_COLUMNS, or SEQUENCES where sequences are of different lengths."""
+    """A point by the names that files have, as JSON: KEY_COLUMNS, or SEQUENCES where lengths differ."""
     key = key_of(point)
     return {SEQUENCES: key} if point.kind == "mixed" else dict(zip(KEY_COLUMNS, key, strict=True))
 

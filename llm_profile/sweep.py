@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.points import SweepPoint
+from llm_profile.points import SweepPoint as SweepPoint
 
 Pair = tuple[int, int]
 """(input length, output length) of one request, in tokens."""
@@ -116,7 +116,7 @@ class Sweep:
         return getattr(self, f"{name}_max"), getattr(self, f"{name}_step")
 
     def points(self) -> list[SweepPoint]:
-        """Every point of the sweep, series by series, each by length. One that lies on two series stands in the first."""
+        """Every point of the sweep in canonical order: prefill by input length, then decode by cache length."""
         points: list[SweepPoint] = []
         for name in MODES[self.mode]:
             longest, step = self.longest_and_step(name)

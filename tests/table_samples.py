@@ -1,15 +1,17 @@
 """Made-up measurements and writers for the tests of tables."""
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
+from llm_profile.exporters.flat_csv import flat_csv
 from llm_profile.measurement import PointSample, RowSample
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import write_table
 from llm_profile.store.paths import TablePaths
-from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import SweepPoint
+from llm_profile.store.table import LatencyTable
+from llm_profile.store.writer import TableHeader, TableRun, TableWriter
 
 ROWS = ("embedding", "q_proj", "attn", "o_proj", "lm_head")
 CONFIG = {"model_type": "llama", "hidden_size": 64, "dtype": "bfloat16", "rope_parameters": {"rope_theta": 1e4}}
@@ -43,19 +45,25 @@ def paths_in(folder: Path) -> TablePaths:
 
 
 def writer(folder: Path, points: list[SweepPoint], **changes: Any) -> TableWriter:
-    conditions: Mapping[str, Any] = CONDITIONS
-    arguments = {
+    """changes: of what the header or the run of all these tests has; `run` is the run's record."""
+    header: dict[str, Any] = {
         "hardware": "H200",
         "model": "org/model-1.5",
         "clock": "gpu-kernel",
-        "conditions": conditions,
+        "conditions": CONDITIONS,
         "kinds": KINDS,
         "source": {"name": "org/model-1.5", "origin": "hub", "revision": None},
         "config": CONFIG,
-        "run": {"repeat": 100},
-        "points": points,
     }
-    return TableWriter(paths_in(folder), **(arguments | changes))
+    header |= {name: value for name, value in changes.items() if name in header}
+    record = changes.get("run", {"repeat": 100})
+    of_run = {name: value for name, value in changes.items() if name not in {*header, "run"}}
+    return TableWriter(paths_in(folder), TableHeader(**header), TableRun(points, record, **of_run), flat_csv)
+
+
+def write(table: LatencyTable, paths: TablePaths) -> None:
+    """A table's files, the CSV among them."""
+    write_table(table, paths, flat_csv(table))
 
 
 def measure(folder: Path, points: list[SweepPoint], **changes: Any) -> TablePaths:

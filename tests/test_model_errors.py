@@ -17,6 +17,7 @@ from llm_profile.models.model_errors import place, told_in_a_line
 from llm_profile.passes import runner as passes
 from llm_profile.passes.cache import BOUND_POSITIONS
 from llm_profile.passes.subject import Subject, SubjectOptions
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
 from tests.test_architectures import OF_RELEASE, OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model
@@ -35,7 +36,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
         options = ["--model", str(folder), *QUICK, "--skip-scaling", "--output-dir", str(tmp_path / "tables")]
         code = run_profile.main([*options, *arguments])
         tables = list((tmp_path / "tables").rglob("*.csv"))
-        return code, *capsys.readouterr(), LatencyTable.read(tables[0]) if tables else None
+        return code, *capsys.readouterr(), read_table(tables[0]) if tables else None
 
     return run
 

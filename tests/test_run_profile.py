@@ -21,7 +21,8 @@ import run_profile
 from llm_profile.cli import summary
 from llm_profile.errors import UsageError
 from llm_profile.request import Request, Scaling
-from llm_profile.store.table import CSV_HEADER, LatencyTable
+from llm_profile.store.files import CSV_HEADER, read_table
+from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.timing.backends import BACKENDS
@@ -101,7 +102,7 @@ def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
     for (name, input_len, kv_len), row in zip(keys, rows, strict=True):
         assert int(row["latency(ns)"]) == pytest.approx(row_ns(name, SweepPoint(input_len, kv_len)), rel=0.01)
         assert (row["hardware"], row["model"]) == ("FAKE", "tiny-llama")
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     (measured,) = table.meta["runs"]
     assert measured["points"] == POINTS and measured["seconds"] > 0
     assert table.meta["source"] == {"name": "tiny-llama", "origin": "table", "revision": None}
@@ -131,7 +132,7 @@ def test_a_run_that_broke_off_goes_on(run: Run, tmp_path: Path, monkeypatch: pyt
     assert sorted(first.asked[:-1] + second.asked) == sorted(Sweep("both", 6, 6).points())
     whole = (tmp_path / "whole" / CSV.name).read_text().replace("whole", "FAKE")
     assert (tmp_path / CSV).read_text() == whole
-    runs = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    runs = read_table(tmp_path / CSV).meta["runs"]
     assert [run["points"] for run in runs] == [len(first.asked) - 1, len(second.asked)]
     assert "seconds" not in runs[0], "it never came to its end"
 
@@ -266,7 +267,7 @@ def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path)
     old = (tmp_path / CSV).read_bytes()
     assert run(*OPTIONS, "--num-layers", "2", "--prefill-max", "3", "--overwrite").code == 0
     assert (tmp_path / CSV).with_name("tiny-llama.csv.bak").read_bytes() == old
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert table.meta["conditions"]["num_layers"] == 2 and len(table.records) == 9
 
 
@@ -295,7 +296,7 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert measured <= 0.15 * every + 1
     assert f"filled: {every - measured} of {every} points" in first.out
     assert "at the 99th percentile" in first.out
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == every and table.meta["runs"][-1]["points"] == measured
     assert sum(record.is_measured for record in table.records.values()) == measured
     q_proj = SweepPoint(200, 0)
@@ -309,7 +310,7 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert "--append" in run(*WIDE).err, "the full grid is another request"
     assert run(*WIDE, "--append").code == 0
     assert len(backend.asked) == every, "what was measured is not measured again"
-    assert all(record.is_measured for record in LatencyTable.read(tmp_path / CSV).records.values())
+    assert all(record.is_measured for record in read_table(tmp_path / CSV).records.values())
 
 
 def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,14 +322,14 @@ def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, m
     use(monkeypatch, backend)
     assert run(*WIDE, "--grid", "adaptive").code == 0
     assert not {*broken.asked[:-1]} & {*backend.asked}
-    assert len(LatencyTable.read(tmp_path / CSV).records) == 512
+    assert len(read_table(tmp_path / CSV).records) == 512
 
 
 def test_memory_that_ends_on_an_adaptive_grid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, TroubledBackend(out_of_memory_at=201))
     told = run(*WIDE, "--grid", "adaptive")
     assert told.code == 3
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert {point.total_len <= 200 for point in table.records} == {True} and len(table.records) == 200 + 199
     assert len(table.missing) == 512 - 399
     assert "out of memory at a shorter length" in told.out
@@ -340,7 +341,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert done.code == 3
     assert "missing: 3 of 12 points: out of memory (first: input 6, kv_cache 0)" in done.out
     assert "points measured: 9" in done.err
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == 9 and set(table.missing.values()) == {"out of memory"}
     before = files_in(tmp_path)
     again = run(*OPTIONS)
@@ -348,7 +349,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert files_in(tmp_path) == before, "no news"
     use(monkeypatch, TroubledBackend())
     assert run(*OPTIONS).code == 0
-    assert not LatencyTable.read(tmp_path / CSV).missing
+    assert not read_table(tmp_path / CSV).missing
 
 
 def test_a_run_that_learns_nothing_leaves_the_records_of_others(
@@ -360,7 +361,7 @@ def test_a_run_that_learns_nothing_leaves_the_records_of_others(
         assert run(*OPTIONS).code == 130
     done = run(*OPTIONS)
     assert done.code == 3 and "points measured" not in done.err
-    (only,) = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    (only,) = read_table(tmp_path / CSV).meta["runs"]
     assert only["points"] == 9 and "seconds" not in only, "the seconds of the second run are none of the first"
 
 
@@ -389,7 +390,7 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
     sweep = ["--model", folder, *CPU[2:], "--load-format", "dummy"]
     done = run(*sweep, "--skip-scaling")
     assert done.code == 3 and "missing: 1 of 8 points: beyond the model's 4 learned positions" in done.out
-    table = LatencyTable.read(tmp_path / "CPU" / "small-opt.csv")
+    table = read_table(tmp_path / "CPU" / "small-opt.csv")
     assert list(table.missing) == [SweepPoint(1, 4)]
     assert {"embedding", "q_proj", "attn", "act_fn", "post_layernorm", "lm_head"} <= set(table.row_names())
     plan = run(*sweep, "--skip-scaling", "--plan", "--append").out
@@ -532,7 +533,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
             *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet"),
         )
     )
-    table = LatencyTable.read(folder / "tiny-llama.csv")
+    table = read_table(folder / "tiny-llama.csv")
     assert table.meta["clock"] == "cpu-wall" and table.meta["conditions"]["weights"] == "dummy"
     names = "embedding input_layernorm q_proj k_proj v_proj rope attn o_proj post_layernorm gate_proj up_proj act_fn"
     names += " down_proj final_layernorm lm_head attn_other mlp_other block_other model_other"
@@ -556,7 +557,7 @@ def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX]
     done = run(*arguments)
     assert done.code == 0 and "real weights" in done.err
-    table = LatencyTable.read(tmp_path / "CPU" / "org" / "mine.csv")
+    table = read_table(tmp_path / "CPU" / "org" / "mine.csv")
     assert (table.model, table.meta["conditions"]["weights"]) == ("org/mine", "folder saved")
     refused = run(*arguments, "--load-format", "dummy")
     assert refused.code == 2 and 'weights is "folder saved" there and "dummy" now' in refused.err
@@ -801,7 +802,7 @@ def test_a_log_that_takes_no_more_stops_no_run(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         arguments = [sys.executable, "run_profile.py", *OPTIONS, "--output-dir", str(tmp_path)]
         done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=full)
-    assert done.returncode == 0 and len(LatencyTable.read(tmp_path / CSV).records) == POINTS
+    assert done.returncode == 0 and len(read_table(tmp_path / CSV).records) == POINTS
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import Sweep, SweepPoint, every, plan
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import Sweep, every, plan
 
 LENGTHS = st.integers(1, 300)
 

@@ -74,7 +74,7 @@ def profiled_subject(
     Prompts may be as long as the longest cache of the table. Raises UsageError where its real weights are gone, and
     where the code of its repository may not run or is another now.
     """
-    conditions = table.meta["conditions"]
+    conditions = table.conditions
     model = ModelOptions(
         depth,
         device,

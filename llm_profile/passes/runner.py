@@ -94,6 +94,7 @@ class PassRunner:
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
         """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served, if the model's code can."""
+        self._refuse(point)
         past = self.past(point.kv_len)  # may run the model
         self._point = point
         self._calls.clear()
@@ -120,13 +121,19 @@ class PassRunner:
                 return InPlaceCache(config, capacity)
         return PastOfAPrompt(self._cache_of_prompt)
 
+    def _refuse(self, point: SweepPoint) -> None:
+        """Raises ValueError for a point that would be run as another one."""
+        batch, max_input = self.input_ids.shape
+        if point.kind == "mixed" or point.batch != batch or point.input_len > max_input:
+            raise ValueError(f"{point}: this runner has {batch} sequences of one length, of {max_input} tokens at most")
+
     def past(self, kv_len: int) -> Any:
         """The cache for a pass behind `kv_len` tokens."""
         if isinstance(self.cache, PastOfAPrompt):
             return self.cache.at(kv_len)
         if kv_len and not self._primed:  # a pass without a past shows the cache its shapes
             self._primed = True
-            self.run(SweepPoint(1, 0))
+            self.run(SweepPoint(1, 0, len(self.input_ids)))
         self.cache.rewind(kv_len)
         return self.cache
 

@@ -20,7 +20,8 @@ from llm_profile.passes.graphs import CaptureError, GraphPasses, fits
 from llm_profile.passes.loading import profiled_subject
 from llm_profile.passes.runner import PassRunner
 from llm_profile.passes.subject import Subject
-from llm_profile.store.table import LatencyTable, differing_conditions
+from llm_profile.store.conditions import differing_conditions
+from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.torch_profiler import REST, check_cuda, pci_bus_id
 from llm_profile.timing.provenance import device_conditions
