@@ -12,8 +12,8 @@ from typing import Any
 
 KINDS = ("decode", "prefill", "chunk", "batch", "mixed")
 """What points are, in the order in which they are measured. Of one sequence: `decode` feeds one token on a history,
-`prefill` has no history, `chunk` feeds several tokens on one. `batch`: several sequences of one length. `mixed`: several
-of different lengths."""
+`prefill` has no history, `chunk` feeds several tokens on one. Of several: `batch` if all are of one length, else
+`mixed`."""
 
 Lengths = tuple[int, int]
 """(tokens fed, history) of one sequence."""

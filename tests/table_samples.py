@@ -18,10 +18,20 @@ CONFIG = {"model_type": "llama", "hidden_size": 64, "dtype": "bfloat16", "rope_p
 CONDITIONS = {"dtype": "bfloat16", "torch": "2.13.0", "num_layers": 1, "seed": 0}
 KINDS = (BlockKind("block", 32, tuple(range(32)), (0,)),)
 
+NOT_FLAT = (
+    SweepPoint(8, 16),
+    SweepPoint(1, 16, 4),
+    SweepPoint(8, 0, 2),
+    SweepPoint(8, 16, 2),
+    SweepPoint.of([(1, 16), (1, 9), (1, 9)]),
+    SweepPoint.of([(8, 0), (1, 16)]),
+)
+"""A chunk, batches of decodes, prompts and chunks, and compositions: no prefill and no decode of one sequence."""
+
 
 def sample(point: SweepPoint, rows: tuple[str, ...] = ROWS, passes: int = 11) -> PointSample:
     """A sample that depends on the point alone."""
-    random_ns = random.Random(hash((point.input_len, point.kv_len, point.batch)))
+    random_ns = random.Random(hash(point.groups[0] if len(point.groups) == 1 else point.groups))
     made = {
         name: RowSample(
             pass_ns=tuple(random_ns.randrange(1_000, 90_000) for _ in range(passes)),
@@ -32,8 +42,8 @@ def sample(point: SweepPoint, rows: tuple[str, ...] = ROWS, passes: int = 11) ->
         for index, name in enumerate(rows)
     }
     pass_ns = tuple(sum(column) for column in zip(*(row.pass_ns for row in made.values()), strict=True))
-    clock = None if point.kv_len % 2 else 1980.5
-    return PointSample(point, made, pass_ns, "fake", clock, 0.25, ("a note",) if point.input_len == 2 else ())
+    clock = None if point.history % 2 else 1980.5
+    return PointSample(point, made, pass_ns, "fake", clock, 0.25, ("a note",) if point.tokens == 2 else ())
 
 
 def sweep_points(prefill: int, decode: int) -> list[SweepPoint]:

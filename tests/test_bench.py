@@ -165,7 +165,7 @@ def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: 
         for point in (SweepPoint(3, 0), SweepPoint(1, 5)):
             table.records |= filled_in(table, point)
 
-    whole, part = read_table(fake_csv), LatencyTable.read(changed(fake_csv, tmp_path, fill_two))
+    whole, part = read_table(fake_csv), read_table(changed(fake_csv, tmp_path, fill_two))
     assert compare(whole, part).points == len(whole.records) - 2
     assert compare(whole, part, filled=True).points == compare(part, whole, filled=True).points == 2
     with pytest.raises(UsageError, match="no such point"):

@@ -246,20 +246,54 @@ def test_an_edited_configuration_is_another_model(run: Run, tmp_path: Path) -> N
         assert "config.intermediate_size is" in refused.err and "there and 32 now" in refused.err
 
 
-@pytest.mark.parametrize("prefill_max", ["9", "4"])
-def test_other_ranges_need_append(run: Run, tmp_path: Path, prefill_max: str) -> None:
+def test_points_that_no_run_asked_for_need_append(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     before = files_in(tmp_path)
-    wider = [*OPTIONS, "--prefill-max", prefill_max]
+    wider = [*OPTIONS, "--prefill-max", "9"]
     refused = run(*wider)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--prefill-max 6" in refused.err and "--append" in refused.err and "--overwrite" in refused.err
     assert refused.err == run(*wider, "--plan").err
     assert files_in(tmp_path) == before
     assert run(*wider, "--append").code == 0
-    assert "complete" in run(*wider, "--append").err
-    inputs = {int(row["input"]) for row in rows_of(tmp_path / CSV)}
-    assert inputs == set(range(1, max(6, int(prefill_max)) + 1))
+    for again in ([*wider, "--append"], wider, OPTIONS):
+        assert "complete" in run(*again).err
+    assert {int(row["input"]) for row in rows_of(tmp_path / CSV)} == set(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prefill-max", "4"],
+        ["--decode-step", "5"],
+        ["--mode", "decode"],
+        ["--mode", "prefill", "--decode-max", "99"],
+        ["--grid", "adaptive"],
+    ],
+    ids=" ".join,
+)
+def test_points_that_are_there_are_complete_whatever_the_command_line(
+    run: Run, tmp_path: Path, options: list[str]
+) -> None:
+    run(*OPTIONS)
+    before = files_in(tmp_path)
+    again = run(*OPTIONS, *options)
+    assert again.code == 0 and "complete: " in again.err
+    assert files_in(tmp_path) == before
+
+
+def test_fewer_points_of_a_run_that_broke_off_go_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = TroubledBackend(crash_at=6), TroubledBackend(), TroubledBackend()
+    use(monkeypatch, first)
+    with pytest.raises(RuntimeError):
+        run(*OPTIONS)
+    use(monkeypatch, second)
+    assert run(*OPTIONS, "--prefill-max", "3").code == 0
+    asked = {*Sweep("both", 3, 6).points()}
+    assert {*second.asked} == asked - {*first.asked[:-1]}
+    use(monkeypatch, third)
+    assert run(*OPTIONS).code == 0
+    assert sorted([*first.asked[:-1], *second.asked, *third.asked]) == sorted(Sweep("both", 6, 6).points())
 
 
 def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path) -> None:
@@ -311,6 +345,7 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert run(*WIDE, "--append").code == 0
     assert len(backend.asked) == every, "what was measured is not measured again"
     assert all(record.is_measured for record in read_table(tmp_path / CSV).records.values())
+    assert "complete: " in run(*WIDE).err and "complete: " in run(*WIDE, "--grid", "adaptive").err
 
 
 def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

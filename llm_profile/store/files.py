@@ -1,7 +1,8 @@
 """The files of a table, read and written. Imports no torch.
 
 `<model>.rows.parquet` has every record, `<model>.meta.json` the conditions, and `<model>.csv` is what consumers read.
-All three are derived from a LatencyTable and written whole, so order and repair cost nothing. An exporter makes the CSV.
+All three are derived from a LatencyTable and written whole, so order and repair cost nothing; an exporter makes the
+CSV.
 """
 
 from collections.abc import Callable
