@@ -14,11 +14,15 @@ SHARED_POINT = SweepPoint(1, 0)
 """The pass of one token on an empty cache: the first prefill point and the first decode point."""
 
 
+NUMBERS = ("input_len", "kv_len", "batch")
+"""What points of one length are made of, in the order in which SweepPoint takes them."""
+
+
 @dataclass(frozen=True)
 class Series:
     """Points along a line: one number varies, and the others are fixed.
 
-    start: the first point. varies: the number that grows from there on: `input_len`, `kv_len` or `batch`.
+    start: the first point. varies: which of NUMBERS grows from there on.
     """
 
     start: SweepPoint
@@ -36,12 +40,14 @@ class Series:
 
     def at(self, length: int) -> SweepPoint:
         """The point of this length."""
-        fixed = {name: getattr(self.start, name) for name in ("input_len", "kv_len", "batch")}
-        return SweepPoint(**fixed | {self.varies: length})
+        start, varies = self.start, self.varies
+        return SweepPoint(*(length if name == varies else getattr(start, name) for name in NUMBERS))
 
     def has(self, point: SweepPoint) -> bool:
         """Whether a point lies on the series."""
-        return point.kind != "mixed" and self.length(point) >= self.first and point == self.at(self.length(point))
+        if point.kind == "mixed" or self.length(point) < self.first:
+            return False
+        return all(getattr(point, name) == getattr(self.start, name) for name in NUMBERS if name != self.varies)
 
     def of(self, points: Iterable[SweepPoint]) -> list[SweepPoint]:
         """Those of `points` that lie on the series, by length."""

@@ -72,20 +72,20 @@ def next_points(points: Sequence[SweepPoint], known: Known, failed: Collection[S
 
     Points that lie on no series have nothing between which they could be filled: all of them are measured, first.
     """
-    points, alone = _apart(points)
+    whole, alone = _lanes(points)
     if left := every_point(alone, known, failed):
         return left
-    if len(points) <= ROUND:
+    along = sum(map(len, whole))
+    if along <= ROUND:
         return every_point(points, known, failed)
-    most = most_measured(len(points))
-    whole = _lanes(points)
+    most = most_measured(along)
     lanes = [_before(failed, lane) for lane in whole]
     edges = _edges(whole, most // 2)
     if first := [p for lane in lanes for p in lane if p in edges and not _is_measured(p, known)]:
         return first
     if ends := [middle for lane in lanes if (middle := _towards_failure(lane, known)) is not None]:
         return ends
-    spent = sum(_is_measured(point, known) or point in failed for point in points)
+    spent = sum(_is_measured(point, known) or point in failed for lane in whole for point in lane)
     gaps = sorted((-weight, middle) for lane in lanes for weight, middle in _gaps(lane, known))
     return [middle for _, middle in gaps[: max(0, min(ROUND, most - spent))]]
 
@@ -108,8 +108,8 @@ class Grid:
 
 
 def _most(points: Sequence[SweepPoint]) -> int:
-    along, alone = _apart(points)
-    return most_measured(len(along)) + len(alone)
+    lanes, alone = _lanes(points)
+    return most_measured(sum(map(len, lanes))) + len(alone)
 
 
 GRIDS = {"full": Grid(every_point, len), "adaptive": Grid(next_points, _most)}
@@ -121,7 +121,7 @@ def filled(
 ) -> dict[SweepPoint, PointRecord | str]:
     """What is still unknown of `points`: records interpolated from measured neighbours, or why there are none."""
     made: dict[SweepPoint, PointRecord | str] = {}
-    for lane in _lanes(points):
+    for lane in _lanes(points)[0]:
         measured = _measured(lane, known)
         for point in lane:
             at = bisect_left(measured, point)
@@ -141,7 +141,7 @@ def leave_one_out(points: Sequence[SweepPoint], known: Known, whole_passes: bool
     Neighbours are twice as far as those of filled points, so the error of these is smaller.
     """
     errors = []
-    for lane in _lanes(points):
+    for lane in _lanes(points)[0]:
         measured = _measured(lane, known)
         if len(measured) > 2:
             times_ns, off_ns = _misses(measured, known, [None] if whole_passes else _rows(measured, known))
@@ -160,20 +160,21 @@ def _measured(points: Sequence[SweepPoint], known: Known) -> list[SweepPoint]:
     return [point for point in points if _is_measured(point, known)]
 
 
-def _apart(points: Sequence[SweepPoint]) -> tuple[list[SweepPoint], list[SweepPoint]]:
-    """Those of `points` that lie on a series, and those that lie on none."""
-    along = [point for point in points if series_of(point)]
-    return along, [point for point in points if not series_of(point)]
+def _lanes(points: Sequence[SweepPoint]) -> tuple[list[list[SweepPoint]], list[SweepPoint]]:
+    """Points between which latency can be interpolated, by length: of one series and alignment each.
 
-
-def _lanes(points: Sequence[SweepPoint]) -> list[list[SweepPoint]]:
-    """Points between which latency can be interpolated: of one series and alignment, by length."""
-    found: dict[tuple[str, bool], list[SweepPoint]] = {}
+    Those that lie on no series come apart.
+    """
+    lanes: dict[tuple[str, bool], list[SweepPoint]] = {}
+    alone: list[SweepPoint] = []
     for point in sorted(points):
-        if name := series_of(point):
+        name = series_of(point)
+        if name is None:
+            alone.append(point)
+        else:
             aligned = SERIES[name].varies == "input_len" and point.input_len % ALIGNMENT == 0
-            found.setdefault((name, aligned), []).append(point)
-    return list(found.values())
+            lanes.setdefault((name, aligned), []).append(point)
+    return list(lanes.values()), alone
 
 
 def _before(failed: Collection[SweepPoint], lane: Sequence[SweepPoint]) -> list[SweepPoint]:
