@@ -100,7 +100,7 @@ def bounds(table: LatencyTable, bandwidth: float, flops: float) -> list[Bound]:
             row,
             point,
             table.latency_ns(row, point),
-            bound_ns(shape, point.input_len * point.batch, size, bandwidth, flops),
+            bound_ns(shape, point.tokens, size, bandwidth, flops),
         )
         for row, shape in weights.items()
         if row in table.row_names()

@@ -117,6 +117,11 @@ class Sweep:
         """What metadata keeps of the sweep of a run."""
         return asdict(self)
 
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The series that it has points on, by name."""
+        return MODES[self.mode]
+
     def longest_and_step(self, name: str) -> tuple[int, int]:
         """The longest length of a series, by its name, and the step between its lengths."""
         return getattr(self, f"{name}_max"), getattr(self, f"{name}_step")
@@ -124,14 +129,14 @@ class Sweep:
     def points(self) -> list[SweepPoint]:
         """Every point of the sweep in canonical order: prefill by input length, then decode by cache length."""
         points: list[SweepPoint] = []
-        for name in MODES[self.mode]:
+        for name in self.series:
             longest, step = self.longest_and_step(name)
             points += map(SERIES[name].at, every(step, SERIES[name].first, longest))
         return list(dict.fromkeys(points))
 
     def __contains__(self, point: SweepPoint) -> bool:
         """Whether `points()` has a point, found without laying them out."""
-        return any(self._has(name, point) for name in MODES[self.mode] if SERIES[name].has(point))
+        return any(self._has(name, point) for name in self.series if SERIES[name].has(point))
 
     def _has(self, name: str, point: SweepPoint) -> bool:
         length, (longest, step) = SERIES[name].length(point), self.longest_and_step(name)
