@@ -16,6 +16,8 @@ The same command goes on where it was interrupted.
 """
 
 from llm_profile import interrupt
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
@@ -32,13 +34,14 @@ from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.options import parse_request, profile_parser
 from llm_profile.cli.table_validation import known_exit_code, validate_and_write
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
+from llm_profile.exporters import EXPORTERS
 from llm_profile.measurement import StoppingRule
 from llm_profile.models.hub import ModelSource
 from llm_profile.request import Request
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import Plan, SweepPoint, plan
+from llm_profile.store.writer import TableHeader, TableRun, TableWriter
+from llm_profile.sweep import Plan, plan
 from llm_profile.timing.backends import open_backend, release_memory
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.grid import GRIDS
@@ -68,7 +71,7 @@ def run_profile(request: Request) -> Result:
     source = settled_weights(request, source)
     summary.notice(source.notice)
     laid_out = measure_table(request, source, paths, hardware, known)
-    table = LatencyTable.read(paths.csv)
+    table = read_table(paths.csv)
     summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
@@ -100,20 +103,22 @@ def measure_table(
             summary.notice(text)
         if request.verbose:
             summary.notice(summary.conditions_text(backend.conditions()))
-        writer = TableWriter(
-            paths,
+        header = TableHeader(
             hardware=hardware,
             model=planning.table_name(request, source),
             clock=backend.clock,
             conditions=backend.conditions(),
             kinds=backend.kinds,
             **planning.model_record(source),
-            run=planning.run_record(request, backend.facts()),
-            points=laid_out.points,
+        )
+        run = TableRun(
+            laid_out.points,
+            planning.run_record(request, backend.facts()),
+            request.sweep.grid,
             append=request.append,
             overwrite=request.overwrite,
         )
-        with writer:
+        with TableWriter(paths, header, run, EXPORTERS["csv"]) as writer:
             measure_what_is_left(request, backend, laid_out, writer)
     finally:
         backend.close()

@@ -16,6 +16,7 @@ once per request.
 """
 
 from llm_profile import interrupt
+from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
@@ -30,7 +31,6 @@ from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options,
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.cli.table_validation import validate_and_write
 from llm_profile.cli.validation_device import validation_device
-from llm_profile.store.table import LatencyTable
 from llm_profile.validation.scaled_table import refuse_scaled
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv, compute_average_scaling_factor
 
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
     wanted = parse_scaling(arguments)
     versions.refuse_older()
     summary.notice(versions.warning())
-    table = LatencyTable.read(arguments.csv)
+    table = read_table(arguments.csv)
     for text in table.notices:
         summary.notice(text)
     refuse_scaled(table)

@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from bench.compare_tables import WITHIN_NS, Agreement, agreement_lines
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
+from llm_profile.store.files import read_table
 from llm_profile.store.storage import write_json
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from llm_profile.timing.grid import GRIDS, filled, leave_one_out
 
 WITHIN = 0.04
@@ -63,13 +64,13 @@ def tried_out(table: LatencyTable) -> dict[str, Any]:
     both: dict[str, list[tuple[PointRecord, PointRecord]]] = {}  # phase -> measured and filled
     for point, made in filled(points, known, {}, 0).items():
         if isinstance(made, PointRecord):
-            both.setdefault(point.phase, []).append((table.records[point], made))
+            both.setdefault(point.kind, []).append((table.records[point], made))
     return {
         "points": len(points),
         "measured": len(known),
         "rows": {phase: Agreement.of(row_pairs(of), WITHIN) for phase, of in both.items()},
         "passes": {phase: Agreement.of(pass_pairs(of), WITHIN) for phase, of in both.items()},
-        "beside": {phase: leave_one_out([p for p in points if p.phase == phase], table.records) for phase in both},
+        "beside": {phase: leave_one_out([p for p in points if p.kind == phase], table.records) for phase in both},
     }
 
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        found = tried_out(LatencyTable.read(arguments.csv))
+        found = tried_out(read_table(arguments.csv))
         print("\n".join(table_lines(found)))
         if arguments.json:
             by_phase = {

@@ -19,8 +19,10 @@ import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.records import PointRecord
+from llm_profile.store.conditions import differences
+from llm_profile.store.files import read_table
 from llm_profile.store.storage import write_json
-from llm_profile.store.table import LatencyTable, differences
+from llm_profile.store.table import LatencyTable
 from llm_profile.validation.estimate import is_unnamed_row
 
 WITHIN = 0.05
@@ -90,7 +92,7 @@ def compare(a: LatencyTable, b: LatencyTable, filled: bool = False) -> Compariso
     rows = [row for row in a.row_names() if row in set(b.row_names())]
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
-        of_phase = pairs.setdefault(point.phase, {ALL_ROWS: [], NAMED_ROWS: []})
+        of_phase = pairs.setdefault(point.kind, {ALL_ROWS: [], NAMED_ROWS: []})
         for row in rows:
             pair = (a.latency_ns(row, point), b.latency_ns(row, point))
             of_phase.setdefault(row, []).append(pair)
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        first, second = (LatencyTable.read(path) for path in arguments.csv)
+        first, second = (read_table(path) for path in arguments.csv)
         comparison = compare(first, second, arguments.filled)
         print("\n".join(table_lines(comparison)))
         if arguments.json:

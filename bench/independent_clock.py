@@ -26,8 +26,8 @@ from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
 from llm_profile.passes.graphs import CaptureError, GraphPasses
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
-from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.timing.launching import shares

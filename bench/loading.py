@@ -48,4 +48,4 @@ def longest_of(backend: TorchProfilerBackend, longest: int) -> tuple[int, int]:
 
 def sweep_sizes(longest_prompt: int, longest_cache: int) -> Counter[str]:
     """Points of a full sweep, by phase."""
-    return Counter(point.phase for point in Sweep("both", longest_prompt, longest_cache).points())
+    return Counter(point.kind for point in Sweep("both", longest_prompt, longest_cache).points())

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from llm_profile.cli.planning import DTYPE_BYTES
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.storage import write_json
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 
 GEMM_ROWS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -99,7 +100,7 @@ def bounds(table: LatencyTable, bandwidth: float, flops: float) -> list[Bound]:
             row,
             point,
             table.latency_ns(row, point),
-            bound_ns(shape, point.input_len * point.batch, size, bandwidth, flops),
+            bound_ns(shape, point.tokens, size, bandwidth, flops),
         )
         for row, shape in weights.items()
         if row in table.row_names()
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("bandwidth", "flops"):
             if not getattr(arguments, option) > 0:
                 raise UsageError(f"--{option} {getattr(arguments, option)}: must be above 0")
-        table = LatencyTable.read(arguments.csv)
+        table = read_table(arguments.csv)
         found = bounds(table, arguments.bandwidth, arguments.flops)
         if not found:
             raise UsageError(f"{arguments.csv}: has none of the rows {', '.join(GEMM_ROWS)}")

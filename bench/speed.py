@@ -34,8 +34,8 @@ from llm_profile.layers.layout import MODEL_OTHER
 from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import Measurement, PointFailure, StoppingRule
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
-from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.timing.loop import in_measuring_order
 from llm_profile.timing.session import ROW_RANGE, RangeRecorder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import Pair, Sweep
+from llm_profile.sweep import SERIES, Pair, Sweep
 
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 
@@ -133,14 +133,14 @@ class Request:
             )
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
-        for phase in ("prefill", "decode"):
-            longest, step = getattr(self.sweep, f"{phase}_max"), getattr(self.sweep, f"{phase}_step")
+        for name in SERIES:
+            longest, step = self.sweep.longest_and_step(name)
             if longest > LONGEST:
-                raise UsageError(f"--{phase}-max {longest}: {LONGEST} tokens are the most; lower it")
+                raise UsageError(f"--{name}-max {longest}: {LONGEST} tokens are the most; lower it")
             if longest // step > MOST_POINTS:
                 raise UsageError(
-                    f"--{phase}-max {longest}: {longest // step} points at --{phase}-step {step}, where {MOST_POINTS} "
-                    f"are the most; lower it, or raise --{phase}-step"
+                    f"--{name}-max {longest}: {longest // step} points at --{name}-step {step}, where {MOST_POINTS} "
+                    f"are the most; lower it, or raise --{name}-step"
                 )
         if not 0 <= self.precision < 1:
             raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")

@@ -14,8 +14,8 @@ import pytest
 import run_profile
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.models.hub import ModelSource
+from llm_profile.points import SweepPoint
 from llm_profile.request import Request
-from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.backends.fake import FakeBackend

@@ -14,7 +14,7 @@ import pyarrow.parquet  # noqa: F401  (once here, not in every child)
 
 import run_profile
 from llm_profile.errors import UsageError
-from llm_profile.store.table import LatencyTable
+from llm_profile.store.files import read_table
 from tests.fake_command import CSV, OPTIONS, POINTS
 from tests.killed_runs import at_line
 
@@ -43,7 +43,7 @@ def run(folder: Path, kill_at: int | None = None) -> bool:
 def known_points(folder: Path) -> int:
     """How many points the files in the folder have, an unfinished journal included."""
     try:
-        return len(LatencyTable.read(folder / CSV).records)
+        return len(read_table(folder / CSV).records)
     except UsageError:  # nothing there yet
         return 0
 

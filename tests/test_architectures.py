@@ -29,8 +29,9 @@ from llm_profile.models.building import UNSUPPORTED, ModelOptions, make_config, 
 from llm_profile.models.patches import SCAN_FUNCTION, modelling_functions, patched
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]
@@ -186,7 +187,7 @@ def test_type(model_type: str, tmp_path: Path) -> None:
     meta = json.loads(meta_file.read_text())
     assert sorted(tuple(kind["layers"]) for kind in meta["kinds"]) == counted_kinds(meta_model(make_config(fields)))
     assert all(kind["count"] == len(kind["layers"]) and kind["profiled"] for kind in meta["kinds"])
-    check_identity(LatencyTable.read(meta_file.with_name(f"{model_type}.csv")))
+    check_identity(read_table(meta_file.with_name(f"{model_type}.csv")))
     check_passes(model_type, fields)
 
 

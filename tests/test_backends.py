@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from llm_profile.errors import UsageError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
 from llm_profile.models.hub import ModelSource
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.request import Request
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS, open_backend
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.backends.cpu_wall import WARMUP_PASSES, CpuWallBackend, WallRecorder

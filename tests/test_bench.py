@@ -27,11 +27,13 @@ from llm_profile.errors import UsageError
 from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.models import catalog
+from llm_profile.points import SweepPoint
 from llm_profile.records import FILLED, PointRecord
+from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from llm_profile.timing.session import ROW_RANGE, RangeRecorder
+from tests.table_samples import write
 from tests.tiny import subject
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +51,10 @@ def fake_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(csv: Path, folder: Path, change: Callable[[LatencyTable], None]) -> Path:
     """A changed copy of a table."""
-    table = LatencyTable.read(csv)
+    table = read_table(csv)
     change(table)
     paths = TablePaths.of(folder, table.hardware, table.model)
-    table.write(paths)
+    write(table, paths)
     return paths.csv
 
 
@@ -117,7 +119,7 @@ def test_agreement_does_not_depend_on_which_is_first(pairs: list[tuple[float, fl
 
 
 def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
-    table = LatencyTable.read(fake_csv)
+    table = read_table(fake_csv)
     found = compare(table, table)
     assert found.points == 16 and found.only_one == () and found.conditions == ()
     assert {phase: of_row[ALL_ROWS].n for phase, of_row in found.by_row.items()} == {
@@ -163,7 +165,7 @@ def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: 
         for point in (SweepPoint(3, 0), SweepPoint(1, 5)):
             table.records |= filled_in(table, point)
 
-    whole, part = LatencyTable.read(fake_csv), LatencyTable.read(changed(fake_csv, tmp_path, fill_two))
+    whole, part = read_table(fake_csv), read_table(changed(fake_csv, tmp_path, fill_two))
     assert compare(whole, part).points == len(whole.records) - 2
     assert compare(whole, part, filled=True).points == compare(part, whole, filled=True).points == 2
     with pytest.raises(UsageError, match="no such point"):
@@ -171,8 +173,8 @@ def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: 
 
 
 def test_a_slower_row_shows_in_its_own_line(fake_csv: Path, tmp_path: Path) -> None:
-    other = LatencyTable.read(changed(fake_csv, tmp_path, slower("lm_head", 1.10)))
-    of_row = compare(LatencyTable.read(fake_csv), other).by_row["prefill"]
+    other = read_table(changed(fake_csv, tmp_path, slower("lm_head", 1.10)))
+    of_row = compare(read_table(fake_csv), other).by_row["prefill"]
     assert of_row["lm_head"].median == pytest.approx(0.10 / 1.05, rel=1e-3)
     assert of_row["lm_head"].within == 0
     assert of_row["q_proj"].median == 0
@@ -182,7 +184,7 @@ def test_a_slower_row_shows_in_its_own_line(fake_csv: Path, tmp_path: Path) -> N
 def test_compare_command(fake_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def change(table: LatencyTable) -> None:
         table.meta["conditions"]["gpu"] = "another"
-        for point in [p for p in table.records if p.phase == "decode" or p.input_len > 5]:
+        for point in [p for p in table.records if p.kind == "decode" or p.input_len > 5]:
             del table.records[point]
 
     other = changed(fake_csv, tmp_path, change)
@@ -264,7 +266,7 @@ def test_bound_by_hand() -> None:
 
 
 def test_every_point_of_a_gemm_row_is_checked(fake_csv: Path, tmp_path: Path) -> None:
-    table = LatencyTable.read(changed(fake_csv, tmp_path, in_bfloat16))
+    table = read_table(changed(fake_csv, tmp_path, in_bfloat16))
     found = bounds(table, bandwidth=1e12, flops=1e15)
     assert {bound.row for bound in found} == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")

@@ -14,7 +14,7 @@ from llm_profile.models.code_names import unread_lists
 from llm_profile.passes.cache import InPlaceCache
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from tests.shrunken import DEPTH, tiny_config
 
 FLOAT = ModelOptions(DEPTH, "cpu", "float32", each_kind=False)

@@ -9,7 +9,7 @@ import torch
 from llm_profile.passes.expert_load import expert_load
 from llm_profile.passes.routing import expert_assignment
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from tests.shrunken import SIZES
 from tests.test_architectures import OF_RELEASE, RELEASE, open_subject, write_model
 from tests.tiny import subject

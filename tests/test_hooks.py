@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from llm_profile.layers.ranges import LayerRanges
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from tests.tiny import CONFIGS, subject
 
 

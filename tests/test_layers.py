@@ -7,7 +7,7 @@ from llm_profile.layers.layout import expert_modules
 from llm_profile.layers.naming import without_indices
 from llm_profile.measurement import PointSample, StoppingRule
 from llm_profile.models.building import meta_model
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing.backends.cpu_wall import CpuWallBackend
 from tests.shrunken import tiny_config
 from tests.test_architectures import open_subject, write_model

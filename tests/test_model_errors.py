@@ -18,8 +18,9 @@ from llm_profile.passes import runner as passes
 from llm_profile.passes.cache import BOUND_POSITIONS
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from tests.test_architectures import OF_RELEASE, OUTSIDE, QUICK, TABLES, RowsOfOperators, write_model
 
 Command = Callable[..., tuple[int, str, str, LatencyTable | None]]
@@ -36,7 +37,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
         options = ["--model", str(folder), *QUICK, "--skip-scaling", "--output-dir", str(tmp_path / "tables")]
         code = run_profile.main([*options, *arguments])
         tables = list((tmp_path / "tables").rglob("*.csv"))
-        return code, *capsys.readouterr(), LatencyTable.read(tables[0]) if tables else None
+        return code, *capsys.readouterr(), read_table(tables[0]) if tables else None
 
     return run
 

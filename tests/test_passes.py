@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from llm_profile.passes.routing import expert_assignment
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from tests.tiny import CONFIGS, subject
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import StoppingRule
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing.point_passes import EAGER, GRAPH_REPLAY, PointPasses
 from llm_profile.timing.trace import Kernel, LabelledPass, Labels
 

@@ -22,6 +22,7 @@ from llm_profile.models.footprint import memory_bytes
 from llm_profile.models.hub import find_model
 from llm_profile.models.quantisation_config import parameters_of, quantisation_fields
 from llm_profile.models.transformers_quantizer import full_model_of
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
 from tests.fake_quantizer import METHOD, ByteLinear, quantise, set_config
 from tests.test_checkpoint import CONFIGS, index_of, only
@@ -50,7 +51,7 @@ def profile(folder: Path, *options: str) -> int:
 
 
 def table_of(folder: Path) -> LatencyTable:
-    return LatencyTable.read(folder.parent / "CPU" / f"{folder.name}.csv")
+    return read_table(folder.parent / "CPU" / f"{folder.name}.csv")
 
 
 def with_fields(folder: Path, **fields: Any) -> Path:

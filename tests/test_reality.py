@@ -16,8 +16,10 @@ from llm_profile.passes.cache import InPlaceCache
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.runner import PassRunner
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.validation import reality
 from llm_profile.validation.estimate import model_depth
 from llm_profile.validation.reality import EagerReality, open_reality
@@ -156,7 +158,7 @@ def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> 
         table.finish()
     profiled = backend.subject.conditions()
     backend.close()
-    known = LatencyTable.read(paths_in(tmp_path).csv)
+    known = read_table(paths_in(tmp_path).csv)
     for depth in (1, model_depth(known)):
         real = open_reality("eager", known, depth, "cpu", None)
         assert isinstance(real, EagerReality) and real.notices == []

@@ -20,10 +20,12 @@ import pytest
 import run_profile
 from llm_profile.cli import summary
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
-from llm_profile.store.table import CSV_HEADER, LatencyTable
+from llm_profile.store.files import CSV_HEADER, read_table
+from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.fake import ROWS, row_ns
 from llm_profile.validation.steps import StepTimes
@@ -101,7 +103,7 @@ def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
     for (name, input_len, kv_len), row in zip(keys, rows, strict=True):
         assert int(row["latency(ns)"]) == pytest.approx(row_ns(name, SweepPoint(input_len, kv_len)), rel=0.01)
         assert (row["hardware"], row["model"]) == ("FAKE", "tiny-llama")
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     (measured,) = table.meta["runs"]
     assert measured["points"] == POINTS and measured["seconds"] > 0
     assert table.meta["source"] == {"name": "tiny-llama", "origin": "table", "revision": None}
@@ -131,7 +133,7 @@ def test_a_run_that_broke_off_goes_on(run: Run, tmp_path: Path, monkeypatch: pyt
     assert sorted(first.asked[:-1] + second.asked) == sorted(Sweep("both", 6, 6).points())
     whole = (tmp_path / "whole" / CSV.name).read_text().replace("whole", "FAKE")
     assert (tmp_path / CSV).read_text() == whole
-    runs = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    runs = read_table(tmp_path / CSV).meta["runs"]
     assert [run["points"] for run in runs] == [len(first.asked) - 1, len(second.asked)]
     assert "seconds" not in runs[0], "it never came to its end"
 
@@ -245,20 +247,54 @@ def test_an_edited_configuration_is_another_model(run: Run, tmp_path: Path) -> N
         assert "config.intermediate_size is" in refused.err and "there and 32 now" in refused.err
 
 
-@pytest.mark.parametrize("prefill_max", ["9", "4"])
-def test_other_ranges_need_append(run: Run, tmp_path: Path, prefill_max: str) -> None:
+def test_points_that_no_run_asked_for_need_append(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     before = files_in(tmp_path)
-    wider = [*OPTIONS, "--prefill-max", prefill_max]
+    wider = [*OPTIONS, "--prefill-max", "9"]
     refused = run(*wider)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--prefill-max 6" in refused.err and "--append" in refused.err and "--overwrite" in refused.err
     assert refused.err == run(*wider, "--plan").err
     assert files_in(tmp_path) == before
     assert run(*wider, "--append").code == 0
-    assert "complete" in run(*wider, "--append").err
-    inputs = {int(row["input"]) for row in rows_of(tmp_path / CSV)}
-    assert inputs == set(range(1, max(6, int(prefill_max)) + 1))
+    for again in ([*wider, "--append"], wider, OPTIONS):
+        assert "complete" in run(*again).err
+    assert {int(row["input"]) for row in rows_of(tmp_path / CSV)} == set(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prefill-max", "4"],
+        ["--decode-step", "5"],
+        ["--mode", "decode"],
+        ["--mode", "prefill", "--decode-max", "99"],
+        ["--grid", "adaptive"],
+    ],
+    ids=" ".join,
+)
+def test_points_that_are_there_are_complete_whatever_the_command_line(
+    run: Run, tmp_path: Path, options: list[str]
+) -> None:
+    run(*OPTIONS)
+    before = files_in(tmp_path)
+    again = run(*OPTIONS, *options)
+    assert again.code == 0 and "complete: " in again.err
+    assert files_in(tmp_path) == before
+
+
+def test_fewer_points_of_a_run_that_broke_off_go_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = TroubledBackend(crash_at=6), TroubledBackend(), TroubledBackend()
+    use(monkeypatch, first)
+    with pytest.raises(RuntimeError):
+        run(*OPTIONS)
+    use(monkeypatch, second)
+    assert run(*OPTIONS, "--prefill-max", "3").code == 0
+    asked = {*Sweep("both", 3, 6).points()}
+    assert {*second.asked} == asked - {*first.asked[:-1]}
+    use(monkeypatch, third)
+    assert run(*OPTIONS).code == 0
+    assert sorted([*first.asked[:-1], *second.asked, *third.asked]) == sorted(Sweep("both", 6, 6).points())
 
 
 def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path) -> None:
@@ -266,7 +302,7 @@ def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path)
     old = (tmp_path / CSV).read_bytes()
     assert run(*OPTIONS, "--num-layers", "2", "--prefill-max", "3", "--overwrite").code == 0
     assert (tmp_path / CSV).with_name("tiny-llama.csv.bak").read_bytes() == old
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert table.meta["conditions"]["num_layers"] == 2 and len(table.records) == 9
 
 
@@ -295,7 +331,7 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert measured <= 0.15 * every + 1
     assert f"filled: {every - measured} of {every} points" in first.out
     assert "at the 99th percentile" in first.out
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == every and table.meta["runs"][-1]["points"] == measured
     assert sum(record.is_measured for record in table.records.values()) == measured
     q_proj = SweepPoint(200, 0)
@@ -309,7 +345,8 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert "--append" in run(*WIDE).err, "the full grid is another request"
     assert run(*WIDE, "--append").code == 0
     assert len(backend.asked) == every, "what was measured is not measured again"
-    assert all(record.is_measured for record in LatencyTable.read(tmp_path / CSV).records.values())
+    assert all(record.is_measured for record in read_table(tmp_path / CSV).records.values())
+    assert "complete: " in run(*WIDE).err and "complete: " in run(*WIDE, "--grid", "adaptive").err
 
 
 def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,14 +358,14 @@ def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, m
     use(monkeypatch, backend)
     assert run(*WIDE, "--grid", "adaptive").code == 0
     assert not {*broken.asked[:-1]} & {*backend.asked}
-    assert len(LatencyTable.read(tmp_path / CSV).records) == 512
+    assert len(read_table(tmp_path / CSV).records) == 512
 
 
 def test_memory_that_ends_on_an_adaptive_grid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, TroubledBackend(out_of_memory_at=201))
     told = run(*WIDE, "--grid", "adaptive")
     assert told.code == 3
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert {point.total_len <= 200 for point in table.records} == {True} and len(table.records) == 200 + 199
     assert len(table.missing) == 512 - 399
     assert "out of memory at a shorter length" in told.out
@@ -340,7 +377,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert done.code == 3
     assert "missing: 3 of 12 points: out of memory (first: input 6, kv_cache 0)" in done.out
     assert "points measured: 9" in done.err
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == 9 and set(table.missing.values()) == {"out of memory"}
     before = files_in(tmp_path)
     again = run(*OPTIONS)
@@ -348,7 +385,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert files_in(tmp_path) == before, "no news"
     use(monkeypatch, TroubledBackend())
     assert run(*OPTIONS).code == 0
-    assert not LatencyTable.read(tmp_path / CSV).missing
+    assert not read_table(tmp_path / CSV).missing
 
 
 def test_a_run_that_learns_nothing_leaves_the_records_of_others(
@@ -360,7 +397,7 @@ def test_a_run_that_learns_nothing_leaves_the_records_of_others(
         assert run(*OPTIONS).code == 130
     done = run(*OPTIONS)
     assert done.code == 3 and "points measured" not in done.err
-    (only,) = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    (only,) = read_table(tmp_path / CSV).meta["runs"]
     assert only["points"] == 9 and "seconds" not in only, "the seconds of the second run are none of the first"
 
 
@@ -389,7 +426,7 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
     sweep = ["--model", folder, *CPU[2:], "--load-format", "dummy"]
     done = run(*sweep, "--skip-scaling")
     assert done.code == 3 and "missing: 1 of 8 points: beyond the model's 4 learned positions" in done.out
-    table = LatencyTable.read(tmp_path / "CPU" / "small-opt.csv")
+    table = read_table(tmp_path / "CPU" / "small-opt.csv")
     assert list(table.missing) == [SweepPoint(1, 4)]
     assert {"embedding", "q_proj", "attn", "act_fn", "post_layernorm", "lm_head"} <= set(table.row_names())
     plan = run(*sweep, "--skip-scaling", "--plan", "--append").out
@@ -532,7 +569,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
             *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet"),
         )
     )
-    table = LatencyTable.read(folder / "tiny-llama.csv")
+    table = read_table(folder / "tiny-llama.csv")
     assert table.meta["clock"] == "cpu-wall" and table.meta["conditions"]["weights"] == "dummy"
     names = "embedding input_layernorm q_proj k_proj v_proj rope attn o_proj post_layernorm gate_proj up_proj act_fn"
     names += " down_proj final_layernorm lm_head attn_other mlp_other block_other model_other"
@@ -556,7 +593,7 @@ def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX]
     done = run(*arguments)
     assert done.code == 0 and "real weights" in done.err
-    table = LatencyTable.read(tmp_path / "CPU" / "org" / "mine.csv")
+    table = read_table(tmp_path / "CPU" / "org" / "mine.csv")
     assert (table.model, table.meta["conditions"]["weights"]) == ("org/mine", "folder saved")
     refused = run(*arguments, "--load-format", "dummy")
     assert refused.code == 2 and 'weights is "folder saved" there and "dummy" now' in refused.err
@@ -801,7 +838,7 @@ def test_a_log_that_takes_no_more_stops_no_run(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         arguments = [sys.executable, "run_profile.py", *OPTIONS, "--output-dir", str(tmp_path)]
         done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=full)
-    assert done.returncode == 0 and len(LatencyTable.read(tmp_path / CSV).records) == POINTS
+    assert done.returncode == 0 and len(read_table(tmp_path / CSV).records) == POINTS
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -14,7 +14,8 @@ from llm_profile.models.building import ModelOptions, meta_model
 from llm_profile.models.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
-from llm_profile.store.table import LatencyTable, slow_path
+from llm_profile.store.files import read_table
+from llm_profile.store.table import slow_path
 from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject
 
@@ -98,7 +99,7 @@ def test_an_allowed_table_is_marked_and_can_be_validated(tmp_path: Path, capsys:
     said = f"slow path: linear_attention.linear_attn ({FLA})"
     assert said in told.err and said in told.out
     csv = tmp_path / "CPU" / "model.csv"
-    table = LatencyTable.read(csv)
+    table = read_table(csv)
     assert slow_path(table) == table.meta["runs"][0]["slow_path"] == SLOW["qwen3_next"]
     assert table.meta["conditions"]["missing_kernels"] == FLA.removeprefix("without ")
     assert run_profile.main([*asked, "--skip-scaling"]) == 2, "going on with it takes the flag again"

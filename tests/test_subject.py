@@ -14,8 +14,8 @@ from llm_profile.models.building import ModelOptions
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.routing import ExpertRouting
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
 from llm_profile.request import CPU_SDPA_BACKENDS, SDPA_BACKENDS
-from llm_profile.sweep import SweepPoint
 from tests import tiny
 from tests.test_architectures import OF_RELEASE, RELEASE, write_model
 

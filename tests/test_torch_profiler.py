@@ -14,7 +14,7 @@ import torch
 from llm_profile.errors import UsageError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
 from llm_profile.passes.graphs import CaptureError
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing import pacing, session, trace
 from llm_profile.timing.backends import torch_profiler
 from llm_profile.timing.backends.base import GRAPHS

@@ -11,7 +11,8 @@ from llm_profile.cli import summary
 from llm_profile.errors import EXIT_COMPLETE, EXIT_OVER_TOLERANCE
 from llm_profile.json_text import parse_json
 from llm_profile.request import ScalingRequest
-from llm_profile.store.table import LatencyTable, is_as_written
+from llm_profile.store.files import is_as_written
+from llm_profile.store.table import LatencyTable
 from llm_profile.validation.host_table import write_host_table
 from llm_profile.validation.processes import PROCESSES, ProcessReality
 from llm_profile.validation.profiled import Profiled

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llm_profile.layers.layout import expert_modules
 from llm_profile.layers.probe import noted, running_modules
 from llm_profile.models.patches import ANY_FUNCTION, modelling_functions, patched
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 LOOP_TOKENS = 63
 """The longest prompt that shows loops over tokens: just short of a chunk, since chunks may be computed at once."""

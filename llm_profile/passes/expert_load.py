@@ -11,7 +11,7 @@ from llm_profile.errors import is_out_of_memory
 from llm_profile.layers.layout import Layout, expert_modules, num_experts
 from llm_profile.passes.routing import is_choice
 from llm_profile.passes.runner import PassRunner
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 TOKENS = (1, 64, 1024)
 """Tokens of a pass that are counted, as far as the sweep goes, beside those of its longest prompt."""

@@ -11,7 +11,7 @@ from llm_profile.models.transformers_names import masks_as_in_eager
 from llm_profile.passes.host_copies import HostCopies
 from llm_profile.passes.placement import weight_copies
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 
 class CaptureError(RuntimeError):

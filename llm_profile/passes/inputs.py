@@ -7,7 +7,7 @@ from torch import nn
 
 from llm_profile.errors import check_at_least_one
 from llm_profile.models.transformers_names import adds_past, takes
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 OWN_POSITIONS = frozenset({"reformer"})
 """Model types whose code takes an argument of position numbers and cannot use it."""

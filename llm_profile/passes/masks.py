@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from llm_profile.models.patches import MASK_FUNCTION, modelling_functions, patched
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 
 class KeptMasks:

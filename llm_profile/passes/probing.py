@@ -7,7 +7,7 @@ from llm_profile.layers.probe import running_modules
 from llm_profile.models.model_errors import place
 from llm_profile.models.positions import learned_positions
 from llm_profile.passes.runner import PassRunner
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 PROBE_TOKENS = 256
 """Longest prompt that is probed. Shorter ones would miss layers: some that compress their cache run only once in so

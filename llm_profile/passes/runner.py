@@ -12,7 +12,7 @@ from llm_profile.passes.cache_choice import cache_for
 from llm_profile.passes.inputs import PassInputs
 from llm_profile.passes.masks import KeptMasks
 from llm_profile.passes.routing import ExpertRouting
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 
 class PassRunner:
@@ -61,10 +61,17 @@ class PassRunner:
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
         """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served, if the model's code can."""
+        self._refuse(point)
         past = self.past(point.kv_len)  # may run the model
         with self._masks.of_pass(point):
             arguments = self.inputs.of_pass(point, last_token_only)
             return self.model(**arguments, **{self.cache_argument: past, "use_cache": True})
+
+    def _refuse(self, point: SweepPoint) -> None:
+        """Raises ValueError for a point that would be run as another one."""
+        batch, max_input = self.input_ids.shape
+        if point.kind == "mixed" or point.batch != batch or point.input_len > max_input:
+            raise ValueError(f"{point}: this runner has {batch} sequences of one length, of {max_input} tokens at most")
 
     def past(self, kv_len: int) -> Any:
         """The cache for a pass behind `kv_len` tokens."""
@@ -72,7 +79,7 @@ class PassRunner:
             return self.cache.at(kv_len)
         if kv_len and not self._primed:  # the cache learns its shapes in a pass without a past
             self._primed = True
-            self.run(SweepPoint(1, 0))
+            self.run(SweepPoint(1, 0, len(self.input_ids)))
         self.cache.rewind(kv_len)
         return self.cache
 

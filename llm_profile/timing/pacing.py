@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 FEW_TOKENS = 64
 """Passes of up to so many tokens are limited by memory bandwidth and stay below the power limit: they need no rest."""

@@ -10,7 +10,7 @@ from itertools import chain
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointSample, RowSample
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing.trace import Kernel, LabelledPass, Labels, kinds, overlap
 
 GRAPH_REPLAY, EAGER = "graph-replay", "eager"

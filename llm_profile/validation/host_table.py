@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_whole
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from llm_profile.validation.estimate import Estimate
 from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.scaling import kernels_ns

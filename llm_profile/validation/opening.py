@@ -1,9 +1,8 @@
 """The model that a table was measured on, opened under the table's conditions at any depth."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -56,7 +55,7 @@ def _options(
     profiled: Profiled, depth: int, device: str, token: str | None, trust_remote_code: bool
 ) -> Iterator[tuple[SubjectOptions, str]]:
     """The options of the model under the table's conditions, and its name; its repository's code may run within."""
-    conditions = profiled.meta["conditions"]
+    conditions = profiled.conditions
     model = ModelOptions(
         depth,
         device,
@@ -66,7 +65,7 @@ def _options(
         conditions["seed"],
         each_kind=False,
     )
-    source = _source(profiled.meta, token, trust_remote_code)
+    source = _source(profiled, token, trust_remote_code)
     with code_of(source, token):
         yield (
             subject_options(
@@ -84,17 +83,17 @@ def _options(
 
 
 def _check_code(profiled: Profiled, name: str, code: str | None) -> None:
-    code_then = profiled.meta["conditions"].get("remote_code")
+    code_then = profiled.conditions.get("remote_code")
     if code != code_then:
         raise UsageError(f"--csv: measured with the code {code_then}, which is {code} now; measure {name} anew")
 
 
-def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:
+def _source(profiled: Profiled, token: str | None, trust_remote_code: bool = False) -> ModelSource:
     """Where the model came from.
 
     Raises UsageError where its real weights are gone, and where code of its repository ran and may not run now.
     """
-    kept, conditions = meta["source"], meta["conditions"]
+    kept, conditions = profiled.meta["source"], profiled.conditions
     with_code = conditions.get("remote_code") is not None
     if with_code and not trust_remote_code:
         raise UsageError(
@@ -103,7 +102,7 @@ def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool 
         )
     random = conditions["weights"] == DUMMY
     if random and not with_code:
-        return ModelSource(kept["name"], meta["config"], "table")
+        return ModelSource(kept["name"], profiled.meta["config"], "table")
     found = find_model(
         kept["name"],
         load_format=DUMMY if random else "hf",
@@ -111,4 +110,4 @@ def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool 
         token=token,
         trust_remote_code=with_code,
     )
-    return replace(found, config=meta["config"])
+    return replace(found, config=profiled.meta["config"])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
 from llm_profile.validation.worker import serve
@@ -131,7 +131,7 @@ class ProcessReality:
 
     def _open(self, process: Any) -> None:
         runtime, profiled, depth, device, *options = self._model
-        process.ask("check", profiled.meta["conditions"], device, os.getpid())
+        process.ask("check", profiled.conditions, device, os.getpid())
         self.notices = self._answer("load", process)
         process.ask("open", runtime, profiled, depth, device, *options)
         self._answer("load", process)

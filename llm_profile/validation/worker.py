@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.store.table import differing_conditions
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.store.conditions import differing_conditions
 from llm_profile.validation.profiled import Profiled
 
 

@@ -16,7 +16,7 @@ from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.models.blocks import first_blocks
 from llm_profile.models.building import dummy_model, make_config, meta_model
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing import session, trace
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from tests.gpu.models import LLAMA_8B, config_of, gpu_subject, options_of

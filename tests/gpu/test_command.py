@@ -10,7 +10,7 @@ import pytest
 
 import run_profile
 from llm_profile.errors import EXIT_COMPLETE, EXIT_OVER_TOLERANCE
-from llm_profile.store.table import LatencyTable
+from llm_profile.store.files import read_table
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def test_sweep_and_validation_of_a_tiny_model(
     assert whole | {"tiny-llama-scaled.csv"} <= names
     assert not any(name.endswith((".journal.jsonl", ".lock", ".tmp")) for name in names)
 
-    table = LatencyTable.read(tmp_path / "GPU" / "tiny-llama.csv")
+    table = read_table(tmp_path / "GPU" / "tiny-llama.csv")
     assert len(table.records) == 32 and not table.missing
     assert table.meta["clock"] == "gpu-kernel"
     report = json.loads((tmp_path / "GPU" / "tiny-llama.validation.json").read_text())

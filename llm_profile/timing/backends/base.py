@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from llm_profile.block_kinds import BlockKind
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 GRAPHS = 3
 """Captures of each point that share its replays, each with activations and weights in device memory of their own.

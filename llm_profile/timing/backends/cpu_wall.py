@@ -10,7 +10,7 @@ from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.models.model_errors import place
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing.provenance import device_conditions, device_facts
 
 WARMUP_PASSES = 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_profile.block_kinds import BlockKind
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint, key_of
 
 KIND = "block"
 
@@ -44,7 +44,7 @@ NOISE = 0.004
 def row_ns(row: str, point: SweepPoint) -> float:
     """What the formula gives for one block's row at a point, before noise."""
     _, base, per_input, per_cached = ROWS[row]
-    return base + per_input * point.input_len + per_cached * point.kv_len
+    return base + per_input * point.tokens + per_cached * point.history
 
 
 class FakeBackend:
@@ -88,7 +88,7 @@ class FakeBackend:
         pass
 
     def _sample(self, point: SweepPoint, rule: StoppingRule) -> PointSample:
-        chance = random.Random(f"{point.input_len} {point.kv_len} {point.batch}")
+        chance = random.Random(" ".join(map(str, key_of(point))))
         passes: list[dict[str, int]] = []
         while wanted := rule.passes_wanted([sum(p.values()) for p in passes]):
             passes += [self._one_pass(point, chance) for _ in range(wanted)]

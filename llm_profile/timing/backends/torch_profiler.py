@@ -22,7 +22,7 @@ from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.passes.graphs import GraphPasses, fits
 from llm_profile.passes.l2 import l2_flush
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing import session, trace
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.capturing import PendingPoint, PointCaptures
