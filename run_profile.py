@@ -23,6 +23,7 @@ if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
 
 import argparse
+import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.options import parse_request, profile_parser
+from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
 from llm_profile.cli.table_validation import known_exit_code, validate_and_write
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
 from llm_profile.exporters import EXPORTERS
@@ -174,11 +176,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return exit_code_of("run_profile.py", lambda: _run(argv), interrupted="the same command goes on from here")
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code_of("run_profile.py", lambda: _run(words), interrupted="the same command goes on from here")
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = build_parser().parse_args(argv)
+def _run(words: Sequence[str]) -> int:
+    if words and words[0] in SUBCOMMANDS:
+        return run_subcommand(words)
+    arguments = build_parser().parse_args(words)
     request = parse_request(arguments)
     versions.refuse_older()
     summary.notice(versions.warning())
