@@ -132,7 +132,7 @@ class ValidationReport:
 
     @property
     def noisy(self) -> dict[str, float]:
-        """The quantities that differ between processes by more than the limit, with the spread: no factor holds then."""
+        """The quantities that differ between processes by more than that, with the spread: no factor holds then."""
         limit = self.noise_limit
         return {name: value for name, value in self.spread_between.items() if value is not None and value > limit}
 

@@ -71,8 +71,8 @@ def noisy_text(report: ValidationReport) -> str:
     """What is said first and last of a machine whose processes differ too much."""
     found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in report.noisy.items())
     return (
-        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(report.noise_limit)} can "
-        "be told on this machine now; stop other work on it and validate again"
+        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(report.noise_limit)} "
+        "can be told on this machine now; stop other work on it and validate again"
     )
 
 
