@@ -595,6 +595,7 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
         (["--scaling-input-step", "0"], "--scaling-input-step 0"),
         (["--scaling-output-min", "0"], "--scaling-output-min 0"),
         (["--scaling-repeat", "0"], "--scaling-repeat 0"),
+        (["--scaling-processes", "0"], "--scaling-processes 0"),
         (["--scaling-tolerance", "-1"], "--scaling-tolerance -1"),
         (["--scaling-mode", "magic"], "--scaling-mode"),
     ],
