@@ -27,6 +27,9 @@ from llm_profile.store.table import LatencyTable
 from tests.fake_quantizer import METHOD, ByteLinear, quantise, set_config
 from tests.test_checkpoint import CONFIGS, index_of, only
 from tests.test_checkpoint import make_config as llama_config
+from tests.worker_here import WorkerHere, worker_here
+
+__all__ = ["worker_here"]  # a fixture
 
 PLAIN = "model.layers.2.mlp"
 """What the checkpoint of these tests does not quantise."""
@@ -78,12 +81,15 @@ def test_the_command_profiles_quantised_weights_and_says_which(
     assert "decompress" not in capsys.readouterr().err
 
 
-def test_quantised_weights_are_validated_at_full_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantised_weights_are_validated_at_full_depth(
+    folder: Path, capsys: pytest.CaptureFixture[str], worker_here: list[WorkerHere]
+) -> None:
     pairs = ["--scaling-input-min", "1", "--scaling-input-max", "2", "--scaling-input-step", "1"]
     assert profile(folder, "--decode-max", "5") == 0
     csv = str(folder.parent / "CPU" / f"{folder.name}.csv")
     lax = ["--scaling-repeat", "1", "--scaling-tolerance", "1e9"]
     assert validation.main(["--csv", csv, *pairs, *lax]) == 0, capsys.readouterr().err
+    assert len(worker_here) == 3
 
 
 def test_other_parameters_are_other_conditions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,23 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import pytest
 
 import run_profile
-from llm_profile.cli import summary
+from llm_profile.cli import summary, table_validation
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
 from llm_profile.store.files import CSV_HEADER, read_table
-from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.fake import ROWS, row_ns
+from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
 from tests import tiny
 from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
@@ -465,12 +464,11 @@ class MadeUpReality:
 
     def __init__(self) -> None:
         self.notices: list[str] = []
+        self.seconds: dict[str, float] = {}
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self.batched([SweepPoint(n, 0) for n in input_lens], repeat)
-
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        return self.batched([SweepPoint(1, k) for window in windows for k in window], repeat)
+    def steps(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        decode = [SweepPoint(1, k) for window in windows for k in window]
+        return self.batched([*(SweepPoint(n, 0) for n in input_lens), *decode], repeat)
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         for point in points:
@@ -485,12 +483,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes `--device cpu` a fake device with a made-up reality. The depths of the real models that were opened."""
     depths: list[int] = []
 
-    def open_reality(runtime: str, table: LatencyTable, depth: int, *_access: Any) -> MadeUpReality:
+    def open_reality(_runtime: str, _profiled: Profiled, depth: int, *_access: Any, **_options: Any) -> MadeUpReality:
         depths.append(depth)
         return MadeUpReality()
 
     monkeypatch.setitem(BACKENDS, "cpu", opener({}))
-    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setattr(table_validation, "ProcessReality", open_reality)
     return depths
 
 
@@ -566,7 +564,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
         f"tiny-llama{ending}"
         for ending in (
             *(".csv", ".meta.json", ".rows.parquet", ".validation.json"),
-            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet"),
+            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet", ".host.csv"),
         )
     )
     table = read_table(folder / "tiny-llama.csv")
@@ -665,7 +663,7 @@ MISTAKES = {
         f"{option} {value}": ([*CPU, *PAIRS, option, value], f"{option} {value}")
         for option in (
             *(f"--scaling-{what}-{bound}" for what in ("input", "output") for bound in ("min", "max", "step")),
-            *("--scaling-num-layers", "--scaling-repeat"),
+            *("--scaling-num-layers", "--scaling-repeat", "--scaling-processes"),
         )
         for value in ("0", "-1")
     },

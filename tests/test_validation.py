@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llm_profile.cli import table_validation
 from llm_profile.cli.parsing import OneLineParser
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.errors import UsageError
@@ -332,12 +333,13 @@ def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
 def test_fitted_and_held_out_lengths_have_runs_of_their_own_in_the_same_rounds():
     reality = FakeReality(overhead)
     report = fit_and_judge(TABLE, reality, PAIRS, repeat=4)
-    prefill, decode = reality.asked
+    (asked,) = reality.asked
+    prefill, decode = ([point for point in asked if (point.kv_len > 0) == is_decode] for is_decode in (False, True))
     held_out = {step.point for step in report.steps if step.held_out}
     fitted_on = {step.point for step in report.steps if not step.held_out}
     assert held_out and fitted_on and not held_out & fitted_on
-    assert len(prefill) + len(decode) == len(held_out | fitted_on), "no step is timed for both"
-    assert {*prefill, *decode} == held_out | fitted_on
+    assert len(asked) == len(held_out | fitted_on), "no step is timed for both"
+    assert {*asked} == held_out | fitted_on
     assert prefill == sorted(prefill) and decode == sorted(decode), "neither goes before the other"
     assert all(len(step.wall_ns) == 4 for step in report.steps)
     fitted = {(pair.measured.input_len, pair.measured.output_len) for pair in report.pairs if not pair.held_out}
@@ -523,7 +525,7 @@ def test_json_has_all_pairs_and_steps(tmp_path):
     assert told["applied"]["mode"] == "curve" and set(told["scalings"]) == {"global", "phase", "curve"}
     assert told["average_scaling_factor"] == told["scalings"]["global"]["factor"]
     assert set(told["scalings"]["curve"]["held_out_errors"]["tpot"]) == {"mean", "p90", "worst", "n"}
-    assert told["provenance"] == {"gpu": "none"}
+    assert told["provenance"] == {"gpu": "none", "seconds": {}}
     assert told["recombination"]["recombined"]["worst"] < 0.02
 
 
@@ -552,14 +554,14 @@ def test_people_see_pairs_modes_and_warnings():
 
 @pytest.fixture
 def real_model(monkeypatch):
-    """Stands in for llm_profile.validation.reality, which imports torch."""
-    opened = []
+    """Stands in for the processes of the real model. What they were told; their speeds, by their number."""
+    opened = SimpleNamespace(told=[], speeds={})
 
-    def open_reality(runtime, table, depth, device, token, trust_remote_code):
-        opened.append((runtime, table.model, depth, device, token))
-        return FakeReality(overhead, depth)
+    def open_reality(runtime, profiled, depth, device, token, trust_remote_code, *, processes, tell):
+        opened.told.append((runtime, profiled.meta["model"], depth, device, token, trust_remote_code, processes))
+        return FakeReality(overhead, depth, process_speeds=opened.speeds.get(processes, (1.0,) * processes))
 
-    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setattr(table_validation, "ProcessReality", open_reality)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return opened
 
@@ -571,7 +573,7 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     source = write_table(tmp_path)
     argv = ["--csv", str(source), *GRID, "--device", "cuda:1", "--hf-token", "hf_secret"]
     assert main([*argv, "--scaling-runtime", "cuda-graph"]) == 0
-    assert real_model == [("cuda-graph", "org/fake", 6, "cuda:1", "hf_secret")]
+    assert real_model.told == [("cuda-graph", "org/fake", 6, "cuda:1", "hf_secret", False, 1)]
     told = json.loads(source.with_name("fake.validation.json").read_bytes())
     assert len([pair for pair in told["pairs"] if not pair["held_out"]]) == 16
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
@@ -580,6 +582,9 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     assert "curve (applied)" in capsys.readouterr().out
     assert not [path for path, data in contents(tmp_path).items() if b"hf_secret" in data]
     assert main([*argv, "--scaling-mode", "global", "--scaling-tolerance", "0.01"]) == 4
+    assert main([*argv, "--trust-remote-code", "--scaling-processes", "5"]) == 0
+    assert [told[0] for told in real_model.told[1:]] == ["eager", "eager"]
+    assert [told[-2:] for told in real_model.told[1:]] == [(False, 3), (True, 5)]
 
 
 @pytest.mark.parametrize(
@@ -592,6 +597,7 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
         (["--scaling-input-step", "0"], "--scaling-input-step 0"),
         (["--scaling-output-min", "0"], "--scaling-output-min 0"),
         (["--scaling-repeat", "0"], "--scaling-repeat 0"),
+        (["--scaling-processes", "0"], "--scaling-processes 0"),
         (["--scaling-tolerance", "-1"], "--scaling-tolerance -1"),
         (["--scaling-mode", "magic"], "--scaling-mode"),
     ],
@@ -600,7 +606,7 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, na
     assert main(["--csv", str(write_table(tmp_path)), *argv]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
-    assert real_model == []
+    assert real_model.told == []
 
 
 @pytest.mark.parametrize(
@@ -627,7 +633,7 @@ def test_devices_that_a_table_cannot_be_held_against(tmp_path, real_model, capsy
     assert main(["--csv", str(write_table(tmp_path, table)), *GRID, *argv]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
-    assert real_model == [] and before.items() <= contents(tmp_path).items()
+    assert real_model.told == [] and before.items() <= contents(tmp_path).items()
 
 
 def test_a_refused_device_is_told_before_torch_is_imported(tmp_path):
@@ -650,14 +656,14 @@ def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):
     assert main(["--csv", str(scaled), *GRID]) == 2
     assert "scaled already" in capsys.readouterr().err
     assert main(["--csv", str(tmp_path / "none.csv"), *GRID]) == 2
-    assert real_model == []
+    assert real_model.told == []
 
 
 def test_nothing_is_measured_for_an_output_that_cannot_be(tmp_path, real_model, capsys):
     source = write_table(tmp_path)
     assert main(["--csv", str(source), *GRID, "--scaling-output", str(source)]) == 2
     assert "--scaling-output" in capsys.readouterr().err
-    assert real_model == []
+    assert real_model.told == []
 
 
 def test_output_lengths_take_the_grid_of_inputs():
@@ -666,6 +672,7 @@ def test_output_lengths_take_the_grid_of_inputs():
     default = parse_scaling(parser.parse_args([]))
     assert default.pairs == tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128))
     assert (default.num_layers, default.repeat, default.mode, default.tolerance) == (None, 3, "curve", 0.05)
+    assert (default.runtime, default.processes) == ("eager", None)
     own = parse_scaling(parser.parse_args(["--scaling-output-min", "1", "--scaling-output-max", "10"]))
     assert {output for _input, output in own.pairs} == {1}
 
