@@ -8,7 +8,7 @@ from torch import nn
 
 from llm_profile.layers.layout import Layout, walk
 from llm_profile.layers.slow_path import reason, slow_layers
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.transformers_quantizer import compressed_modules
 from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.conditions import model_conditions
@@ -31,7 +31,7 @@ class Subject:
 
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
-        with told_in_a_line(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
+        with as_usage_error(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
             self._open(undo)
             self._undo = undo.pop_all()
 
