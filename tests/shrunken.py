@@ -50,7 +50,7 @@ LARGEST_TOKEN_ID = SIZES["vocab_size"] - 1
 
 
 def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
-    """Tiny values for the fields of a default configuration that are sizes, and token ids within the small vocabulary."""
+    """Tiny values for the fields of a default configuration that are sizes, and token ids within the vocabulary."""
     tiny: dict[str, Any] = {
         key: SIZES[key]
         for key, value in fields.items()
