@@ -50,7 +50,7 @@ def check_at_least_one(field: str, value: object) -> None:
     For fields that no model can be built with otherwise, such as the number of blocks.
     """
     if not isinstance(value, int | float) or not value >= 1:
-        raise UsageError(f"--model: its {field} is {shown(value)}, and has to be at least 1; mend its config.json")
+        raise UsageError(f"--model: its {field} is {shown(value)}, and must be at least 1; correct its config.json")
 
 
 def number_between(what: str, value: object, least: float, most: float) -> float:

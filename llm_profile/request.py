@@ -142,11 +142,11 @@ class Request:
         for phase in ("prefill", "decode"):
             longest, step = getattr(self.sweep, f"{phase}_max"), getattr(self.sweep, f"{phase}_step")
             if longest > LONGEST:
-                raise UsageError(f"--{phase}-max {longest}: {LONGEST} tokens are the most; lower it")
+                raise UsageError(f"--{phase}-max {longest}: must be at most {LONGEST} tokens")
             if longest // step > MOST_POINTS:
                 raise UsageError(
-                    f"--{phase}-max {longest}: {longest // step} points at --{phase}-step {step}, where {MOST_POINTS} "
-                    f"are the most; lower it, or raise --{phase}-step"
+                    f"--{phase}-max {longest}: {longest // step} points at --{phase}-step {step}, but at most "
+                    f"{MOST_POINTS} are allowed; lower it, or raise --{phase}-step"
                 )
         if not 0 <= self.precision < 1:
             raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")

@@ -311,7 +311,7 @@ def test_blocks_from_the_middle_keep_their_weights(llama: Any, llama_file: Path)
 
 
 def test_keys_without_the_base_model_in_front(tmp_path: Path) -> None:
-    """Published OPT checkpoints were saved from the base model: names without `model.` (`decoder.layers.0`), no head."""
+    """Published OPT checkpoints were saved from the base model: `decoder.layers.0` without `model.`, and no head."""
     opt: Any = AutoModelForCausalLM.from_config(make_config("opt"), dtype=torch.float32)
     opt.save_pretrained(tmp_path / "opt")
 

@@ -1,4 +1,4 @@
-"""Finding models in folders, the built-in table, the cache and the hub, which a local server imitates with its errors."""
+"""Finding models in folders, the table, the cache and on the hub, which a local server imitates with its errors."""
 
 import hashlib
 import json
@@ -223,9 +223,7 @@ def test_folder(tmp_path: Path) -> None:
 def test_folder_before_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny-llama").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert (
-        find_model("tiny-llama", load_format="dummy").origin == "table"
-    )  # a folder without a config.json, such as one of results, is no model
+    assert find_model("tiny-llama", load_format="dummy").origin == "table"  # a folder without a config.json is no model
     (tmp_path / "tiny-llama" / "config.json").write_text(json.dumps(CONFIG))
     assert find_model("tiny-llama", load_format="dummy").origin == "folder"
 
@@ -596,7 +594,7 @@ def test_every_table_name_can_be_found() -> None:
         (b"", r"is no JSON: .* at line 1, column 1"),
         (b"[" * 100_000, r"nested too deeply"),
         (b'{"model_type": "\xff"}', r"cannot be read \(.*utf-8"),
-        (b"[1]", r"holds a list where a JSON object has to be"),
+        (b"[1]", r"holds a list where a JSON object is expected"),
         (b"null", r"holds null where"),
         (b"Infinity", r"holds a number where"),
     ],

@@ -72,7 +72,7 @@ SPOILT: dict[str, Callable[[Any], Any]] = {
 
 
 class Hangs(BaseException):
-    """The command took longer than MOST_S. No subclass of Exception, so that handlers of a model's errors let it pass."""
+    """The command took longer than MOST_S. It is no Exception, so handlers of errors of a model's code let it pass."""
 
 
 @cache
@@ -115,7 +115,7 @@ def spoilt_configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """While open, Hangs is raised after MOST_S, and allocations fail beyond MOST_BYTES more than the process has now."""
+    """While open, Hangs is raised after MOST_S, and allocations fail beyond MOST_BYTES more than are used now."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Hangs(f"still running after {MOST_S} s")

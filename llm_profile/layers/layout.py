@@ -245,9 +245,7 @@ def find_layout(
         raise UsageError(f"--model: no list of decoder blocks was found in {type(model).__name__}")
     kinds: list[BlockKind] = []
     block_kind: dict[nn.Module, str] = {}
-    above: dict[
-        nn.Module, Place
-    ] = {}  # part of a block that is several modules -> name of the list that the part is in
+    above: dict[nn.Module, Place] = {}  # for blocks of several modules: each of these -> the name of its list
     for stack, label in zip(ran, _labels(ran), strict=True):
         names = [_label_kind(label, kind) for kind in find_kinds(full_model, stack)]
         kinds += kinds_of(names, kept[stack])

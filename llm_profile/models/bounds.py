@@ -36,14 +36,14 @@ def check_bounds(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if name == "model_type" and not isinstance(value, str | None):
             raise UsageError(
-                f"--model: its model_type is {one_line(value, 80)}, and has to be a name such as llama; mend its "
+                f"--model: its model_type is {one_line(value, 80)}, and must be a name such as llama; correct its "
                 "config.json"
             )
         if isinstance(value, Mapping):
             check_bounds(value)
         elif NUMBER_OF_BLOCKS.search(name) and _is_number(value) and value > MOST_BLOCKS:
             raise UsageError(
-                f"--model: its {name} is {value:.6g}, where {MOST_BLOCKS} blocks are the most; mend its config.json"
+                f"--model: its {name} is {value:.6g}, and may be at most {MOST_BLOCKS}; correct its config.json"
             )
 
 

@@ -146,7 +146,7 @@ def depth(config: Any) -> int:
     """Number of decoder blocks of a configuration object. Raises UsageError if it has no such number."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not isinstance(layers, int):
-        raise UsageError(f"--model: a configuration of type {config.model_type} names no num_hidden_layers")
+        raise UsageError(f"--model: its config.json, of type {config.model_type}, has no num_hidden_layers")
     return layers
 
 
@@ -234,7 +234,7 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
         raise UsageError(
-            f"--model: {config.model_type} cannot be built of its config.json: {explained(error, _fields_of(config))}"
+            f"--model: {config.model_type} cannot be built from its config.json: {explained(error, _fields_of(config))}"
         ) from error
     return model
 

@@ -186,7 +186,7 @@ def load_weights(
                 **placement,
             )
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer blocks") from error
     except (ImportError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}"
@@ -203,11 +203,10 @@ def load_weights(
                 f"fetch it again{'' if quantised else ', or use --load-format dummy'}"
             )
     try:
-        loaded: nn.Module = (
-            model if placement.get("device_map") else model.to(device)
-        )  # some quantised models refuse `to`
+        # not moved if it was loaded onto the device: some quantised models refuse `to`
+        loaded: nn.Module = model if placement.get("device_map") else model.to(device)
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer blocks") from error
     keep_entries(loaded, kept_of_depth(shell, view.kept))
     return loaded.eval().requires_grad_(False)
 
@@ -226,7 +225,7 @@ def _read_index(name: str, index: Path) -> dict[str, str]:
         inside = False
     if not inside:
         raise CheckpointError(
-            f"--model {name}: {index.name} is no index of shards beside it; fetch the checkpoint again"
+            f"--model {name}: {index.name} is no index of shards in its folder; fetch the checkpoint again"
         )
     return dict(shard_of)
 
@@ -242,7 +241,7 @@ def _safetensors_shapes(name: str, file: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _damaged(name: str, file: Path) -> CheckpointError:
-    return CheckpointError(f"--model {name}: {file.name} is cut or no safetensors file; fetch it again")
+    return CheckpointError(f"--model {name}: {file.name} is truncated or no safetensors file; fetch it again")
 
 
 def _safetensors(name: str, file: Path) -> Iterator[tuple[str, torch.Tensor]]:

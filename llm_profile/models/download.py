@@ -80,7 +80,9 @@ def _ask(model: str, filename: str, revision: str | None, token: str | None, onl
     if is_offline_mode():
         if known is not None:
             return known
-        raise HubUnreachable(f"--model {model}: {filename} is not in the cache and the hub is off (HF_HUB_OFFLINE)")
+        raise HubUnreachable(
+            f"--model {model}: {filename} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        )
     _check_token(token)
     try:
         with _limited_retries():
@@ -89,8 +91,7 @@ def _ask(model: str, filename: str, revision: str | None, token: str | None, onl
                 filename,
                 revision=revision,
                 token=token,
-                endpoint=os.environ.get("HF_ENDPOINT")
-                or None,  # the present value: huggingface_hub has that of its import
+                endpoint=os.environ.get("HF_ENDPOINT") or None,  # huggingface_hub reads it only when it is imported
                 etag_timeout=TIMEOUT_S,
                 dry_run=only_look,
             )
@@ -163,7 +164,7 @@ def _check_token(token: str | None) -> None:
 
     token = token or get_token() or ""
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise UsageError("--hf-token: not a token of the hub, which is one word of ASCII letters (or is it HF_TOKEN?)")
+        raise UsageError("--hf-token or HF_TOKEN: not a token of the hub, which is one word of ASCII characters")
 
 
 def _explain(error: Exception, model: str, filename: str, revision: str | None, token: str | None) -> UsageError:

@@ -189,9 +189,7 @@ def _queries_keys_values(dimensions: _Dimensions) -> int:
     total = 0
     if dimensions.architecture.latent:
         nope, rank = dimensions.size("qk_nope_head_dim"), dimensions.size("kv_lora_rank")
-        total += rank + rank * (
-            dimensions.heads * nope + dimensions.values
-        )  # a norm, and the projection of the latent vector
+        total += rank + rank * (dimensions.heads * nope + dimensions.values)  # norm and projection of the latent vector
         projected = dimensions.cached
         if dimensions.value("q_lora_rank") is None:
             total += hidden * queries  # without a bias, whatever attention_bias says

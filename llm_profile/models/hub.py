@@ -114,11 +114,7 @@ def find_model(
     try:
         folder = Path(model).expanduser()
         is_model = (folder / "config.json").is_file()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # name too long, no permission, unknown user (~name), zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, no permission, unknown ~user, zero byte
         why = getattr(error, "strerror", None) or error
         raise UsageError(
             f"--model {model[:80]}: {why}; give a folder with a config.json, or an id of the hub"
@@ -212,7 +208,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UsageError(
-            f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again"
+            f"--model: {path} is no JSON: {error.msg} at {at}; correct that line, or fetch the file again"
         ) from None
     except RecursionError:
         raise UsageError(f"--model: {path} is nested too deeply; fetch or write it again") from None
@@ -220,7 +216,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"--model: {path} cannot be read ({one_line(error)}); fetch or write it again") from None
     if not isinstance(config, dict):
         found = JSON_NAMES.get(type(config), "null")
-        raise UsageError(f"--model: {path} holds {found} where a JSON object has to be; fetch or write it again")
+        raise UsageError(f"--model: {path} holds {found} where a JSON object is expected; fetch or write it again")
     check_bounds(config)
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}

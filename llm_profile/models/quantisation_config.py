@@ -18,7 +18,7 @@ def quantisation_fields(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     holders = (config, inner) if isinstance(inner, Mapping) else (config,)
     fields = next((found for holder in holders if (found := holder.get("quantization_config"))), None)
     if fields is not None and not isinstance(fields, Mapping):
-        raise UsageError("--model: quantization_config in its config.json is no JSON object; write it again")
+        raise UsageError("--model: quantization_config in its config.json is no JSON object; correct it")
     return fields
 
 

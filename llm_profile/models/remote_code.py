@@ -37,7 +37,7 @@ def code_of(source: ModelSource, token: str | None = None) -> Iterator[None]:
         if source.code and model_type not in CONFIG_MAPPING:
             raise UsageError(
                 f"--model {source.name}: transformers does not know model type {model_type!r}, so its own code would "
-                "have to run: --trust-remote-code runs it; read it before"
+                "have to run: --trust-remote-code runs it; read it first"
             )
         yield
         return
@@ -69,8 +69,8 @@ def _class(source: ModelSource, kind: str, token: str | None) -> Any:
     match = REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(
-            f"--model {source.name}: its {kind} is {reference!r}, and --trust-remote-code is for code of {source.name} "
-            "alone (file.Class); copy both into a folder"
+            f"--model {source.name}: its {kind} is {reference!r}, but --trust-remote-code runs code of {source.name} "
+            "alone (file.Class); copy the model and that code into one folder"
         )
     folder = source.path or _fetch(source, match[1], token)
     try:

@@ -42,8 +42,8 @@ def check_shapes(name: str, stored: Mapping[str, Stored], full_model: nn.Module,
     if wrong:
         more = f", and {len(wrong) - NAMES_SHOWN} more" if len(wrong) > NAMES_SHOWN else ""
         raise CheckpointError(
-            f"--model {name}: blocks of its checkpoint are not as alike as its config.json says: "
-            f"{', '.join(wrong[:NAMES_SHOWN])}{more}; mend its config.json or fetch the checkpoint again"
+            f"--model {name}: blocks of its checkpoint differ that are equal by its config.json: "
+            f"{', '.join(wrong[:NAMES_SHOWN])}{more}; correct its config.json or fetch the checkpoint again"
         )
 
 
@@ -63,9 +63,7 @@ def are_plain(stored: Mapping[str, Stored], plain_model: nn.Module, kept: Kept) 
     matrices = {
         key: tuple(parameter.shape)
         for key, parameter in plain_model.named_parameters()
-        if parameter.ndim == 2
-        and key in found
-        and key.startswith(tuple(blocks))  # others have other names in checkpoints
+        if parameter.ndim == 2 and key in found and key.startswith(tuple(blocks))  # names outside blocks may differ
     }
     return bool(matrices) and all(found[key] == (shape, True) for key, shape in matrices.items())
 

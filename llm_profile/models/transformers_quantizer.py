@@ -21,7 +21,9 @@ from llm_profile.models.building import ModelOptions, meta_model, resolve_dtype
 from llm_profile.models.patches import patched
 from llm_profile.models.quantisation_config import method_of, quantisation_fields
 
-QUANTISATION_ADVICE = "install what is missing, use a GPU that it runs on, or take a checkpoint that is not quantised"
+QUANTISATION_ADVICE = (
+    "install what is missing, use a GPU that the method runs on, or take a checkpoint that is not quantised"
+)
 
 
 def quantisation_of(config: Any) -> Mapping[str, Any] | None:
