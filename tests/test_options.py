@@ -1,4 +1,4 @@
-"""The options of the commands: what a command line without them asks for."""
+"""Defaults of the commands' options, and where the token comes from."""
 
 import pytest
 

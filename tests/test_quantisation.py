@@ -1,4 +1,4 @@
-"""Quantised checkpoints: a made-up method for the path through transformers, and what is real where it can run."""
+"""Quantised checkpoints: a made-up method that runs on a CPU (fake_quantizer.py), and real methods where they run."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ from tests.worker_here import WorkerHere, worker_here
 __all__ = ["worker_here"]  # a fixture
 
 PLAIN = "model.layers.2.mlp"
-"""What the checkpoint of these tests does not quantise."""
+"""Path of the modules that the checkpoint of these tests does not quantise."""
 
 ON_CPU = ModelOptions(1, "cpu")
 LLAMA = {"model_type": "llama", **CONFIGS["llama"], "dtype": "bfloat16"}
@@ -40,7 +40,7 @@ LLAMA = {"model_type": "llama", **CONFIGS["llama"], "dtype": "bfloat16"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A llama of four blocks in several shards, its linears in bytes."""
+    """A Llama checkpoint of four blocks in several shards, whose linear layers are quantised to bytes."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(llama_config("llama"), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "bytes", max_shard_size="10KB")
@@ -149,7 +149,7 @@ def test_weights_that_are_decompressed_are_called_so(folder: Path, capsys: pytes
 
 
 def refusal_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which the command ends."""
+    """Profile a model that is refused with exit code 2. Returns the line that says why."""
     assert profile(folder, "--load-format", "hf") == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("run_profile.py: --model")
@@ -217,11 +217,11 @@ def test_random_weights_are_refused_for_quantised_ones(folder: Path, capsys: pyt
     assert "its weights are bytes, and random ones would not be; use --load-format hf" in capsys.readouterr().err
 
 
-# ---- what is real
+# ---- real methods
 
 
 def test_fp8_weights_made_plain_on_demand(tmp_path: Path) -> None:
-    """`dequantize` in the configuration: transformers multiplies blocks of 16 x 16 by their scales as it loads."""
+    """With `dequantize` in the configuration, transformers multiplies blocks of 16 x 16 weights by their scales."""
     pytest.importorskip("accelerate")
     from safetensors.torch import save_file
 

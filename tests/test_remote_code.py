@@ -1,4 +1,4 @@
-"""Code of a model repository: it runs where that is asked for, and nowhere else."""
+"""Code that a model repository brings: it runs with --trust-remote-code, and never without."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests.test_hub import COMMIT, OLD_COMMIT, Hub, hub
 from tests.tiny import COMMON
 from tests.worker_here import WorkerHere, worker_here
 
-__all__ = ["hub", "worker_here"]  # fixtures
+__all__ = ["hub", "worker_here"]  # fixtures that pytest finds by their names here
 
 REPO = "someone/small"
 TRUST = "--trust-remote-code"
@@ -72,7 +72,7 @@ PAIRS += ["--scaling-tolerance", "1e9"]
 
 @pytest.fixture(autouse=True)
 def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """transformers copies code into a folder of modules: one of this test's own."""
+    """Let transformers copy code of repositories into a folder of this test, and forget the modules afterwards."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for processes of the real model
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -83,7 +83,7 @@ def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Where the code of the repository leaves its mark when it is imported."""
+    """The file that the code of the repository appends to when it is imported."""
     return tmp_path / "trace"
 
 

@@ -10,7 +10,7 @@ from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 def exit_code_of(command: str, run: Callable[[], int], interrupted: str) -> int:
     """What `run` returns. A UsageError is printed in a line and gives 2; Ctrl-C prints `interrupted` and gives 130."""
     try:
-        with versions.suspected():
+        with versions.possible_cause_noted():
             return run()
     except UsageError as error:
         for text in (f"{command}: {error}", *getattr(error, "__notes__", ())):

@@ -20,7 +20,7 @@ from llm_profile.models.building import (
 from llm_profile.models.checkpoint import checkpoint_view, load_weights, stored_shapes
 from llm_profile.models.download import HubError
 from llm_profile.models.hub import ModelSource, dummy_notice
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.quantisation_config import method_of, quantisation_fields, without_quantisation
 from llm_profile.models.remote_code import code_of
 from llm_profile.models.stored_shapes import are_plain, check_shapes
@@ -77,7 +77,7 @@ def settle_weights(request: Request, source: ModelSource) -> ModelSource:
     try:
         with (
             code_of(source, request.hf_token),
-            told_in_a_line(source.config.get("model_type"), "check its config.json"),
+            as_usage_error(source.config.get("model_type"), "check its config.json"),
         ):
             return _settled(request, source)
     except (HubError, CheckpointError) as error:

@@ -4,7 +4,7 @@ from torch import nn
 
 from llm_profile.errors import UsageError, is_out_of_memory
 from llm_profile.layers.probe import running_modules
-from llm_profile.models.model_errors import place
+from llm_profile.models.model_errors import line_of_model_code
 from llm_profile.models.positions import learned_positions
 from llm_profile.passes.runner import PassRunner
 from llm_profile.points import SweepPoint
@@ -44,7 +44,7 @@ def run_probes(runner: PassRunner, max_input: int, max_total: int) -> None:
             runner.run(SweepPoint(1, kv_len))
         except Exception as error:
             # memory or the model's code does not allow it: the sweep will report the point as missing
-            if kv_len == 1 or not (is_out_of_memory(error) or place(error)):
+            if kv_len == 1 or not (is_out_of_memory(error) or line_of_model_code(error)):
                 raise
             break
     runner.forget_masks()

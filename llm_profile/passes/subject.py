@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from llm_profile.layers.layout import Layout, walk
-from llm_profile.layers.slow_path import reason, slow_layers
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.layers.layout import Layout, find_layout
+from llm_profile.layers.slow_path import slow_layers, why_slow
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.transformers_quantizer import compressed_modules
 from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.conditions import model_conditions
@@ -31,7 +31,7 @@ class Subject:
 
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
-        with told_in_a_line(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
+        with as_usage_error(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
             self._open(undo)
             self._undo = undo.pop_all()
 
@@ -52,12 +52,12 @@ class Subject:
             self.max_input = min(options.max_input, positions or options.max_input)
             self.max_total = min(options.max_total, positions or options.max_total)
             probes = partial(run_probes, self.runner, self.max_input, self.max_total)
-            self.layout: Layout = walk(self.model, full_model, kept, probes, positions)
+            self.layout: Layout = find_layout(self.model, full_model, kept, probes, positions)
         self.runner.experts.settle(self.layout.block_kind)
         self._decompressed = not compressed <= compressed_modules(self.model)
         slow = slow_layers(self.model, self.runner.run, self.max_input, self.max_total)
         self._missing_packages = sorted({package for packages in slow.values() for package in packages})
-        self.slow_path = {self.layout.row_of(module): reason(packages) for module, packages in slow.items()}
+        self.slow_path = {self.layout.row_of(module): why_slow(packages) for module, packages in slow.items()}
         if not options.allow_slow_path:
             refuse_slow_path(self.slow_path)
 

@@ -9,7 +9,7 @@ from torch import nn
 from llm_profile.errors import UsageError
 from llm_profile.models.building import ModelOptions
 from llm_profile.models.hub import ModelSource, find_model
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.remote_code import code_of
 from llm_profile.passes.loaded import load_model
 from llm_profile.passes.loading import DUMMY, subject_options
@@ -42,7 +42,7 @@ def profiled_model(
     """The model alone, as a script has it: nothing is patched or watched. Raises as `profiled_subject`."""
     with (
         _options(profiled, depth, device, token, trust_remote_code) as (options, name),
-        told_in_a_line(options.config.get("model_type"), "check its config.json"),
+        as_usage_error(options.config.get("model_type"), "check its config.json"),
     ):
         loaded, _full_model, _kept = load_model(options)
     _check_code(profiled, name, loaded.code)

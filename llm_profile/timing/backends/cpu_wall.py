@@ -8,7 +8,7 @@ from llm_profile.block_kinds import BlockKind
 from llm_profile.errors import is_out_of_memory, one_line
 from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
-from llm_profile.models.model_errors import place
+from llm_profile.models.model_errors import line_of_model_code
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 from llm_profile.timing.provenance import device_conditions, device_facts
@@ -97,7 +97,7 @@ class CpuWallBackend:
         """Why a point is missing, of an error of its passes. Raises one that is not the model's."""
         if is_out_of_memory(error):
             return "out of memory"
-        if (where := place(error)) is None:
+        if (where := line_of_model_code(error)) is None:
             raise error
         reason = f"the model fails with {type(error).__name__} ({where})"
         if not any(text.startswith(reason) for text in self.notices):
