@@ -65,7 +65,7 @@ def run_profile(request: Request) -> Result:
     hardware = planning.hardware_name(request)
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)
-    source = settled_weights(request, source)
+    source = with_weights(request, source)
     summary.notice(source.notice)
     laid_out = measure_table(request, source, paths, hardware, known)
     table = LatencyTable.read(paths.csv)
@@ -75,13 +75,16 @@ def run_profile(request: Request) -> Result:
     return Result(paths.csv, missing, max(code, scale(request, table, paths.csv)))
 
 
-def settled_weights(request: Request, source: ModelSource) -> ModelSource:
-    """Fetch what the kept blocks need where real weights are to be used; random ones may take their place."""
+def with_weights(request: Request, source: ModelSource) -> ModelSource:
+    """`source` with the real weights of the kept blocks fetched, if it has any.
+
+    With `--load-format auto`, a source of random weights is returned if the real ones cannot be fetched or used.
+    """
     if source.weights_file is None:
         return source
-    from llm_profile.passes.loading import settle_weights  # imports torch
+    from llm_profile.passes.loading import fetch_weights  # imports torch
 
-    return settle_weights(request, source)
+    return fetch_weights(request, source)
 
 
 def measure_table(

@@ -673,7 +673,7 @@ def test_no_gpu_is_told_before_weights_are_fetched(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: list[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(run_profile, "settled_weights", lambda request, source: pytest.fail("weights are fetched"))
+    monkeypatch.setattr(run_profile, "with_weights", lambda request, source: pytest.fail("weights are fetched"))
     refused = run("--model", "tiny-llama", *hardware)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--device cuda: " in refused.err and "--device cpu" in refused.err
