@@ -30,7 +30,7 @@ from llm_profile.store.storage import write_json
 from llm_profile.sweep import SweepPoint
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
-from llm_profile.timing.launching import shares
+from llm_profile.timing.launching import split_evenly
 from llm_profile.timing.pacing import REST
 
 PASSES = 10
@@ -75,7 +75,7 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
         for _ in range(2):
             runs.eager(point)
         between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        for pool, replays in enumerate(shares(passes, min(GRAPHS, passes))):
+        for pool, replays in enumerate(split_evenly(passes, min(GRAPHS, passes))):
             graph = runs.capture(point, pool=pool)
             torch.cuda.synchronize()
             started = time.monotonic()
