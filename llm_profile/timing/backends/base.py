@@ -11,11 +11,11 @@ GRAPHS = 3
 """CUDA graphs that the pass of each point is captured in. Each has its own activations and weights in device memory,
 and the replays of the point are divided evenly among them.
 
-How long a kernel takes depends on where its tensors lie. On an H200, 16 graphs of one pass differed by 2 % (standard
-deviation of the median kernel below 5 us) to 9 %, and by the same in each round of replays. Between two processes,
-98.5 % of prefill rows agreed within 5 % or 100 ns if all graphs had the same weights, with 4 graphs and with 8; with 4
-graphs that had weights of their own, 99.9 % did. With 3 graphs instead of 4 and as many passes, rows differ from those
-of a hundred passes by 0.03 to 0.16 % more (median).
+How long a kernel takes depends on where in memory its tensors lie. On an H200, kernels below 5 us differed among 16
+graphs of one pass by 2 (median) to 9 % (standard deviation), in the same way in each round of replays. Between two
+processes, 98.5 % of prefill rows agreed within 5 % or 100 ns if all graphs had the same weights, with 4 graphs and with
+8; with 4 graphs that had weights of their own, 99.9 % did. With 3 graphs instead of 4 and as many passes, rows differ
+from those of a hundred passes by 0.03 to 0.16 % more (median).
 """
 
 
