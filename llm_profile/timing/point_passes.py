@@ -23,7 +23,7 @@ MOST_UNMATCHED = 3
 """Most unmatched replays per replay that counts. A point with more is timed by eager passes instead."""
 
 NO_EVENTS = (
-    "the profiler recorded no kernels{at}: most likely another profiler receives the GPU's events, which only one can; "
+    "the profiler recorded no kernels{at}: most likely another profiler receives the GPU's events, and only one can; "
     "end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
 )
 """Error if eager passes have no kernels. at: the point, as ` at input 1, kv_cache 5`."""
