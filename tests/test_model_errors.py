@@ -92,7 +92,7 @@ def test_a_configuration_that_does_not_run(
 
 def test_an_error_of_ours_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """The error is raised by torch during a pass, but the code that called torch is this project's cache."""
-    monkeypatch.setattr("llm_profile.passes.cache.BufferLayer.stored", lambda _layer: 1000)
+    monkeypatch.setattr("llm_profile.passes.cache_layers.BufferLayer.stored", lambda _layer: 1000)
     with pytest.raises(RuntimeError):
         command("llama", *SMALL)
 

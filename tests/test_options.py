@@ -1,4 +1,4 @@
-"""Defaults of the commands' options, and where the token comes from."""
+"""The defaults of the commands' options, and where the token of the Hub comes from."""
 
 import pytest
 

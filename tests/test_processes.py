@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import run_profile
 from llm_profile import versions
 from llm_profile.errors import UsageError
-from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.validation.processes import Process, ProcessReality
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
@@ -308,7 +308,7 @@ def test_real_steps_run_in_fresh_processes(csv: Path) -> None:
         started.append(Process())
         return started[-1]
 
-    reality = ProcessReality("eager", Profiled.of(LatencyTable.read(csv)), 4, "cpu", processes=2, start=start)
+    reality = ProcessReality("eager", Profiled.of(read_table(csv)), 4, "cpu", processes=2, start=start)
     times: dict[tuple[SweepPoint, int], tuple[int, ...]] = {}
     for step in reality.steps([3, 8], [(4, 5)], repeat=2):
         if not times:
@@ -353,14 +353,14 @@ def test_a_process_that_is_killed_at_work_is_the_same_line(csv: Path) -> None:
     def open_at(depth: int) -> ProcessReality:
         return ProcessReality("eager", Profiled.of(table), depth, "cpu", processes=2, tell=kill, start=start)
 
-    table = LatencyTable.read(csv)
+    table = read_table(csv)
     with pytest.raises(UsageError, match="ended with exit code -9; where that is -9, memory ran out: lower --scaling"):
         validate_over_depths(table, open_at, [(2, 2), (4, 2)], repeat=1)
     assert len(started) == 2 and not any(is_running(one._process.pid) for one in started)
 
 
 def test_refusals_and_bugs_come_through_a_real_process(process: Process, csv: Path) -> None:
-    conditions = LatencyTable.read(csv).meta["conditions"]
+    conditions = read_table(csv).meta["conditions"]
     process.ask("check", conditions | {"torch": "1.0"}, "cpu", os.getpid())
     with pytest.raises(UsageError, match='^--csv: the table was measured under other conditions: torch is "1.0" there'):
         process.answer()

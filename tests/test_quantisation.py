@@ -142,7 +142,8 @@ def test_missing_tensors_of_quantised_weights_are_named(folder: Path) -> None:
 def test_weights_that_are_decompressed_are_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile(with_fields(folder, decompresses=True)) == 0
     assert table_of(folder).meta["conditions"]["quantisation"]["decompressed"] is True
-    assert "decompresses the weights at their first use: products are those of float16" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "decompresses the weights at their first use: matrix products are those of plain float16 weights" in told
 
 
 # ---- refusals
@@ -214,7 +215,8 @@ def test_methods_that_need_a_gpu(folder: Path, method: str, capsys: pytest.Captu
 
 def test_random_weights_are_refused_for_quantised_ones(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile(folder, "--load-format", "dummy") == 2
-    assert "its weights are bytes, and random ones would not be; use --load-format hf" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "its weights are quantised (bytes), and random ones would not be; use --load-format hf" in told
 
 
 # ---- real methods

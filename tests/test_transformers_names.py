@@ -21,7 +21,7 @@ from llm_profile.models.transformers_names import (
     cache_argument,
     takes,
 )
-from llm_profile.passes.cache import IN_PLACE
+from llm_profile.passes.cache_layers import IN_PLACE
 from tests.shrunken import TYPES
 
 CACHE_FREE = re.compile("no cache|keys and values")

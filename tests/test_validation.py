@@ -670,7 +670,7 @@ def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_mod
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
     assert scaling["noisy"] is True and scaling["processes"] == 3
     assert scaling["spread_between_processes"]["ttft"] == pytest.approx(0.3 / 1.1, rel=1e-3)
-    table = LatencyTable.read(source)
+    table = read_table(source)
     assert [known_exit_code(table, source, request) for request in wanted] == [4, None]
     assert main([*argv, "--scaling-processes", "1"]) == 0
     assert "Too noisy" not in capsys.readouterr().out
@@ -683,7 +683,7 @@ def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_mod
 def test_a_report_of_a_version_that_knew_no_noise_is_made_anew(tmp_path, real_model):
     source = write_table(tmp_path)
     assert main(["--csv", str(source), *GRID]) == 0
-    table, wanted = LatencyTable.read(source), scaling_request(*GRID)
+    table, wanted = read_table(source), scaling_request(*GRID)
     assert known_exit_code(table, source, wanted) == 0
     path = source.with_name("fake.validation.json")
     told = json.loads(path.read_bytes())
