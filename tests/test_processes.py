@@ -56,7 +56,7 @@ class Host:
         return self.started[-1]
 
     def reality(self, processes: int, depth: int = 6, **options: Any) -> ProcessReality:
-        profiled = Profiled(TABLE.meta, 1, False)
+        profiled = Profiled(TABLE.meta, TABLE.conditions, 1, False)
         return ProcessReality("eager", profiled, depth, "cpu", processes=processes, start=self.start, **options)
 
 
@@ -223,7 +223,7 @@ def test_every_process_is_closed_when_the_next_cannot_start() -> None:
             raise OSError("too many processes")
         return host.start()
 
-    reality = ProcessReality("eager", Profiled(TABLE.meta, 1, False), 6, "cpu", processes=3, start=start)
+    reality = ProcessReality("eager", Profiled(TABLE.meta, TABLE.conditions, 1, False), 6, "cpu", processes=3, start=start)
     with pytest.raises(OSError, match="too many"):
         validate_over_depths(TABLE, lambda _depth: reality, PAIRS)
     assert [process.closed for process in host.started] == [1]
@@ -244,7 +244,7 @@ def test_a_refusal_is_told_with_its_notes(monkeypatch: pytest.MonkeyPatch) -> No
     """Such as the suspicion of a release newer than tested, which only the traceback over there gives rise to."""
     monkeypatch.setattr(versions, "newer", lambda: "transformers 9.9")
     process = WorkerHere()
-    process.ask("open", "cuda-graph", Profiled(TABLE.meta, 1, False), 1, "cpu", None, False)
+    process.ask("open", "cuda-graph", Profiled(TABLE.meta, TABLE.conditions, 1, False), 1, "cpu", None, False)
     with pytest.raises(UsageError) as refused:
         process.answer()
     assert str(refused.value) == "--scaling-runtime cuda-graph: not on cpu; use eager"
