@@ -72,7 +72,7 @@ class PassRunner:
             return self.model(**arguments, **{self.cache_argument: past, "use_cache": True})
 
     def _refuse(self, point: SweepPoint) -> None:
-        """Raises ValueError for a point that would be run as another one."""
+        """Raise ValueError for a point that the inputs cannot make: another batch, mixed or longer sequences."""
         batch, max_input = self.input_ids.shape
         if point.kind == "mixed" or point.batch != batch or point.input_len > max_input:
             raise ValueError(f"{point}: this runner has {batch} sequences of one length, of {max_input} tokens at most")
