@@ -48,7 +48,7 @@ from llm_profile.validation.estimate import check_pairs
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind. exit_code: 0 complete, 3 points missing, 4 validation over its tolerance."""
+    """What a run left behind. exit_code: 0 complete, 3 points missing, 4 validation over its tolerance or too noisy."""
 
     csv: Path
     missing: dict[SweepPoint, str]

@@ -69,19 +69,17 @@ def validate_and_write(
 ) -> int:
     """Hold the table at `csv_path` against the real model, write the scaled one and the JSON, print the report.
 
-    Returns the exit code: 0, or 4 for a held-out error above the tolerance. Raises UsageError for what the user can
-    mend, where possible before a model is loaded.
+    Returns the exit code: 0, or 4 for a held-out error above the tolerance or a machine that is too noisy. Raises
+    UsageError for what the user can mend, where possible before a model is loaded.
     """
     from rich.console import Console
 
     refuse_scaled(table)
     scaling_paths(csv_path, wanted.output)
 
-    profiled = Profiled.of(table)
-
     def open_at(depth: int) -> Reality:
         return ProcessReality(
-            *(wanted.runtime, profiled, depth, device, token, trust_remote_code),
+            *(wanted.runtime, Profiled.of(table), depth, device, token, trust_remote_code),
             processes=wanted.processes or PROCESSES[wanted.runtime],
             tell=summary.notice,
         )
