@@ -14,8 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import as_a_user
 from bench.as_a_user import Rows, balanced_experts, buffers, judged, without_masks
-from llm_profile.measurement import PointSample, RowSample
-from llm_profile.records import PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep, SweepPoint
@@ -23,7 +21,7 @@ from llm_profile.validation.estimate import Estimate
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv
 from llm_profile.validation.validate import fit_and_judge
 from tests import tiny
-from tests.fake_reality import FakeReality, make_table, write_table
+from tests.fake_reality import FakeReality, hand_table, make_table, write_table
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 300
@@ -97,21 +95,11 @@ def test_a_prompt_pays_the_head_for_all_of_its_tokens_where_the_model_does(tmp_p
     assert sums[1] - sums[0] == 7 * 60, "the head of a token more takes 60 ns"
 
 
-def small_csv(folder: Path) -> Path:
-    """Two blocks; a pass of n tokens on k in the cache: 100 n outside the blocks, 10 n + k each, 7 n of the head."""
-    kind = {"name": "block", "count": 2, "layers": [0, 1], "profiled": [0]}
-    table = make_table(Sweep(prefill_max=1, decode_max=1))
-    table.records.clear()
-    table.meta |= {"kinds": [kind], "block_rows": {"attn": "block"}}
-    for n, k in ((1, 0), (4, 0), (1, 1), (1, 5)):
-        times = {"embedding": 100 * n, "attn": 10 * n + k, "lm_head": 7 * n}
-        rows = {name: RowSample((ns,)) for name, ns in times.items()}
-        table.records[SweepPoint(n, k)] = PointRecord.of(PointSample(SweepPoint(n, k), rows, (1,), "fake"), run=0)
-    return write_table(folder, table)
+BY_HAND = [SweepPoint(1, 0), SweepPoint(4, 0), SweepPoint(1, 1), SweepPoint(1, 5)]
 
 
 def test_a_request_by_hand(tmp_path: Path) -> None:
-    rows = rows_of(small_csv(tmp_path))
+    rows = rows_of(write_table(tmp_path, hand_table(BY_HAND)))
     assert rows.step_ns(4, 0) == 400 + 2 * 40 + 7, "the head sees one token"
     assert rows.step_ns(2, 0) == pytest.approx(120 + (480 - 120) / 3 + 7)
     assert rows.step_ns(1, 2) == 100 + 2 * 12 + 7
@@ -121,7 +109,7 @@ def test_a_request_by_hand(tmp_path: Path) -> None:
 
 def test_a_judgement_by_hand(tmp_path: Path) -> None:
     """The table says 487 for a prompt of 4, 131 and 133 for steps after 2; processes are held by their medians."""
-    rows, meta = rows_of(small_csv(tmp_path)), {"model": "m", "hardware": "h"}
+    rows, meta = rows_of(write_table(tmp_path, hand_table(BY_HAND))), {"model": "m", "hardware": "h"}
     of_processes = [
         [{"ttft": [500, 900, 400], "tpot": [100, 100, 190]}],
         [{"ttft": [450, 450, 460], "tpot": [132, 132, 132]}],

@@ -45,8 +45,8 @@ def told_in_a_line(model_type: object, advice: str) -> Iterator[None]:
         # models raise errors of any type for values that a configuration should not have
         if is_out_of_memory(error):
             raise UsageError(
-                f"--model: {model_type} does not fit in memory ({typed_line(error)}); use fewer blocks "
-                "(--num-layers) or shorter lengths (--prefill-max, --decode-max)"
+                f"--model: {model_type} does not fit in memory ({typed_line(error)}); use fewer blocks (--num-layers, "
+                "--scaling-num-layers) or shorter lengths (--prefill-max, --decode-max)"
             ) from error
         if (where := place(error)) is None:
             raise
