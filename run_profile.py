@@ -55,7 +55,7 @@ from llm_profile.validation.estimate import check_pairs
 class Result:
     """The result of a run. csv: path of the table. missing: points that are not in it, each with the reason.
 
-    exit_code: 0 complete, 3 points missing, 4 validation over its tolerance.
+    exit_code: 0 complete, 3 points missing, 4 validation over its tolerance or too noisy.
     """
 
     csv: Path

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = OneLineParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance.",
+        epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance, or too much noise.",
     )
     add_options(parser.add_argument, OWN_OPTIONS, {})
     add_scaling_arguments(parser)

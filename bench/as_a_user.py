@@ -74,17 +74,20 @@ class Rows:
         column = (meta.get("scaling") or {}).get("column", "latency(ns)")
         counts = {kind["name"]: kind["count"] for kind in meta["kinds"]}
         of_block = meta["block_rows"]
-        self._head_ns = 0.0
+        every_logit = any(run.get("logits_to_keep") is False for run in meta["runs"])
+        head_ns = 0.0
         self._steps: dict[tuple[int, int], float] = {}
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 key, latency_ns = (int(row["input"]), int(row["kv_cache"])), float(row[column])
                 name = row["layer_name"]
-                if name == "lm_head":  # a step needs the head for one token only, which is the row at (1, 0)
-                    self._head_ns = latency_ns if key == (1, 0) else self._head_ns
+                if name == "lm_head" and not key[1] and not every_logit:  # a prompt pays the head for one token
+                    head_ns = latency_ns if key == (1, 0) else head_ns
                     continue
                 times = counts[of_block[name]] if name in of_block else 1
                 self._steps[key] = self._steps.get(key, 0.0) + times * latency_ns
+        for key in self._steps:
+            self._steps[key] += 0.0 if key[1] else head_ns
 
     def step_ns(self, input_len: int, kv_len: int) -> float:
         """Nanoseconds of a prompt (kv_len 0) or a decode step (input_len 1).
@@ -92,14 +95,14 @@ class Rows:
         Between the lengths of a sparse table, the two neighbours are interpolated.
         """
         if (input_len, kv_len) in self._steps:
-            return self._steps[input_len, kv_len] + self._head_ns
+            return self._steps[input_len, kv_len]
         of = 1 if kv_len else 0  # index of the part of the key that varies
         known = sorted(key for key in self._steps if (key[1] > 0 or key == (1, 0)) == bool(kv_len) or key == (1, 0))
         at = (input_len, kv_len)[of]
         low = max(key for key in known if key[of] <= at)
         high = min(key for key in known if key[of] >= at)
         share = (at - low[of]) / (high[of] - low[of])
-        return self._steps[low] * (1 - share) + self._steps[high] * share + self._head_ns
+        return self._steps[low] * (1 - share) + self._steps[high] * share
 
     def request_ns(self, pair: Pair) -> dict[str, float]:
         """TTFT and TPOT of a pair, in nanoseconds."""

@@ -84,6 +84,7 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any
         rounds.append(found)
     for child in children.values():
         child.kill()
+        child.wait()
     quantities = list(rounds[0][FRESH[0]])
     fresh = [{of: statistics.fmean(found[name][of] for name in FRESH) for of in quantities} for found in rounds]
     causes = {

@@ -73,6 +73,20 @@ def make_table(sweep: Sweep = SWEEP, missing: Sequence[SweepPoint] = ()) -> Late
     return table
 
 
+def hand_table(points: Sequence[SweepPoint]) -> LatencyTable:
+    """Two blocks. A pass of n tokens on k in the cache: 100 n outside the blocks, 10 n + k each, 7 n of the head."""
+    kind = {"name": "block", "count": 2, "layers": [0, 1], "profiled": [0]}
+    table = make_table(Sweep(prefill_max=1, decode_max=1))
+    table.meta |= {"kinds": [kind], "block_rows": {"attn": "block"}}
+    table.records.clear()
+    for point in points:
+        n, k = point.input_len, point.kv_len
+        times = {"embedding": 100 * n, "attn": 10 * n + k, "lm_head": 7 * n}
+        rows = {name: RowSample((ns,)) for name, ns in times.items()}
+        table.records[point] = PointRecord.of(PointSample(point, rows, (sum(times.values()),), "fake"), run=0)
+    return table
+
+
 def write_table(folder: Path, table: LatencyTable | None = None) -> Path:
     """The files of a table in `folder`; returns the CSV's path."""
     paths = TablePaths.of(folder, "Fake1", "org/fake")

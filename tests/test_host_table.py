@@ -3,7 +3,6 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,23 +18,13 @@ from llm_profile.validation.host_table import write_host_table
 from llm_profile.validation.report import StepResult, ValidationReport
 from llm_profile.validation.validate import fit_and_judge
 from tests import table_samples
-from tests.fake_reality import FakeReality, make_table
+from tests.fake_reality import FakeReality, hand_table, make_table
 
 FIRST = "hardware,model,runtime,num_layers,input,kv_cache,wall(ns),kernels(ns),host(ns)"
 
 
 def small_table() -> LatencyTable:
-    """Two blocks. A pass of n tokens on k in the cache: 100 n outside the blocks, 10 n + k each, 7 n of the head."""
-    kind = {"name": "block", "count": 2, "layers": [0, 1], "profiled": [0]}
-    meta: dict[str, Any] = {"kinds": [kind], "block_rows": {"attn": "block"}, "runs": [], "clock": "gpu-kernel"}
-    table = LatencyTable("Fake1", "org/fake", meta)
-    for point in (SweepPoint(1, 0), SweepPoint(2, 0), SweepPoint(3, 0), SweepPoint(1, 1), SweepPoint(1, 5)):
-        n, k = point.input_len, point.kv_len
-        rows = {
-            name: RowSample((ns,)) for name, ns in (("embedding", 100 * n), ("attn", 10 * n + k), ("lm_head", 7 * n))
-        }
-        table.records[point] = PointRecord.of(PointSample(point, rows, (1,), "fake"), run=0)
-    return table
+    return hand_table([SweepPoint(1, 0), SweepPoint(2, 0), SweepPoint(3, 0), SweepPoint(1, 1), SweepPoint(1, 5)])
 
 
 TEMPLATE = fit_and_judge(make_table(), FakeReality(lambda *_: 0), [(8, 2)])

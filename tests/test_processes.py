@@ -223,7 +223,9 @@ def test_every_process_is_closed_when_the_next_cannot_start() -> None:
             raise OSError("too many processes")
         return host.start()
 
-    reality = ProcessReality("eager", Profiled(TABLE.meta, TABLE.conditions, 1, False), 6, "cpu", processes=3, start=start)
+    reality = ProcessReality(
+        "eager", Profiled(TABLE.meta, TABLE.conditions, 1, False), 6, "cpu", processes=3, start=start
+    )
     with pytest.raises(OSError, match="too many"):
         validate_over_depths(TABLE, lambda _depth: reality, PAIRS)
     assert [process.closed for process in host.started] == [1]

@@ -588,7 +588,7 @@ def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
 
     folder = tmp_path / "saved"
     AutoModelForCausalLM.from_config(make_config(tiny.CONFIGS["llama"])).save_pretrained(folder)
-    arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX]
+    arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX, "--scaling-processes", "1"]
     done = run(*arguments)
     assert done.code == 0 and "real weights" in done.err
     table = read_table(tmp_path / "CPU" / "org" / "mine.csv")

@@ -756,6 +756,16 @@ def test_a_damaged_csv_is_told_and_its_rows_are_used(tmp_path, real_model, capsy
     assert len(read_csv(source.with_name("fake-scaled.csv"))) == len(ROWS) * (256 + 320)
 
 
+def test_a_table_without_a_point_is_one_line(tmp_path, real_model, capsys):
+    table = make_table()
+    table.missing = dict.fromkeys(table.records, "out of memory")
+    table.records = {}
+    assert main(["--csv", str(write_table(tmp_path, table)), *GRID]) == 2
+    error = capsys.readouterr().err
+    assert "which the table lacks: out of memory" in error and error.count("\n") == 1
+    assert real_model.told == []
+
+
 def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):
     scaled = apply_scaling_to_latency_csv(write_table(tmp_path), 1.5)
     assert main(["--csv", str(scaled), *GRID]) == 2

@@ -80,11 +80,9 @@ def validate_and_write(
     refuse_scaled(table)
     scaling_paths(csv_path, wanted.output)
 
-    profiled = Profiled.of(table)
-
     def open_at(depth: int) -> Reality:
         return ProcessReality(
-            *(wanted.runtime, profiled, depth, device, token, trust_remote_code),
+            *(wanted.runtime, Profiled.of(table), depth, device, token, trust_remote_code),
             processes=wanted.processes or PROCESSES[wanted.runtime],
             tell=summary.notice,
         )
