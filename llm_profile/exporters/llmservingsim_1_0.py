@@ -1,0 +1,201 @@
+"""LLMServingSim v1.0.0: a CSV of layers and two of attention for each model. No torch.
+
+Its step adds the layers of one block at T, the tokens of all sequences, `lm_head` at the number of sequences, attention
+of the prompts at one length that stands for all of them, and attention of the decodes at their number and mean cache.
+It looks up every key exactly.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llm_profile.errors import UsageError
+from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
+from llm_profile.exporters.simulated_layers import (
+    BATCHED_DECODE,
+    BLANK_NS,
+    Layout,
+    choose_layout,
+    filled_notes,
+    layer_ns,
+    model_config,
+    moved_text,
+    require_flat,
+)
+from llm_profile.points import SweepPoint
+from llm_profile.store.storage import to_json
+from llm_profile.store.table import LatencyTable
+
+SIMULATOR = "LLMServingSim v1.0.0"
+
+LLAMA: Layout = {
+    "embedding": ("embedding", "model_other", "embed_positions"),
+    "input_layernorm": ("input_layernorm",),
+    "q_proj": ("q_proj",),
+    "k_proj": ("k_proj",),
+    "v_proj": ("v_proj",),
+    "rope": ("rope", "attn_other", "q_norm", "k_norm"),
+    "o_proj": ("o_proj",),
+    "post_layernorm": ("post_layernorm", "block_other"),
+    "gate_proj": ("gate_proj",),
+    "up_proj": ("up_proj",),
+    "act_fn": ("act_fn", "mlp_other"),
+    "down_proj": ("down_proj",),
+    "final_layernorm": ("final_layernorm",),
+    "lm_head": ("lm_head",),
+}
+
+EXPERTS: Layout = {
+    layer: rows for layer, rows in LLAMA.items() if layer not in ("gate_proj", "up_proj", "act_fn", "down_proj")
+} | {"gate": ("gate", "mlp_other")}
+"""Beside the layers of an expert, which are not read at the tokens of the step."""
+
+TABLES_OF_THEIR_OWN: Layout = {"attention": ("attn",)}
+EXPERT_BLOCK: Layout = {"experts": ("experts",)}
+
+LAYOUTS: dict[str, Layout] = {
+    "Llama": LLAMA | TABLES_OF_THEIR_OWN,
+    "a mixture of experts": EXPERTS | TABLES_OF_THEIR_OWN | EXPERT_BLOCK,
+}
+
+CONFIG_FIELDS = (
+    ("hidden_size",),
+    ("num_attention_heads",),
+    ("num_hidden_layers",),
+    ("intermediate_size",),
+    ("vocab_size",),
+)
+NUM_EXPERTS = ("num_local_experts", "num_experts")
+"""What a configuration calls the number of experts; the simulator knows the first name only."""
+
+PREFILL_STEP, DECODE_STEP = 32, 64
+"""Tokens between keys of prompts, and between those of caches."""
+
+DEFAULTS = ExportRequest(max_tokens=2048, max_sequences=256, max_kv=2048)
+CURE = "ask for less with --max-tokens and --max-kv"
+
+SKIPPED_ROPE = "TPU"
+"""The simulator leaves out `rope` where this is in the hardware's name."""
+
+
+def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
+    """The folder of one model at tp 1, and its configuration.
+
+    Steps of up to max_tokens tokens and max_sequences sequences, with caches of up to max_kv tokens, the step's own
+    among them. Raises UsageError for models that the simulator cannot hold, and for missing points.
+    """
+    if len(tables) > 1:
+        raise UsageError("--format llmservingsim-1.0: a folder is of one model; export one table at a time")
+    (table,) = tables
+    if SKIPPED_ROPE in table.hardware:
+        raise UsageError(f"{table.hardware}: {SIMULATOR} leaves out rope where a name has {SKIPPED_ROPE}; rename it")
+    layout = LAYOUTS[choose_layout(table, LAYOUTS, SIMULATOR)]
+    config = dict(model_config(table, CONFIG_FIELDS, SIMULATOR))
+    layers = {name: rows for name, rows in layout.items() if name not in {**TABLES_OF_THEIR_OWN, **EXPERT_BLOCK}}
+    require_flat(table, wanted.max_tokens, wanted.max_kv - 1, CURE)
+    lines = [
+        (layer, tokens, 0, 1, layer_ns(table, rows, SweepPoint(tokens, 0)))
+        for layer, rows in layers.items()
+        for tokens in range(1, wanted.max_tokens + 1)
+    ]
+    notes = [*filled_notes(table), f"{table.model}: {moved_text(layers, table)}"]
+    if EXPERT_BLOCK.keys() <= layout.keys():
+        experts, per_token = _experts(table, config)
+        config[NUM_EXPERTS[0]] = experts
+        lines += _expert_lines(table, experts, per_token, wanted)
+        notes += _expert_notes(table, experts // per_token)
+    folder = f"llm_profile/perf_models/{table.hardware}/{table.model}"
+    predictions = f"{folder}/tp1/predictions"
+    return Bundle(
+        files={
+            f"{folder}/tp1/layers.csv": _csv(("layer_name", "input", "kv_cache", "tp_size", "latency(ns)"), lines),
+            f"{predictions}/attn_prefill_predictions.csv": _prefill(table, wanted),
+            f"{predictions}/attn_decode_predictions.csv": _decode(table, wanted),
+            f"model_configs/{table.model}.json": (to_json(config, indent=2) + "\n").encode(),
+        },
+        notes=(*notes, *NOTES),
+        targets=(Target(table.hardware, table.model),),
+        hidden_by=tuple(f"{predictions}/attn_{phase}_prediction_dict.pkl" for phase in ("prefill", "decode")),
+        about=f"{folder}/llm-profile.json",
+    )
+
+
+NOTES = (
+    f"attention of decodes at kv_cache k is that of k - 1 tokens in the cache before the step: the simulator counts "
+    f"the step's own token, takes the mean of all decodes and rounds it up to a multiple of {DECODE_STEP}",
+    BATCHED_DECODE,
+    "attention of several prompts is that of one prompt of the root of the sum of their squared lengths, rounded up to "
+    f"a multiple of {PREFILL_STEP}, as the simulator looks it up",
+    "layers other than attention are read at the tokens of the step: a decode step alone has them from (1, 0)",
+    "the tables are of one GPU: tp1 only",
+)
+"""What holds for every model."""
+
+
+def _prefill(table: LatencyTable, wanted: ExportRequest) -> bytes:
+    """Attention of prompts, without a history: the simulator asks for no other."""
+    last = -(-wanted.max_tokens // PREFILL_STEP) * PREFILL_STEP  # lengths beyond max_tokens are rounded up to it
+    points = {key: SweepPoint(min(key, wanted.max_tokens), 0) for key in range(PREFILL_STEP, last + 1, PREFILL_STEP)}
+    lines = ((0, key, layer_ns(table, ("attn",), point)) for key, point in points.items())
+    return _csv(("kv_cache_size", "prefill_chunk_size", "prediction"), lines)
+
+
+def _decode(table: LatencyTable, wanted: ExportRequest) -> bytes:
+    """Attention of n decodes: n times that of one."""
+    last = -(-wanted.max_kv // DECODE_STEP) * DECODE_STEP
+    points = {key: SweepPoint(1, max(0, min(key, wanted.max_kv) - 1)) for key in range(0, last + 1, DECODE_STEP)}
+    of_one = {key: layer_ns(table, ("attn",), point) for key, point in points.items()}
+    numbers = range(1, wanted.max_sequences + 1)
+    lines = ((number, key, number * ns) for number in numbers for key, ns in of_one.items())
+    return _csv(("batch_size", "kv_cache_size", "prediction"), lines)
+
+
+def _experts(table: LatencyTable, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Experts of a block, and how many each token has. Raises UsageError where one share is no whole number."""
+    experts = next((config[name] for name in NUM_EXPERTS if name in config), None)
+    per_token = config.get("num_experts_per_tok")
+    if not experts or not per_token or experts % per_token:
+        raise UsageError(
+            f"{table.model}: {experts} experts, {per_token} of them per token: {SIMULATOR} prices tokens of one expert, "
+            "and the table has all experts together"
+        )
+    return experts, per_token
+
+
+def _expert_lines(
+    table: LatencyTable, experts: int, per_token: int, wanted: ExportRequest
+) -> Iterable[tuple[str, int, int, int, int]]:
+    """An expert that gets n tokens, as its part of a block in which every expert gets n tokens."""
+    steps = range(1, wanted.max_tokens + 1)
+    routed = {tokens: SweepPoint(tokens * experts // per_token, 0) for tokens in steps}
+    longest = max((tokens for tokens, point in routed.items() if point in table.records), default=0)
+    if longest < wanted.max_tokens:
+        raise UsageError(
+            f"{table.model} on {table.hardware}: lacks experts at up to {routed[wanted.max_tokens].tokens} tokens, of "
+            f"which one expert gets {wanted.max_tokens}; measure longer prompts, or ask for --max-tokens {longest}"
+        )
+    for tokens, point in routed.items():
+        if point not in table.records:
+            raise UsageError(f"{table.model} on {table.hardware}: lacks experts at {point}")
+        share = round(layer_ns(table, ("experts",), point) / experts)
+        yield "expert.w1", tokens, 0, 1, max(BLANK_NS, share - 2 * BLANK_NS)
+        yield "expert.w2", tokens, 0, 1, BLANK_NS
+        yield "expert.w3", tokens, 0, 1, BLANK_NS
+
+
+def _expert_notes(table: LatencyTable, tokens: int) -> Iterable[str]:
+    yield (
+        f"{table.model}: no expert was measured alone; one with n tokens is its part of a block whose experts all get "
+        f"n tokens (expert.w1; expert.w2 and expert.w3 are {BLANK_NS} ns), so uneven routing is not priced"
+    )
+    yield (
+        f"{table.model}: the simulator prices idle experts as experts with one token, so steps of fewer than {tokens} "
+        f"tokens are priced like those of {tokens}"
+    )
+
+
+def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    return text.getvalue().encode()
