@@ -145,7 +145,7 @@ def _notes(table: LatencyTable, name: str, layout: Layout) -> Iterator[str]:
     blank = [layer for layer, rows in layout.items() if not rows]
     yield f"{table.model}: {', '.join(blank)}: {BLANK_NS} ns"
     if layout is EXPERTS:
-        yield f"{table.model}: the simulator's memory has the weights of one expert"
+        yield f"{table.model}: the simulator's memory takes its experts for one dense MLP"
 
 
 def _keys(table: LatencyTable, layout: Layout, wanted: ExportRequest) -> Iterator[tuple[str, int, int, int]]:

@@ -21,6 +21,7 @@ from llm_profile.exporters.simulated_layers import (
     layer_ns,
     model_config,
     moved_text,
+    ranges_text,
     require_flat,
 )
 from llm_profile.points import SweepPoint
@@ -59,11 +60,14 @@ LAYOUTS: dict[str, Layout] = {
     "a mixture of experts": EXPERTS | TABLES_OF_THEIR_OWN | EXPERT_BLOCK,
 }
 
+MLP_SIZE = "intermediate_size"
+"""What a configuration calls the width of an MLP; the simulator takes it for that of an expert, too."""
+
 CONFIG_FIELDS = (
     ("hidden_size",),
     ("num_attention_heads",),
     ("num_hidden_layers",),
-    ("intermediate_size",),
+    (MLP_SIZE,),
     ("vocab_size",),
 )
 NUM_EXPERTS = ("num_local_experts", "num_experts")
@@ -102,7 +106,7 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     notes = [*filled_notes(table), f"{table.model}: {moved_text(layers, table)}"]
     if EXPERT_BLOCK.keys() <= layout.keys():
         experts, per_token = _experts(table, config)
-        config[NUM_EXPERTS[0]] = experts
+        config |= {NUM_EXPERTS[0]: experts, MLP_SIZE: config.get("moe_intermediate_size", config[MLP_SIZE])}
         lines += _expert_lines(table, experts, per_token, wanted)
         notes += _expert_notes(table, experts // per_token)
     folder = f"llm_profile/perf_models/{table.hardware}/{table.model}"
@@ -157,8 +161,8 @@ def _experts(table: LatencyTable, config: Mapping[str, Any]) -> tuple[int, int]:
     per_token = config.get("num_experts_per_tok")
     if not experts or not per_token or experts % per_token:
         raise UsageError(
-            f"{table.model}: {experts} experts, {per_token} of them per token: {SIMULATOR} prices tokens of one expert, "
-            "and the table has all experts together"
+            f"{table.model}: {experts} experts, {per_token} of them per token: {SIMULATOR} prices one expert, and the "
+            "table has all together"
         )
     return experts, per_token
 
@@ -169,15 +173,13 @@ def _expert_lines(
     """An expert that gets n tokens, as its part of a block in which every expert gets n tokens."""
     steps = range(1, wanted.max_tokens + 1)
     routed = {tokens: SweepPoint(tokens * experts // per_token, 0) for tokens in steps}
-    longest = max((tokens for tokens, point in routed.items() if point in table.records), default=0)
-    if longest < wanted.max_tokens:
+    if lacking := [point.input_len for point in routed.values() if point not in table.records]:
         raise UsageError(
-            f"{table.model} on {table.hardware}: lacks experts at up to {routed[wanted.max_tokens].tokens} tokens, of "
-            f"which one expert gets {wanted.max_tokens}; measure longer prompts, or ask for --max-tokens {longest}"
+            f"{table.model} on {table.hardware}: lacks input {ranges_text(lacking)}, kv_cache 0, where an expert gets "
+            f"up to {wanted.max_tokens} tokens; measure them, or ask for --max-tokens "
+            f"{wanted.max_tokens * per_token // experts}"
         )
     for tokens, point in routed.items():
-        if point not in table.records:
-            raise UsageError(f"{table.model} on {table.hardware}: lacks experts at {point}")
         share = round(layer_ns(table, ("experts",), point) / experts)
         yield "expert.w1", tokens, 0, 1, max(BLANK_NS, share - 2 * BLANK_NS)
         yield "expert.w2", tokens, 0, 1, BLANK_NS

@@ -7,7 +7,7 @@ from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.store.table import LatencyTable
 
-Layout = Mapping[str, Sequence[str]]
+Layout = dict[str, tuple[str, ...]]
 """Layer of a simulator -> the rows that it holds, in the order of a pass. A table must have the first row of each; a
 layer without rows gets BLANK_NS."""
 
@@ -67,8 +67,8 @@ def require_flat(table: LatencyTable, longest_prefill: int, longest_decode: int,
     texts = [text.format(ranges_text(lengths)) for text, lengths in lacking if lengths]
     if texts:
         raise UsageError(
-            f"{table.model} on {table.hardware}: lacks {' and '.join(texts)}; measure them with run_profile.py --append "
-            f"(--grid adaptive measures 15 percent of them and fills the others in), or {cure}"
+            f"{table.model} on {table.hardware}: lacks {' and '.join(texts)}; measure them with run_profile.py "
+            f"--append (--grid adaptive measures 15 percent of them and fills the others in), or {cure}"
         )
 
 
