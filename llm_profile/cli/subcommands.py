@@ -7,7 +7,7 @@ SUBCOMMANDS.
 import importlib
 from collections.abc import Sequence
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS: dict[str, str] = {"export": "llm_profile.cli.export_command"}
 """First word of the command line -> module."""
 
 

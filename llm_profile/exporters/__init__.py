@@ -1,9 +1,32 @@
-"""What tables are made into for those who read them: a file beside this one and a line of EXPORTERS each. No torch."""
+"""What tables are made into for those who read them: files beside this one and a line here each. No torch."""
 
 from collections.abc import Callable
 
+from llm_profile.exporters import (
+    llmservingsim_0_2,
+    llmservingsim_0_2_lookup,
+    llmservingsim_1_0,
+    llmservingsim_1_0_lookup,
+)
+from llm_profile.exporters.bundle import BundleFormat, ExportRequest
 from llm_profile.exporters.flat_csv import flat_csv
 from llm_profile.store.table import LatencyTable
 
 EXPORTERS: dict[str, Callable[[LatencyTable], bytes]] = {"csv": flat_csv}
 """By name, from a table to the content of a file."""
+
+BUNDLES: dict[str, BundleFormat] = {
+    "llmservingsim-0.2": BundleFormat(
+        llmservingsim_0_2.export,
+        llmservingsim_0_2_lookup.step,
+        marker="inference_serving/generate_trace.py",
+        defaults=ExportRequest(max_kv=2048),
+    ),
+    "llmservingsim-1.0": BundleFormat(
+        llmservingsim_1_0.export,
+        llmservingsim_1_0_lookup.step,
+        marker="inference_serving/trace_generator.py",
+        defaults=ExportRequest(max_kv=2048),
+    ),
+}
+"""`export --format`: the files of simulators."""
