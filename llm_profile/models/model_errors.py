@@ -49,8 +49,8 @@ def as_usage_error(model_type: object, advice: str) -> Iterator[None]:
         # models raise errors of any type for values that a configuration should not have
         if is_out_of_memory(error):
             raise UsageError(
-                f"--model: {model_type} does not fit in memory ({type_and_text(error)}); use fewer blocks (--num-layers, "
-                "--scaling-num-layers) or shorter lengths (--prefill-max, --decode-max)"
+                f"--model: {model_type} does not fit in memory ({type_and_text(error)}); use fewer blocks "
+                "(--num-layers, --scaling-num-layers) or shorter lengths (--prefill-max, --decode-max)"
             ) from error
         if (where := line_of_model_code(error)) is None:
             raise
