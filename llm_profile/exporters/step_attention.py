@@ -27,6 +27,12 @@ ATTENTION, ATTENTION_OTHER = "attn", "attn_other"
 COMPOSED, EXTRAPOLATED = "composed", "extrapolated"
 """Sources of a time beside those of records: composed as said above, the latter of lengths beyond the table's."""
 
+COMPOSED_STEPS = (
+    "attention of several decodes, of chunks on a history and of both together is composed of steps of one sequence: "
+    "steps of 4 to 64 decodes on an H200 came out at XX to XX % of real ones (docs/results.md, Batches)"
+)
+"""What has to be known of such times."""
+
 
 @dataclass(frozen=True)
 class AttentionTime:
