@@ -8,7 +8,7 @@ from llm_profile.exporters import (
     llmservingsim_1_0,
     llmservingsim_1_0_lookup,
 )
-from llm_profile.exporters.bundle import BundleFormat
+from llm_profile.exporters.bundle import BundleFormat, ExportRequest
 from llm_profile.exporters.flat_csv import flat_csv
 from llm_profile.store.table import LatencyTable
 
@@ -20,13 +20,13 @@ BUNDLES: dict[str, BundleFormat] = {
         llmservingsim_0_2.export,
         llmservingsim_0_2_lookup.step,
         marker="inference_serving/generate_trace.py",
-        defaults=llmservingsim_0_2.DEFAULTS,
+        defaults=ExportRequest(max_kv=2048),
     ),
     "llmservingsim-1.0": BundleFormat(
         llmservingsim_1_0.export,
         llmservingsim_1_0_lookup.step,
         marker="inference_serving/trace_generator.py",
-        defaults=llmservingsim_1_0.DEFAULTS,
+        defaults=ExportRequest(max_kv=2048),
     ),
 }
 """`export --format`: the files of simulators."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.simulated_layers import (
-    BATCHED_DECODE,
     BLANK_NS,
     Layout,
     choose_layout,
@@ -27,9 +26,9 @@ from llm_profile.store.files import CSV_HEADER
 from llm_profile.store.storage import to_json
 from llm_profile.store.table import LatencyTable
 
-SIMULATOR = "LLMServingSim v0.2.1"
+_SIMULATOR = "LLMServingSim v0.2.1"
 
-LLAMA: Layout = {
+_LLAMA: Layout = {
     "embedding": ("embedding", "model_other", "embed_positions"),
     "input_layernorm": ("input_layernorm",),
     "q_proj": ("q_proj",),
@@ -49,7 +48,7 @@ LLAMA: Layout = {
 }
 """The layers that it reads of a Llama."""
 
-EXPERTS: Layout = LLAMA | {
+_EXPERTS: Layout = _LLAMA | {
     "gate_proj": ("gate", "mlp_other"),
     "up_proj": (),
     "act_fn": (),
@@ -57,20 +56,20 @@ EXPERTS: Layout = LLAMA | {
 }
 """A mixture of experts on the layers of a Llama: both are read at the tokens of the step."""
 
-OPT: Layout = {
-    layer: rows for layer, rows in LLAMA.items() if layer not in ("rope", "attn", "gate_proj", "up_proj", "down_proj")
+_OPT: Layout = {
+    layer: rows for layer, rows in _LLAMA.items() if layer not in ("rope", "attn", "gate_proj", "up_proj", "down_proj")
 } | {"qk_matmul": ("attn",), "softmax": (), "sv_matmul": (), "fc1": ("fc1",), "fc2": ("fc2",)}
 """The layers that it reads of all other models."""
 
-LAYOUTS = {"Llama": LLAMA, "a mixture of experts": EXPERTS, "OPT": OPT}
+_LAYOUTS = {"Llama": _LLAMA, "a mixture of experts": _EXPERTS, "OPT": _OPT}
 
-PER_SEQUENCE = ("rope", "attn", "qk_matmul", "softmax", "sv_matmul")
+_PER_SEQUENCE = ("rope", "attn", "qk_matmul", "softmax", "sv_matmul")
 """Layers that it reads once per sequence."""
 
-NAME_PART = "llama"
+_NAME_PART = "llama"
 """It reads the layers of Llama if this is in a model's lower-case name, and those of OPT if not."""
 
-CONFIG_FIELDS = (
+_CONFIG_FIELDS = (
     ("hidden_size",),
     ("num_attention_heads",),
     ("num_hidden_layers",),
@@ -78,8 +77,7 @@ CONFIG_FIELDS = (
     ("vocab_size",),
 )
 
-DEFAULTS = ExportRequest(max_tokens=2048, max_kv=2048)
-CURE = "ask for less with --max-tokens and --max-kv"
+_CURE = "ask for less with --max-tokens and --max-kv"
 
 
 def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
@@ -96,31 +94,32 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     files: dict[str, bytes] = {}
     notes: list[str] = []
     for table in tables:
-        layout = LAYOUTS[choose_layout(table, LAYOUTS, SIMULATOR)]
+        layout = _LAYOUTS[choose_layout(table, _LAYOUTS, _SIMULATOR)]
         name = simulated_name(table.model, layout)
         if name in names:
             raise UsageError(f"{name}: two tables of one model; the simulator would read the first one only")
         _check_names(hardware, name)
-        require_flat(table, wanted.max_tokens, wanted.max_kv - 1, CURE)
+        require_flat(table, wanted.max_tokens, wanted.max_kv - 1, _CURE)
         names[name] = table
         lines += [(hardware, name, *key) for key in _keys(table, layout, wanted)]
-        config = model_config(table, CONFIG_FIELDS, SIMULATOR)
+        config = model_config(table, _CONFIG_FIELDS, _SIMULATOR)
         files[f"model_configs/{name}.json"] = (to_json(config, indent=2) + "\n").encode()
         notes += [*filled_notes(table), *_notes(table, name, layout)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([CSV_HEADER, *lines])
     return Bundle(
         files={f"perf_model/{hardware}.csv": text.getvalue().encode(), **files},
-        notes=(*notes, *NOTES),
+        notes=(*notes, *_NOTES),
         targets=tuple(Target(hardware, name) for name in names),
         about=f"perf_model/{hardware}.llm-profile.json",
     )
 
 
-NOTES = (
+_NOTES = (
     "kv_cache k is a step with k - 1 tokens in the cache before it: the simulator counts the step's own token",
     "layers other than attention are read at (tokens of the step, 0): a decode step alone has them from (1, 0)",
-    BATCHED_DECODE,
+    "attention of n decodes is n times that of one, as the simulator adds them up, so batched steps come out too long: "
+    "64 sequences of Llama-3.1-8B at 128 tokens on an H200 take 24.6 ms so, and really 8.7 (docs/llmservingsim.md)",
     "lm_head is read at all tokens of a step, where engines compute the last one of each prompt: the simulator has no "
     "other key for it",
     "the tables are of one GPU: tensor parallelism is a division in the simulator",
@@ -130,12 +129,12 @@ NOTES = (
 
 def simulated_name(model: str, layout: Layout) -> str:
     """What the simulator has to call a model, so that it reads the layers of its layout. Raises UsageError."""
-    named_llama = NAME_PART in model.lower()
-    if named_llama == (layout is not OPT):
+    named_llama = _NAME_PART in model.lower()
+    if named_llama == (layout is not _OPT):
         return model
     if named_llama:
-        raise UsageError(f"{model}: {SIMULATOR} reads the layers of Llama by its name, and it has those of OPT")
-    return f"{model}-as-{NAME_PART}"
+        raise UsageError(f"{model}: {_SIMULATOR} reads the layers of Llama by its name, and it has those of OPT")
+    return f"{model}-as-{_NAME_PART}"
 
 
 def _notes(table: LatencyTable, name: str, layout: Layout) -> Iterator[str]:
@@ -144,7 +143,7 @@ def _notes(table: LatencyTable, name: str, layout: Layout) -> Iterator[str]:
     yield f"{table.model}: {moved_text(layout, table)}"
     blank = [layer for layer, rows in layout.items() if not rows]
     yield f"{table.model}: {', '.join(blank)}: {BLANK_NS} ns"
-    if layout is EXPERTS:
+    if layout is _EXPERTS:
         yield f"{table.model}: the simulator's memory takes its experts for one dense MLP"
 
 
@@ -153,7 +152,7 @@ def _keys(table: LatencyTable, layout: Layout, wanted: ExportRequest) -> Iterato
     for layer, rows in layout.items():
         for tokens in range(1, wanted.max_tokens + 1):
             yield layer, tokens, 0, layer_ns(table, rows, SweepPoint(tokens, 0))
-        if layer in PER_SEQUENCE:
+        if layer in _PER_SEQUENCE:
             for kv in range(1, wanted.max_kv + 1):
                 yield layer, 1, kv, layer_ns(table, rows, SweepPoint(1, kv - 1))
 
@@ -168,4 +167,4 @@ def _check_names(hardware: str, name: str) -> None:
     read = read_csv(text).iloc[0].tolist()
     for option, wanted, found in zip(("--hardware", "--model-name"), (hardware, name), read, strict=True):
         if wanted != found:
-            raise UsageError(f"{wanted}: {SIMULATOR} would read {found!r}; measure the table under another {option}")
+            raise UsageError(f"{wanted}: {_SIMULATOR} would read {found!r}; measure the table under another {option}")

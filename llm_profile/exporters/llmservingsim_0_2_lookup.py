@@ -11,13 +11,13 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import LayerTime, Read, Target
 from llm_profile.points import SweepPoint
 
-COLUMNS = ("hardware", "model", "layer_name", "input", "kv_cache", "latency(ns)")
-Key = tuple[str, int, int]
+_COLUMNS = ("hardware", "model", "layer_name", "input", "kv_cache", "latency(ns)")
+_Key = tuple[str, int, int]
 """(layer, input, kv_cache)."""
 
-ONCE_PER_STEP = ("embedding", "final_layernorm", "lm_head")
-BEFORE_ATTENTION = ("input_layernorm", "q_proj", "k_proj", "v_proj")
-BLOCKS = {
+_ONCE_PER_STEP = ("embedding", "final_layernorm", "lm_head")
+_BEFORE_ATTENTION = ("input_layernorm", "q_proj", "k_proj", "v_proj")
+_BLOCKS = {
     True: (("rope", "attn"), ("o_proj", "post_layernorm", "gate_proj", "up_proj", "act_fn", "down_proj")),
     False: (("qk_matmul", "softmax", "sv_matmul"), ("o_proj", "post_layernorm", "fc1", "act_fn", "fc2")),
 }
@@ -35,7 +35,7 @@ def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     path = f"perf_model/{target.hardware}.csv"
     latencies = _latencies(read(path).decode(), target, path)
     blocks = int(json.loads(read(f"model_configs/{target.model}.json"))["num_hidden_layers"])
-    per_sequence, after_attention = BLOCKS["llama" in target.model.lower()]
+    per_sequence, after_attention = _BLOCKS["llama" in target.model.lower()]
 
     def look_up(layer: str, tokens: int, kv: int) -> int:
         if (layer, tokens, kv) not in latencies:
@@ -53,20 +53,20 @@ def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     busiest = max(shares, key=lambda share: sum(share.values()))
     sequences = -(-point.batch // target.tp)
     return [
-        *of_step(ONCE_PER_STEP[:1], 1),
-        *of_step(BEFORE_ATTENTION, blocks),
+        *of_step(_ONCE_PER_STEP[:1], 1),
+        *of_step(_BEFORE_ATTENTION, blocks),
         *(LayerTime(layer, blocks * sequences, blocks * busiest[layer]) for layer in per_sequence),
         *of_step(after_attention, blocks),
-        *of_step(ONCE_PER_STEP[1:], 1),
+        *of_step(_ONCE_PER_STEP[1:], 1),
     ]
 
 
-def _latencies(text: str, target: Target, path: str) -> dict[Key, int]:
+def _latencies(text: str, target: Target, path: str) -> dict[_Key, int]:
     """The rows of one model on one hardware; of a key that is there twice, the first."""
     lines = csv.DictReader(io.StringIO(text, newline=""))
-    if lacking := [name for name in COLUMNS if name not in (lines.fieldnames or ())]:
+    if lacking := [name for name in _COLUMNS if name not in (lines.fieldnames or ())]:
         raise UsageError(f"{path}: lacks the columns {', '.join(lacking)}")
-    latencies: dict[Key, int] = {}
+    latencies: dict[_Key, int] = {}
     for line in lines:
         latency = line["latency(ns)"]
         if not (latency or "").strip().isdecimal():

@@ -14,12 +14,12 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import LayerTime, Read, Target
 from llm_profile.points import SweepPoint
 
-Key = tuple[Any, ...]
+_Key = tuple[Any, ...]
 
-BEFORE_ATTENTION = ("input_layernorm", "q_proj", "k_proj", "v_proj", "rope")
-AFTER_ATTENTION = ("o_proj", "post_layernorm")
-MLP = ("gate_proj", "up_proj", "act_fn", "down_proj")
-ONE_EXPERT = ("expert.w1", "expert.w2", "expert.w3")
+_BEFORE_ATTENTION = ("input_layernorm", "q_proj", "k_proj", "v_proj", "rope")
+_AFTER_ATTENTION = ("o_proj", "post_layernorm")
+_MLP = ("gate_proj", "up_proj", "act_fn", "down_proj")
+_ONE_EXPERT = ("expert.w1", "expert.w2", "expert.w3")
 
 
 def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
@@ -43,24 +43,24 @@ def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     def at(names: Sequence[str], tokens: int, times: int) -> list[LayerTime]:
         return [LayerTime(name, times, times * layer_ns(name, tokens)) for name in names]
 
-    before = BEFORE_ATTENTION[:-1] if "TPU" in target.hardware else BEFORE_ATTENTION
+    before = _BEFORE_ATTENTION[:-1] if "TPU" in target.hardware else _BEFORE_ATTENTION
     if "num_local_experts" in config:
         experts, loads = config["num_local_experts"], point.tokens * config["num_experts_per_tok"]
         tokens_of = [max(1, loads // experts + (number < loads % experts)) for number in range(experts)]
         dealt = [tokens_of[gpu :: target.tp] for gpu in range(target.tp)]
-        busiest = max(dealt, key=lambda mine: sum(layer_ns(name, n) for n in mine for name in ONE_EXPERT))
+        busiest = max(dealt, key=lambda mine: sum(layer_ns(name, n) for n in mine for name in _ONE_EXPERT))
         of_experts = [
             LayerTime(name, blocks * len(busiest), blocks * sum(layer_ns(name, n) for n in busiest))
-            for name in ONE_EXPERT
+            for name in _ONE_EXPERT
         ]
         mlp = [*at(("gate",), point.tokens, blocks), *of_experts]
     else:
-        mlp = at(MLP, point.tokens, blocks)
+        mlp = at(_MLP, point.tokens, blocks)
     return [
         *at(("embedding",), point.tokens, 1),
         *at(before, point.tokens, blocks),
         *_attention(read, f"{folder}/predictions", point, blocks),
-        *at(AFTER_ATTENTION, point.tokens, blocks),
+        *at(_AFTER_ATTENTION, point.tokens, blocks),
         *mlp,
         *at(("final_layernorm",), point.tokens, 1),
         *at(("lm_head",), point.batch, 1),
@@ -84,18 +84,18 @@ def _attention(read: Read, folder: str, point: SweepPoint, blocks: int) -> list[
     return times
 
 
-def _look_up(table: dict[Key, int], key: Key, path: str) -> int:
+def _look_up(table: dict[_Key, int], key: _Key, path: str) -> int:
     if key not in table:
         raise UsageError(f"{path}: no entry for {', '.join(map(str, key))}, where the simulator stops")
     return table[key]
 
 
-def _table(read: Read, path: str, keys: Sequence[str], value: str, texts: int = 0) -> dict[Key, int]:
+def _table(read: Read, path: str, keys: Sequence[str], value: str, texts: int = 0) -> dict[_Key, int]:
     """A CSV by its key columns, the first `texts` of which are no numbers; of a key that is there twice, the first."""
     lines = csv.DictReader(io.StringIO(read(path).decode(), newline=""))
     if lacking := [name for name in (*keys, value) if name not in (lines.fieldnames or ())]:
         raise UsageError(f"{path}: lacks the columns {', '.join(lacking)}")
-    table: dict[Key, int] = {}
+    table: dict[_Key, int] = {}
     for line in lines:
         key = tuple(line[name] if number < texts else int(line[name]) for number, name in enumerate(keys))
         table.setdefault(key, int(float(line[value])))

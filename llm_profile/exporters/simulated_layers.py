@@ -14,12 +14,6 @@ layer without rows gets BLANK_NS."""
 BLANK_NS = 1
 """Least time of a layer in ns: simulators look up layers that have no row too, and some take no 0."""
 
-BATCHED_DECODE = (
-    "attention of n decodes is n times that of one, so batched steps come out too long: 64 sequences of Llama-3.1-8B "
-    "at 128 tokens on an H200 take 24.5 ms so, and really 8.7 (docs/results.md, Batches)"
-)
-"""What is known of decode steps that are composed of tables of one sequence."""
-
 MOST_RANGES = 4
 """Ranges of missing lengths that an error names."""
 

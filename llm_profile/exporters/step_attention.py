@@ -83,7 +83,9 @@ class StepAttention:
         sequences = [(chunk, history)] * (chunk > 0) + [(1, cache)] * decodes
         point = SweepPoint.of(sequences)
         if point in self._records:
-            return AttentionTime(self._row(ATTENTION, point), self._row(ATTENTION_OTHER, point), self._records[point].source)
+            return AttentionTime(
+                self._row(ATTENTION, point), self._row(ATTENTION_OTHER, point), self._records[point].source
+            )
         attention_ns = self._chunk_ns(chunk, history) + self._decodes_ns(decodes, cache)
         beyond = chunk > self.longest_prompt or max(history, cache) > self.longest_cache
         return AttentionTime(attention_ns, self._other.at(chunk + decodes), EXTRAPOLATED if beyond else COMPOSED)
