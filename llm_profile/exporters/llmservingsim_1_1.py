@@ -180,8 +180,8 @@ def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, byt
         moe_lines = _moe_lines(table, config, token_grid(wanted.max_tokens))
         files[f"{folder}/tp1/moe.csv"] = _csv("tokens,activated_experts,time_us", moe_lines)
         notes.append(
-            f"{table.model}: moe has the experts that evenly routed tokens reach on one GPU: not for expert parallelism "
-            "and other routing"
+            f"{table.model}: moe has the experts that evenly routed tokens reach on one GPU, nothing for expert "
+            "parallelism and other routing"
         )
     measured = sum(line[-1] == MEASURED for line in attention_lines)
     beyond = f", those of caches beyond {attention.longest_cache} tokens are extrapolated"
@@ -254,7 +254,7 @@ def _variant(table: LatencyTable) -> str:
 def _parts_of_none(layout: Layout) -> Layout:
     """Of each layer, the rows that are no part of it by their names."""
     return {
-        layer: [row for row in rows if row.endswith("_other") or row == "embed_positions"]
+        layer: tuple(row for row in rows if row.endswith("_other") or row == "embed_positions")
         for layer, rows in layout.items()
     }
 
@@ -262,7 +262,7 @@ def _parts_of_none(layout: Layout) -> Layout:
 def _config(table: LatencyTable, has_experts: bool) -> dict[str, Any]:
     """The model's configuration, with what the simulator reads and configurations may leave out."""
     of_experts = (_NUM_EXPERTS, (_EXPERTS_PER_TOKEN,)) if has_experts else ()
-    config = dict(model_config(table, (*_CONFIG_FIELDS, *of_experts), _SIMULATOR))
+    config: dict[str, Any] = dict(model_config(table, (*_CONFIG_FIELDS, *of_experts), _SIMULATOR))
     heads = config["num_attention_heads"]
     left_out = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads}
     return left_out | config | {"torch_dtype": table.conditions.get("dtype")}

@@ -108,7 +108,7 @@ class _Folder:
     def dense(self, layer: str, tokens: int) -> int | None:
         """ns of a layer, None where the table does not have it."""
         curve = self._curves("dense", layer, "tokens").get(layer)
-        return curve and _interpolated_ns(curve, tokens)
+        return None if curve is None else _interpolated_ns(curve, tokens)
 
     def stops_without(self, layer: str, tokens: int) -> int:
         """ns of a dense layer outside of blocks. Raises UsageError where the table does not have it."""
@@ -223,7 +223,7 @@ def _attention_ns(
         for near_decodes, of_part in _weights([*{decodes for _, decodes in table}], decodes, logarithmic):
             corner = (near_chunk, near_decodes)
             if corner not in table:  # then the nearest that is there
-                corner = min(table, key=lambda there: hypot(there[0] - near_chunk, there[1] - near_decodes))  # noqa: B023
+                corner = min(table, key=lambda there: hypot(there[0] - near_chunk, there[1] - near_decodes))
             histories = table[corner]
             for near_history, of_history in _weights([*histories], history, logarithmic):
                 caches = histories[near_history]

@@ -3,10 +3,11 @@
 A sweep of one sequence has prompts without a history and decode steps. What a table lacks is composed:
 
 * A token in a KV cache adds `token_ns` to a decode step, the slope of the measured ones.
-* n decode steps on caches of one length are one of them as measured, and `token_ns` for each cached token of the others.
+* n decode steps on caches of one length are one of them as measured, and `token_ns` for each token in the caches of the
+  others.
 * A chunk on a history is the prompt of its length, and for each token of the history the larger of `token_ns`, which
-  reads it, and `pair_ns` for each token of the chunk, which computes with it. `pair_ns` is the time of long prompts over
-  their pairs of a query and a key.
+  reads it, and `pair_ns` for each token of the chunk, which computes with it. `pair_ns` is the time of long prompts
+  over their pairs of a query and a key.
 * A chunk and decode steps together are the sum of both.
 """
 
@@ -29,7 +30,7 @@ COMPOSED, EXTRAPOLATED = "composed", "extrapolated"
 
 COMPOSED_STEPS = (
     "attention of several decodes, of chunks on a history and of both together is composed of steps of one sequence: "
-    "steps of 4 to 64 decodes on an H200 came out at XX to XX % of real ones (docs/results.md, Batches)"
+    "steps of 4 to 64 decodes on an H200 came within 10 % of real ones (docs/results.md)"
 )
 """What has to be known of such times."""
 
