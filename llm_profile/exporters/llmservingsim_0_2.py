@@ -167,4 +167,4 @@ def _check_names(hardware: str, name: str) -> None:
     read = read_csv(text).iloc[0].tolist()
     for option, wanted, found in zip(("--hardware", "--model-name"), (hardware, name), read, strict=True):
         if wanted != found:
-            raise UsageError(f"{wanted}: {_SIMULATOR} would read {found!r}; measure the table under another {option}")
+            raise UsageError(f"{wanted}: {_SIMULATOR} would not read it as text; measure under another {option}")
