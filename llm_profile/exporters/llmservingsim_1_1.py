@@ -247,8 +247,12 @@ def _folder(table: LatencyTable) -> str:
 
 
 def _variant(table: LatencyTable) -> str:
-    dtype = str(table.conditions.get("dtype"))
-    return _VARIANTS.get(dtype, dtype)
+    return _VARIANTS.get(_dtype(table), _dtype(table))
+
+
+def _dtype(table: LatencyTable) -> str:
+    """Of a table that does not say, what the simulator takes then."""
+    return str(table.conditions.get("dtype", "bfloat16"))
 
 
 def _parts_of_none(layout: Layout) -> Layout:
@@ -265,7 +269,7 @@ def _config(table: LatencyTable, has_experts: bool) -> dict[str, Any]:
     config: dict[str, Any] = dict(model_config(table, (*_CONFIG_FIELDS, *of_experts), _SIMULATOR))
     heads = config["num_attention_heads"]
     left_out = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads}
-    return left_out | config | {"torch_dtype": table.conditions.get("dtype")}
+    return left_out | config | {"torch_dtype": _dtype(table)}
 
 
 def _meta(table: LatencyTable, wanted: ExportRequest) -> bytes:
