@@ -10,7 +10,7 @@ from llm_profile.cli.export_steps import parse_step, step_lines
 from llm_profile.cli.parsing import COUNT, SWITCH, OneLineParser, Options, add_options, named_path
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.exporters import BUNDLES
-from llm_profile.exporters.about import KERNELS, about_bundle, refuse_strange, scaling_text
+from llm_profile.exporters.about import WHOSE_KERNELS, about_bundle, refuse_strange, scaling_text
 from llm_profile.exporters.bundle import Bundle, BundleFormat, ExportRequest, Read, Target
 from llm_profile.exporters.folder import reader_of, write_bundle
 from llm_profile.points import SweepPoint
@@ -134,7 +134,7 @@ def _export_lines(bundle: Bundle, tables: Sequence[LatencyTable], folder: Path |
     """What was written, and what has to be known of it."""
     for path, content in bundle.files.items() if folder is not None else ():
         yield f"{folder}/{path}: {len(content):,} bytes"
-    yield f"kernels: {KERNELS}"
+    yield f"kernels: {WHOSE_KERNELS}"
     yield from map(scaling_text, tables)
     yield from bundle.notes
     for target in bundle.targets:

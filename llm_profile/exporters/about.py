@@ -10,7 +10,7 @@ from llm_profile.exporters.bundle import Bundle, ExportRequest
 from llm_profile.store.storage import sha256_of, to_json
 from llm_profile.store.table import LatencyTable
 
-KERNELS = "transformers' own"
+WHOSE_KERNELS = "transformers' own"
 """Whose kernels the tables have measured; engines have others."""
 
 
@@ -42,7 +42,7 @@ def about_bundle(form: str, bundle: Bundle, tables: Sequence[LatencyTable], want
         "format": form,
         "llm_profile": __version__,
         "asked": asdict(wanted),
-        "kernels": KERNELS,
+        "kernels": WHOSE_KERNELS,
         "tables": [_about_table(table) for table in tables],
         "targets": [asdict(target) for target in bundle.targets],
         "notes": list(bundle.notes),

@@ -13,7 +13,7 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
-    Layout,
+    LayerRows,
     choose_layout,
     filled_notes,
     layer_ns,
@@ -28,7 +28,7 @@ from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "LLMServingSim v0.2.1"
 
-_LLAMA: Layout = {
+_LLAMA: LayerRows = {
     "embedding": ("embedding", "model_other", "embed_positions"),
     "input_layernorm": ("input_layernorm",),
     "q_proj": ("q_proj",),
@@ -48,7 +48,7 @@ _LLAMA: Layout = {
 }
 """The layers that it reads of a Llama."""
 
-_EXPERTS: Layout = _LLAMA | {
+_EXPERTS: LayerRows = _LLAMA | {
     "gate_proj": ("gate", "mlp_other"),
     "up_proj": (),
     "act_fn": (),
@@ -56,7 +56,7 @@ _EXPERTS: Layout = _LLAMA | {
 }
 """A mixture of experts on the layers of a Llama: both are read at the tokens of the step."""
 
-_OPT: Layout = {
+_OPT: LayerRows = {
     layer: rows for layer, rows in _LLAMA.items() if layer not in ("rope", "attn", "gate_proj", "up_proj", "down_proj")
 } | {"qk_matmul": ("attn",), "softmax": (), "sv_matmul": (), "fc1": ("fc1",), "fc2": ("fc2",)}
 """The layers that it reads of all other models."""
@@ -127,7 +127,7 @@ _NOTES = (
 """What holds for every model."""
 
 
-def simulated_name(model: str, layout: Layout) -> str:
+def simulated_name(model: str, layout: LayerRows) -> str:
     """What the simulator has to call a model, so that it reads the layers of its layout. Raises UsageError."""
     named_llama = _NAME_PART in model.lower()
     if named_llama == (layout is not _OPT):
@@ -137,7 +137,7 @@ def simulated_name(model: str, layout: Layout) -> str:
     return f"{model}-as-{_NAME_PART}"
 
 
-def _notes(table: LatencyTable, name: str, layout: Layout) -> Iterator[str]:
+def _notes(table: LatencyTable, name: str, layout: LayerRows) -> Iterator[str]:
     if name != table.model:
         yield f"{table.model}: is called {name}, since the simulator goes by the name"
     yield f"{table.model}: {moved_text(layout, table)}"
@@ -147,7 +147,7 @@ def _notes(table: LatencyTable, name: str, layout: Layout) -> Iterator[str]:
         yield f"{table.model}: the simulator's memory takes its experts for one dense MLP"
 
 
-def _keys(table: LatencyTable, layout: Layout, wanted: ExportRequest) -> Iterator[tuple[str, int, int, int]]:
+def _keys(table: LatencyTable, layout: LayerRows, wanted: ExportRequest) -> Iterator[tuple[str, int, int, int]]:
     """(layer, input, kv_cache, ns), each key once."""
     for layer, rows in layout.items():
         for tokens in range(1, wanted.max_tokens + 1):

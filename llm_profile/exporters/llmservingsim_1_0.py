@@ -14,7 +14,7 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
-    Layout,
+    LayerRows,
     choose_layout,
     filled_notes,
     layer_ns,
@@ -30,7 +30,7 @@ from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "LLMServingSim v1.0.0"
 
-_LLAMA: Layout = {
+_LLAMA: LayerRows = {
     "embedding": ("embedding", "model_other", "embed_positions"),
     "input_layernorm": ("input_layernorm",),
     "q_proj": ("q_proj",),
@@ -48,7 +48,7 @@ _LLAMA: Layout = {
     "lm_head": ("lm_head",),
 }
 
-_EXPERTS: Layout = {
+_EXPERTS: LayerRows = {
     layer: rows for layer, rows in _LLAMA.items() if layer not in ("gate_proj", "up_proj", "act_fn", "down_proj")
 } | {"gate": ("gate", "mlp_other"), "experts": ("experts",)}
 
@@ -125,7 +125,7 @@ _NOTES = (
     f"attention of decodes at kv_cache k is that of k - 1 tokens in the cache before the step: the simulator counts "
     f"the step's own token, takes the mean of all decodes and rounds it up to a multiple of {_DECODE_STEP}",
     "attention of n decodes of one length is composed of that of one and the time that a cached token adds: 64 decodes "
-    "of Llama-3.1-8B on an H200 come to 8.3 ms at 128 tokens and 12.5 at 1,024 so, and really take 8.7 and 11.5 "
+    "of Llama-3.1-8B on an H200 come to 8.6 ms at 128 tokens and 12.8 at 1,024 so, and really take 8.7 and 11.5 "
     "(docs/llmservingsim.md)",
     "attention of several prompts is that of one prompt of the root of the sum of their squared lengths, rounded up to "
     f"a multiple of {_PREFILL_STEP}, as the simulator looks it up",

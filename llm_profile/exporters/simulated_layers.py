@@ -7,7 +7,7 @@ from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.store.table import LatencyTable
 
-Layout = dict[str, tuple[str, ...]]
+LayerRows = dict[str, tuple[str, ...]]
 """Layer of a simulator -> the rows that it holds, in the order of a pass. A table must have the first row of each; a
 layer without rows gets BLANK_NS."""
 
@@ -18,7 +18,7 @@ MOST_RANGES = 4
 """Ranges of missing lengths that an error names."""
 
 
-def choose_layout(table: LatencyTable, layouts: Mapping[str, Layout], simulator: str) -> str:
+def choose_layout(table: LatencyTable, layouts: Mapping[str, LayerRows], simulator: str) -> str:
     """The name of the first layout that has a place for each row of a table.
 
     Raises UsageError, naming the rows, where there is none, and for blocks of several kinds.
@@ -79,7 +79,7 @@ def ranges_text(lengths: Sequence[int]) -> str:
     return f"{shown}{', ...' if len(ends) > MOST_RANGES else ''} ({len(lengths)} in all)"
 
 
-def moved_text(layout: Layout, table: LatencyTable) -> str:
+def moved_text(layout: LayerRows, table: LatencyTable) -> str:
     """Where a layout puts rows of a table that are no layer of the simulator."""
     rows = set(table.row_names())
     moved = {
