@@ -14,7 +14,7 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
-    Layout,
+    LayerRows,
     choose_layout,
     filled_notes,
     layer_ns,
@@ -30,7 +30,7 @@ from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "LLMServingSim v1.1.0 to main"
 
-_DENSE: Layout = {
+_DENSE: LayerRows = {
     "embedding": ("embedding", "model_other", "embed_positions"),
     "layernorm": ("input_layernorm", "post_layernorm", "block_other"),
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -38,17 +38,17 @@ _DENSE: Layout = {
     "o_proj": ("o_proj",),
     "final_layernorm": ("final_layernorm",),
 }
-_QK_NORM: Layout = {"qk_norm": ("q_norm", "k_norm")}
-_MLP: Layout = {
+_QK_NORM: LayerRows = {"qk_norm": ("q_norm", "k_norm")}
+_MLP: LayerRows = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "act_fn": ("act_fn", "mlp_other"),
     "down_proj": ("down_proj",),
 }
-_ATTENTION: Layout = {"attention": ("attn", "attn_other")}
-_PER_SEQUENCE: Layout = {"lm_head": ("lm_head",), "sampler": ()}
-_EXPERTS: Layout = {"moe": ("gate", "experts", "mlp_other")}
+_ATTENTION: LayerRows = {"attention": ("attn", "attn_other")}
+_PER_SEQUENCE: LayerRows = {"lm_head": ("lm_head",), "sampler": ()}
+_EXPERTS: LayerRows = {"moe": ("gate", "experts", "mlp_other")}
 
-_DENSE_LAYERS: dict[str, Layout] = {
+_DENSE_LAYERS: dict[str, LayerRows] = {
     "llama": {**_DENSE, **_MLP},
     "qwen3": {**_DENSE, **_QK_NORM, **_MLP},
     "mixtral": _DENSE,
@@ -192,7 +192,7 @@ def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, byt
     return files, notes
 
 
-def _dense_layers(table: LatencyTable) -> Layout:
+def _dense_layers(table: LatencyTable) -> LayerRows:
     """Raises UsageError for models and hardware that the simulator does not take, or takes in part."""
     model_type = table.meta.get("config", {}).get("model_type")
     if model_type not in _DENSE_LAYERS:
@@ -213,7 +213,7 @@ def _require_points(table: LatencyTable, wanted: ExportRequest) -> None:
     require_lengths(table, sorted({*lengths, *_doubling(_SHORTEST, wanted.max_tokens)}), caches, _CURE)
 
 
-def _layer_lines(table: LatencyTable, layout: Layout, lengths: Sequence[int]) -> Iterator[tuple[str, int, str]]:
+def _layer_lines(table: LatencyTable, layout: LayerRows, lengths: Sequence[int]) -> Iterator[tuple[str, int, str]]:
     for layer in sorted(layout):
         for length in lengths:
             of_block = layer_ns(table, layout[layer], SweepPoint(length, 0))
@@ -255,7 +255,7 @@ def _dtype(table: LatencyTable) -> str:
     return str(table.conditions.get("dtype", "bfloat16"))
 
 
-def _parts_of_none(layout: Layout) -> Layout:
+def _parts_of_none(layout: LayerRows) -> LayerRows:
     """Of each layer, the rows that are no part of it by their names."""
     return {
         layer: tuple(row for row in rows if row.endswith("_other") or row == "embed_positions")

@@ -15,7 +15,7 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
-    Layout,
+    LayerRows,
     choose_layout,
     filled_notes,
     model_config,
@@ -29,15 +29,15 @@ from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "Vidur"
 
-_NOT_PRICED: Layout = {
+_NOT_PRICED: LayerRows = {
     "nothing before the blocks": ("embedding", "model_other", "embed_positions"),
     "nothing after the blocks": ("final_layernorm", "lm_head"),
 }
 """Rows that Vidur has no operation for: its model is its blocks."""
 
-_ATTENTION: Layout = {"attn_prefill, attn_decode": (ATTENTION,), "attn_kv_cache_save": (ATTENTION_OTHER,)}
+_ATTENTION: LayerRows = {"attn_prefill, attn_decode": (ATTENTION,), "attn_kv_cache_save": (ATTENTION_OTHER,)}
 
-_GATED: Layout = {
+_GATED: LayerRows = {
     "input_layernorm": ("input_layernorm",),
     "attn_pre_proj": ("q_proj", "k_proj", "v_proj"),
     "attn_rope": ("rope", "q_norm", "k_norm"),
@@ -48,7 +48,7 @@ _GATED: Layout = {
     "mlp_down_proj": ("down_proj",),
     "add": ("block_other",),
 }
-_UNGATED: Layout = _GATED | {
+_UNGATED: LayerRows = _GATED | {
     "attn_rope": (),
     "mlp_up_proj": ("fc1",),
     "mlp_down_proj": ("fc2",),
@@ -163,7 +163,7 @@ def _shape(table: LatencyTable) -> dict[str, Any]:
 
 
 def _mlp_line(
-    table: LatencyTable, operations: Layout, tokens: int, shape: Mapping[str, Any], gated: bool
+    table: LatencyTable, operations: LayerRows, tokens: int, shape: Mapping[str, Any], gated: bool
 ) -> dict[str, Any]:
     times = {name: _measured(table, rows, SweepPoint(tokens, 0)) for name, rows in operations.items()}
     of_model = {name: shape[name] for name in (*_SHAPE, "num_layers")}
