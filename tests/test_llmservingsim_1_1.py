@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_profile.errors import UsageError
+import run_profile
+from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.exporters import BUNDLES
 from llm_profile.exporters.bundle import Bundle, ExportRequest, LayerTime, Target
 from llm_profile.points import SweepPoint
@@ -192,6 +193,14 @@ def test_experts_are_those_that_even_routing_reaches() -> None:
     moe = csv_of(committed(PHI), "moe")
     assert len(moe) == 152
     assert (moe.activated_experts == (2 * moe.tokens).clip(upper=16)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(max_tokens=st.integers(1, 96), max_sequences=st.integers(1, 40), max_kv=st.integers(1, 500))
+def test_any_reach_can_be_asked_for(max_tokens: int, max_sequences: int, max_kv: int) -> None:
+    bundle = FORM.export([table_of("llama")], ExportRequest(max_tokens, max_sequences, max_kv))
+    for point in (SweepPoint(max_tokens, 0), SweepPoint(1, max_kv, max_sequences), SweepPoint(2, 1)):
+        assert all(layer.times and layer.total_ns for layer in layers_of(bundle, point, "main"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -408,3 +417,19 @@ def test_experts_between_keys_are_interpolated_over_tokens_and_experts() -> None
         for tokens in (3, 12)
     }
     assert times == {3: DEPTH * (15_000 + 40_000) // 2, 12: DEPTH * 90_000}
+
+
+def test_the_command_puts_a_bundle_where_the_simulator_looks_and_reads_it_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulator = tmp_path / "simulator"
+    (simulator / "serving/core").mkdir(parents=True)
+    (simulator / FORM.marker).touch()
+    words = ["export", "--format", "llmservingsim-1.1", "--check", "P:128"]
+    assert run_profile.main([*words, "--into", str(simulator), f"{ROOT}/H200/{LLAMA}.csv"]) == EXIT_COMPLETE
+    exported = capsys.readouterr().out.splitlines()
+    assert (
+        run_profile.main([*words, "--bundle", str(simulator), "--hardware", "H200", "--model", LLAMA]) == EXIT_COMPLETE
+    )
+    read = capsys.readouterr().out.splitlines()
+    assert read and exported[-len(read) :] == read and "8.211 ms" in read[0]

@@ -122,6 +122,14 @@ def test_any_step_finds_every_operation(family: str, point: SweepPoint) -> None:
     assert {name for name, time in found.items() if time.total_ns == 0} == absent
 
 
+@settings(max_examples=30, deadline=None)
+@given(max_tokens=st.integers(1, 96), max_sequences=st.integers(1, 40), max_kv=st.integers(1, 500))
+def test_any_reach_can_be_asked_for(max_tokens: int, max_sequences: int, max_kv: int) -> None:
+    bundle = FORM.export([table_of("llama")], ExportRequest(max_tokens, max_sequences, max_kv))
+    for point in (SweepPoint(max_tokens, 0), SweepPoint(1, max_kv, max_sequences), SweepPoint(2, 1)):
+        assert sum(time.total_ns > 0 for time in times_of(bundle, point).values()) == len(OPERATIONS) - 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_files_have_the_columns_that_vidur_reads(family: str) -> None:
     bundle = bundle_of(family)
