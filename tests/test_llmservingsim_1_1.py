@@ -396,6 +396,15 @@ def test_a_check_names_what_a_simulator_would_stop_at(before: str, after: str, s
         FORM.step(files.__getitem__, SweepPoint(7, 0), Target("card", "org/m"))
 
 
+def test_a_check_names_experts_that_are_not_there() -> None:
+    bundle = bundle_of("mixtral")
+    files = dict(bundle.files)
+    (path,) = (path for path in files if path.endswith("/moe.csv"))
+    files[path] = b"tokens,activated_experts,time_us\n"
+    with pytest.raises(UsageError, match="moe.csv has no line"):
+        FORM.step(files.__getitem__, SweepPoint(7, 0), bundle.targets[0])
+
+
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(UsageError, match="must be 1.1.0 or main"):
         layer_ns(others(), "attention", SweepPoint(7, 0), "2")

@@ -64,7 +64,7 @@ def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     def of_block(layers: Sequence[str]) -> list[LayerTime]:
         return [LayerTime(name, blocks if (ns := dense[name]) else 0, blocks * (ns or 0)) for name in layers]
 
-    once = [LayerTime(name, 1, folder.stops_without(name, point.tokens)) for name in ("embedding", "final_layernorm")]
+    once = [LayerTime(name, 1, folder.needed_dense(name, point.tokens)) for name in ("embedding", "final_layernorm")]
     experts = [] if _MLP[0] in after else [LayerTime("moe", blocks, blocks * folder.experts(point.tokens))]
     return [
         *once[:1],
@@ -110,7 +110,7 @@ class _Folder:
         curve = self._curves("dense", layer, "tokens").get(layer)
         return None if curve is None else _interpolated_ns(curve, tokens)
 
-    def stops_without(self, layer: str, tokens: int) -> int:
+    def needed_dense(self, layer: str, tokens: int) -> int:
         """ns of a dense layer outside of blocks. Raises UsageError where the table does not have it."""
         ns = self.dense(layer, tokens)
         if ns is None:
@@ -129,6 +129,8 @@ class _Folder:
         tables: dict[int, dict[int, float]] = defaultdict(dict)
         for line in self._lines("tp1/moe", ("tokens", "activated_experts", "time_us")):
             tables[int(line["activated_experts"])][int(line["tokens"])] = _ns(line)
+        if not tables:
+            raise UsageError(f"{self.path}: moe.csv has no line, where the simulator stops")
         number = self.config.get("num_local_experts") or self.config["num_experts"]
         activated = min(tokens * self.config["num_experts_per_tok"], number)
         return _interpolated_ns({key: _interpolated_ns(curve, tokens) for key, curve in tables.items()}, activated)
