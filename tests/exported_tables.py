@@ -24,9 +24,18 @@ OPT = (
     *("attn", "o_proj", "block_other", "post_layernorm", "fc1", "act_fn", "fc2", "final_layernorm", "lm_head"),
 )
 QWEN = (*LLAMA[:6], "q_norm", "k_norm", *LLAMA[6:])
-FAMILIES = {"llama": LLAMA, "qwen3": QWEN, "opt": OPT, "mixtral": EXPERTS}
+QWEN_EXPERTS = (*EXPERTS[:6], "q_norm", "k_norm", *EXPERTS[6:])
+WITH_EXPERTS = {"mixtral": EXPERTS, "phimoe": EXPERTS, "qwen3_moe": QWEN_EXPERTS}
+FAMILIES = {"llama": LLAMA, "qwen3": QWEN, "opt": OPT, **WITH_EXPERTS}
 
-NAMES = {"llama": "org/llama-8b", "qwen3": "org/qwen3-8b", "opt": "org/opt-7b", "mixtral": "org/mixtral-8x7b"}
+NAMES = {
+    "llama": "org/llama-8b",
+    "qwen3": "org/qwen3-8b",
+    "opt": "org/opt-7b",
+    "mixtral": "org/mixtral-8x7b",
+    "phimoe": "org/phi-moe",
+    "qwen3_moe": "org/qwen3-30b",
+}
 CONFIG = {
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -44,7 +53,7 @@ def made_up_table(family: str, prefill: int = 96, decode: int = 127, **meta: Any
     """A table whose times depend on row and point alone; some are 0. meta: changes of its metadata."""
     rows = FAMILIES[family]
     config = CONFIG | {"model_type": family}
-    if family == "mixtral":
+    if family in WITH_EXPERTS:
         config |= {"num_local_experts": NUM_EXPERTS, "num_experts_per_tok": PER_TOKEN}
     block_rows = {row: "block" for row in rows if row not in MODEL_ROWS}
     kinds = [{"name": "block", "count": DEPTH, "layers": [*range(DEPTH)], "profiled": [0]}]

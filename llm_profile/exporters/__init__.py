@@ -7,6 +7,10 @@ from llm_profile.exporters import (
     llmservingsim_0_2_lookup,
     llmservingsim_1_0,
     llmservingsim_1_0_lookup,
+    llmservingsim_1_1,
+    llmservingsim_1_1_lookup,
+    vidur,
+    vidur_lookup,
 )
 from llm_profile.exporters.bundle import BundleFormat, ExportRequest
 from llm_profile.exporters.flat_csv import flat_csv
@@ -27,6 +31,17 @@ BUNDLES: dict[str, BundleFormat] = {
         llmservingsim_1_0_lookup.step,
         marker="inference_serving/trace_generator.py",
         defaults=ExportRequest(max_kv=2048),
+    ),
+    "llmservingsim-1.1": BundleFormat(
+        llmservingsim_1_1.export,
+        llmservingsim_1_1_lookup.step,
+        marker="serving/core/trace_generator.py",
+    ),
+    "vidur": BundleFormat(
+        vidur.export,
+        vidur_lookup.step,
+        marker="vidur/main.py",
+        defaults=ExportRequest(max_kv=4096),
     ),
 }
 """`export --format`: the files of simulators."""

@@ -48,12 +48,17 @@ def layer_ns(table: LatencyTable, rows: Iterable[str], point: SweepPoint) -> int
 
 
 def require_flat(table: LatencyTable, longest_prefill: int, longest_decode: int, cure: str) -> None:
+    """`require_lengths` of prompts of 1..longest_prefill tokens, and steps on histories of 1..longest_decode."""
+    require_lengths(table, range(1, longest_prefill + 1), range(1, longest_decode + 1), cure)
+
+
+def require_lengths(table: LatencyTable, prompts: Iterable[int], histories: Iterable[int], cure: str) -> None:
     """Raises UsageError, naming them, where a table lacks a prompt or a decode step of one sequence.
 
-    Prompts of 1..longest_prefill tokens, steps on histories of 1..longest_decode. cure: how to ask for less.
+    prompts: in tokens, ascending. histories: of decode steps, the same. cure: how to ask for less.
     """
-    prefill = (SweepPoint(tokens, 0) for tokens in range(1, longest_prefill + 1))
-    decode = (SweepPoint(1, history) for history in range(1, longest_decode + 1))
+    prefill = (SweepPoint(tokens, 0) for tokens in prompts)
+    decode = (SweepPoint(1, history) for history in histories)
     lacking = (
         ("input {}, kv_cache 0", [point.input_len for point in prefill if point not in table.records]),
         ("input 1, kv_cache {}", [point.kv_len for point in decode if point not in table.records]),
