@@ -132,6 +132,7 @@ def test_a_missing_point_leaves_nothing_behind(
         (["TABLE", "--output", "out", "--into", "out"], "give one of them"),
         (["TABLE", "--into", "."], "inference_serving/generate_trace.py"),
         (["TABLE", "--output", "out", "--max-tokens", "0"], "at least 1"),
+        (["TABLE", "--output", "out", "--simulator-version", "9"], "llmservingsim-0.2 has no versions"),
         (["TABLE", "--output", "out", "--check", "E:5"], "not a sequence"),
         (["--bundle", ".", "--check", "P:1"], "needs --check, --hardware and --model"),
         (["--bundle", ".", "--check", "P:1", "--hardware", "H", "--model", "m", "TABLE"], "leave out tables"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
@@ -23,6 +23,7 @@ from llm_profile.store.table import LatencyTable
 from tests.exported_tables import DEPTH, NUM_EXPERTS, PER_TOKEN, made_up_table, ns
 
 ROOT = Path(__file__).parent.parent
+QUICK = settings(max_examples=40, deadline=None)  # an example reads whole files
 OLD, NEW = "llmservingsim-0.2", "llmservingsim-1.0"
 SMALL = ExportRequest(max_tokens=96, max_sequences=16, max_kv=128)
 WITH_EXPERTS = ExportRequest(max_tokens=96 * PER_TOKEN // NUM_EXPERTS, max_sequences=16, max_kv=128)
@@ -113,6 +114,7 @@ def test_v1_0_batches_are_near_real_ones(history: int, real_ms: float) -> None:
 
 
 @pytest.mark.parametrize("family", HELD[OLD])
+@QUICK
 @given(point=steps())
 def test_v0_2_adds_up_the_measured_rows(family: str, point: SweepPoint) -> None:
     table = table_of(family)
@@ -124,6 +126,7 @@ def test_v0_2_adds_up_the_measured_rows(family: str, point: SweepPoint) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
+@QUICK
 @given(point=steps())
 def test_v1_0_adds_up_the_measured_rows(family: str, point: SweepPoint) -> None:
     table = table_of(family)
@@ -154,6 +157,7 @@ def attention_ns(family: str, point: SweepPoint) -> int:
     return total
 
 
+@QUICK
 @given(tokens=st.integers(1, WITH_EXPERTS.max_tokens * PER_TOKEN // NUM_EXPERTS))
 def test_v1_0_adds_up_experts_that_get_even_numbers_of_tokens(tokens: int) -> None:
     """Steps in which each expert gets the same number; all other steps lie between two of them."""
@@ -163,6 +167,7 @@ def test_v1_0_adds_up_experts_that_get_even_numbers_of_tokens(tokens: int) -> No
     assert found == pytest.approx(ns(table, "experts", routed), abs=DEPTH * NUM_EXPERTS * 3)
 
 
+@QUICK
 @given(point=steps(most_tokens=WITH_EXPERTS.max_tokens))
 def test_v1_0_finds_every_key_of_experts(point: SweepPoint) -> None:
     assert total_ns(NEW, bundle_of(NEW, "mixtral"), point) > 0
@@ -204,6 +209,7 @@ def test_v1_0_has_the_keys_that_the_simulator_forms() -> None:
 
 
 @pytest.mark.parametrize(("form", "family"), FILES)
+@QUICK
 @given(data=st.data())
 def test_a_table_that_lacks_a_point_is_refused_by_its_name(form: str, family: str, data: st.DataObject) -> None:
     whole = table_of(family)

@@ -61,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Export, or check; returns the exit code. Raises UsageError."""
     form = BUNDLES[arguments.format]
+    if arguments.simulator_version not in (None, *form.versions):
+        known = f"choose one of {', '.join(form.versions)}" if form.versions else f"{arguments.format} has no versions"
+        raise UsageError(f"--simulator-version {arguments.simulator_version}: {known}")
     steps = [parse_step(text) for text in arguments.check or ()]
     if arguments.bundle is None:
         targets, read = _export(arguments, form)

@@ -66,10 +66,12 @@ class BundleFormat:
     export: makes a bundle; raises UsageError that names the keys which tables lack. step: the time that the simulator
     gives to one step, by the layers that it looks up and by its own rules, written apart from `export`; histories of
     the point do not count the tokens that the step feeds; raises UsageError for what the simulator would not find.
-    marker: a file by which the simulator's folder is known. defaults: what is asked for if nothing is said.
+    marker: a file by which the simulator's folder is known. defaults: what is asked for if nothing is said. versions:
+    of the simulator, where its look-ups differ between them.
     """
 
     export: Callable[[Sequence[LatencyTable], ExportRequest], Bundle]
     step: Callable[[Read, SweepPoint, Target], list[LayerTime]]
     marker: str
     defaults: ExportRequest = ExportRequest()
+    versions: tuple[str, ...] = ()
