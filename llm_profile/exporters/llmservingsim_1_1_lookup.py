@@ -51,8 +51,8 @@ _Curve = Mapping[int, float]
 def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     """The layers that the simulator adds for a step, in its order.
 
-    At expert parallel degree 1, of main if no version is said. A layer of a block that is not there is added 0 times, as the simulator skips it.
-    Raises UsageError for what it stops at.
+    At expert parallel degree 1; of main if no version is said. A layer of a block that is not there is added 0 times,
+    as the simulator skips it. Raises UsageError for what it stops at.
     """
     folder = _Folder(read, target)
     batch = _Batch.of(point)
