@@ -120,7 +120,7 @@ def test_a_missing_point_leaves_nothing_behind(
     csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     assert export("--output", tmp_path / "out", csv, "--max-tokens", "4096", form=form) == EXIT_USAGE
-    assert "lacks input 97" in capsys.readouterr().err
+    assert "org/llama-8b on H200: lacks input " in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
 
 

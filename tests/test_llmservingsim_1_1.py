@@ -24,7 +24,7 @@ from tests.exported_tables import DEPTH, NUM_EXPERTS, PER_TOKEN, made_up_table, 
 
 ROOT = Path(__file__).parent.parent
 FORM = BUNDLES["llmservingsim-1.1"]
-VERSIONS = ("1.1.0", "main")
+VERSIONS = FORM.versions
 SMALL = ExportRequest(max_tokens=96, max_sequences=16, max_kv=128)
 FAMILIES = ("llama", "qwen3", "mixtral", "phimoe", "qwen3_moe")
 LLAMA, PHI = "meta-llama/Llama-3.1-8B", "microsoft/Phi-mini-MoE-instruct"
@@ -403,11 +403,6 @@ def test_a_check_names_experts_that_are_not_there() -> None:
     files[path] = b"tokens,activated_experts,time_us\n"
     with pytest.raises(UsageError, match="moe.csv has no line"):
         FORM.step(files.__getitem__, SweepPoint(7, 0), bundle.targets[0])
-
-
-def test_an_unknown_version_is_refused() -> None:
-    with pytest.raises(UsageError, match="must be 1.1.0 or main"):
-        layer_ns(others(), "attention", SweepPoint(7, 0), "2")
 
 
 def test_experts_between_keys_are_interpolated_over_tokens_and_experts() -> None:

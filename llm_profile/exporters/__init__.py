@@ -36,6 +36,7 @@ BUNDLES: dict[str, BundleFormat] = {
         llmservingsim_1_1.export,
         llmservingsim_1_1_lookup.step,
         marker="serving/core/trace_generator.py",
+        versions=llmservingsim_1_1_lookup.VERSIONS,
     ),
     "vidur": BundleFormat(
         vidur.export,

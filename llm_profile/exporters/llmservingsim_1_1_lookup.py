@@ -17,8 +17,11 @@ from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import LayerTime, Read, Target
 from llm_profile.points import SweepPoint
 
-_VERSIONS = {None: False, "main": False, "1.1.0": True, "v1.1.0": True}
-"""Whether a version interpolates attention over logarithms; main does not."""
+_LOGARITHMIC = {"1.1.0": True, "main": False}
+"""Whether a version interpolates attention over logarithms."""
+
+VERSIONS = tuple(_LOGARITHMIC)
+"""What the look-ups differ between."""
 
 _ALPHA_WITHOUT_FIT = {False: 0.0, True: 0.093}
 """What a step of uneven decodes has of the longest cache's time where no skew was fitted, by the same."""
@@ -48,11 +51,9 @@ _Curve = Mapping[int, float]
 def step(read: Read, point: SweepPoint, target: Target) -> list[LayerTime]:
     """The layers that the simulator adds for a step, in its order.
 
-    At expert parallel degree 1. A layer of a block that is not there is added 0 times, as the simulator skips it.
-    Raises UsageError for what it stops at.
+    At expert parallel degree 1; of main if no version is said. A layer of a block that is not there is added 0 times,
+    as the simulator skips it. Raises UsageError for what it stops at.
     """
-    if target.version not in _VERSIONS:
-        raise UsageError(f"--simulator-version {target.version}: must be 1.1.0 or main")
     folder = _Folder(read, target)
     batch = _Batch.of(point)
     blocks = int(folder.config["num_hidden_layers"])
@@ -97,7 +98,7 @@ class _Folder:
 
     def __init__(self, read: Read, target: Target) -> None:
         self.read, self.tp = read, target.tp
-        self.logarithmic = _VERSIONS[target.version]
+        self.logarithmic = _LOGARITHMIC[target.version or "main"]
         self.config: dict[str, Any] = json.loads(read(f"configs/model/{target.model}.json"))
         self.model_type = str(self.config.get("model_type"))
         if self.model_type not in _BLOCKS:
