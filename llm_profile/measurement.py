@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 
 MIN_PASSES = 6
 """Fewest passes before a point may stop early: two of each of the graphs that a GPU's passes are shared out among.

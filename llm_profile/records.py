@@ -7,7 +7,10 @@ import numpy as np
 from llm_profile.measurement import Measurement, PointSample, trimmed_mean
 
 ROW_SCHEMA = 2
-"""Version of what a row means and of how records are stored; tables of other versions do not mix."""
+"""Version of what a row means and of how records are stored; tables of other versions do not mix.
+
+Version 1 kept medians and quantiles, of which no trimmed mean can be made: its tables are refused, not upgraded.
+"""
 
 PASS = "pass"
 """Stands for the whole pass where rows are stored. No layer has this name: it is a word of the Python language."""

@@ -1,37 +1,76 @@
-"""Which shapes are measured: sweep points, their grids, and what is left to do. Imports no torch."""
+"""Which points are measured: series, the sweep that a user asked for, and what of it can run. Imports no torch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 
 Pair = tuple[int, int]
 """(input length, output length) of one request, in tokens."""
 
+SHARED_POINT = SweepPoint(1, 0)
+"""The pass of one token on an empty cache: the first prefill point and the first decode point."""
 
-@dataclass(frozen=True, order=True)
-class SweepPoint:
-    """One forward pass to be timed, and the key of everything that is known about it.
 
-    input_len: tokens fed in this pass. kv_len: tokens in the KV cache before it. batch: sequences in the pass.
+NUMBERS = ("input_len", "kv_len", "batch")
+"""What points of one length are made of, in the order in which SweepPoint takes them."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points along a line: one number varies, and the others are fixed.
+
+    start: the first point. varies: which of NUMBERS grows from there on.
     """
 
-    input_len: int
-    kv_len: int
-    batch: int = 1
+    start: SweepPoint
+    varies: str
 
     @property
-    def phase(self) -> str:
-        """`prefill` (empty cache) or `decode`. (1, 0) belongs to both and counts as prefill."""
-        return "prefill" if self.kv_len == 0 else "decode"
+    def first(self) -> int:
+        """The shortest length."""
+        return self.length(self.start)
 
-    @property
-    def total_len(self) -> int:
-        """Tokens that attention covers: the cache before the pass and the pass's own."""
-        return self.input_len + self.kv_len
+    def length(self, point: SweepPoint) -> int:
+        """Where a point of the series lies on it: the number that varies."""
+        length: int = getattr(point, self.varies)
+        return length
 
-    def __str__(self) -> str:
-        return f"input {self.input_len}, kv_cache {self.kv_len}"
+    def at(self, length: int) -> SweepPoint:
+        """The point of this length."""
+        start, varies = self.start, self.varies
+        return SweepPoint(*(length if name == varies else getattr(start, name) for name in NUMBERS))
+
+    def has(self, point: SweepPoint) -> bool:
+        """Whether a point lies on the series."""
+        if point.kind == "mixed" or self.length(point) < self.first:
+            return False
+        return all(getattr(point, name) == getattr(self.start, name) for name in NUMBERS if name != self.varies)
+
+    def of(self, points: Iterable[SweepPoint]) -> list[SweepPoint]:
+        """Those of `points` that lie on the series, by length."""
+        return sorted(filter(self.has, points), key=self.length)
+
+
+SERIES = {
+    "prefill": Series(SHARED_POINT, varies="input_len"),
+    "decode": Series(SHARED_POINT, varies="kv_len"),
+}
+"""By name. The options `--<name>-max` and `--<name>-step` say which lengths of a series are measured."""
+
+PREFILL, DECODE = SERIES["prefill"], SERIES["decode"]
+
+MODES = {"prefill": ("prefill",), "decode": ("decode",), "both": ("prefill", "decode")}
+"""`--mode`: the series of a sweep."""
+
+GRID_NAMES = ("full", "adaptive")
+
+
+def series_of(point: SweepPoint) -> str | None:
+    """The first of SERIES that a point lies on, None where there is none: (1, 0) counts as prefill."""
+    return next((name for name, series in SERIES.items() if series.has(point)), None)
 
 
 def every(step: int, first: int, last: int) -> list[int]:
@@ -45,7 +84,7 @@ class Sweep:
     """The lengths a user asked for.
 
     grid: `full`, every length is measured; `adaptive`, a part of them, and the others are interpolated.
-    mode: `prefill`, `decode` or `both`. prefill: inputs 1..prefill_max by prefill_step, empty cache.
+    mode: one of MODES, which series. prefill: inputs 1..prefill_max by prefill_step, empty cache.
     decode: one token on a cache of 0..decode_max by decode_step; kv_cache 0 is the prefill pass of one token.
     """
 
@@ -61,24 +100,47 @@ class Sweep:
             raise UsageError(f"--mode {self.mode}: not a mode; choose one of {', '.join(MODES)}")
         if self.grid not in GRID_NAMES:
             raise UsageError(f"--grid {self.grid}: not a grid; choose one of {', '.join(GRID_NAMES)}")
-        for option in ("prefill_max", "decode_max", "prefill_step", "decode_step"):
+        for option in (f"{name}_{end}" for end in ("max", "step") for name in SERIES):
             value = getattr(self, option)
             if value < 1:
                 raise UsageError(f"--{option.replace('_', '-')} {value}: must be a whole number of at least 1")
 
+    @classmethod
+    def of_record(cls, record: Any) -> "Sweep | None":
+        """The sweep that `record()` told; None for what is none, or has fields that are unknown here."""
+        try:
+            return cls(**record)
+        except (TypeError, UsageError):
+            return None
+
+    def record(self) -> dict[str, Any]:
+        """What metadata keeps of the sweep of a run."""
+        return asdict(self)
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The series that it has points on, by name."""
+        return MODES[self.mode]
+
+    def longest_and_step(self, name: str) -> tuple[int, int]:
+        """The longest length of a series, by its name, and the step between its lengths."""
+        return getattr(self, f"{name}_max"), getattr(self, f"{name}_step")
+
     def points(self) -> list[SweepPoint]:
         """Every point of the sweep in canonical order: prefill by input length, then decode by cache length."""
         points: list[SweepPoint] = []
-        if self.mode in ("prefill", "both"):
-            points += [SweepPoint(n, 0) for n in every(self.prefill_step, 1, self.prefill_max)]
-        if self.mode in ("decode", "both"):
-            points += [SweepPoint(1, k) for k in every(self.decode_step, 0, self.decode_max)]
-        return list(dict.fromkeys(points))  # (1, 0) belongs to both
+        for name in self.series:
+            longest, step = self.longest_and_step(name)
+            points += map(SERIES[name].at, every(step, SERIES[name].first, longest))
+        return list(dict.fromkeys(points))
 
+    def __contains__(self, point: SweepPoint) -> bool:
+        """Whether `points()` has a point, found without laying them out."""
+        return any(self._has(name, point) for name in self.series if SERIES[name].has(point))
 
-MODES = ("prefill", "decode", "both")
-
-GRID_NAMES = ("full", "adaptive")
+    def _has(self, name: str, point: SweepPoint) -> bool:
+        length, (longest, step) = SERIES[name].length(point), self.longest_and_step(name)
+        return length in (SERIES[name].first, longest) or (length < longest and length % step == 0)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from typing import Any
 
 from llm_profile.block_kinds import BlockKind
 from llm_profile.measurement import PointSample, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import ROW_SCHEMA, PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.validation.steps import StepTimes
+from tests.table_samples import write
 
 KINDS = (
     BlockKind("full", 3, (1, 3, 5), (1,)),
@@ -88,7 +90,7 @@ def hand_table(points: Sequence[SweepPoint]) -> LatencyTable:
 def write_table(folder: Path, table: LatencyTable | None = None) -> Path:
     """The files of a table in `folder`; returns the CSV's path."""
     paths = TablePaths.of(folder, "Fake1", "org/fake")
-    (table or make_table()).write(paths)
+    write(table or make_table(), paths)
     return paths.csv
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.parquet  # noqa: F401  (once here, not in every child)
 
 from llm_profile.errors import UsageError
-from llm_profile.store.table import LatencyTable
-from tests.table_samples import measure, paths_in, sample, sweep_points, writer
+from llm_profile.store.files import read_table
+from tests.table_samples import measure, paths_in, sample, sweep_points, write, writer
 
 PACKAGE = f"{os.sep}llm_profile{os.sep}"
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate", "fcntl.flock")
@@ -79,7 +79,7 @@ def run(folder: Path, kill: Callable[[int, Path], None] | None = None, count: in
         promised = {POINTS[index] for index in pipe.read()}
     assert status in (0, signal.SIGKILL), f"a run failed with status {status}"
     try:
-        known = set(LatencyTable.read(paths_in(folder).csv).points())
+        known = set(read_table(paths_in(folder).csv).points())
     except UsageError:  # nothing there yet, or an example that is half moved
         known = set()
     assert known >= promised, f"lost {promised - known} (kill {count})"
@@ -91,7 +91,7 @@ def check_whole(folder: Path) -> None:
     assert paths.csv.read_bytes() == paths_in(folder / "whole").csv.read_bytes()
     assert not paths.journal.exists()
     assert not paths.lock.exists()
-    assert LatencyTable.read(paths.csv).points() == POINTS
+    assert read_table(paths.csv).points() == POINTS
 
 
 def anywhere(folder: Path) -> int:
@@ -140,9 +140,9 @@ def example(folder: Path) -> int:
 
     def prepare(killed: Path) -> None:
         paths = measure(killed, POINTS[:3], conditions={})
-        made_up = LatencyTable.read(paths.csv)
+        made_up = read_table(paths.csv)
         made_up.meta["origin"] = "example"
-        made_up.write(paths)
+        write(made_up, paths)
         contents.update(path.read_bytes() for path in (paths.csv, paths.rows, paths.meta))
 
     def check(killed: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.validation.estimate import Estimate, check_pairs, decode_lens, is_request_row, model_depth
 from tests.fake_reality import BLOCK_ROWS, ROWS, make_table, row_ns, true_kernels_ns
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.measurement import Measurement
+from llm_profile.points import SweepPoint
 from llm_profile.records import FILLED, PointRecord, RowRecord
-from llm_profile.sweep import GRID_NAMES, Sweep, SweepPoint
+from llm_profile.sweep import GRID_NAMES, Sweep
 from llm_profile.timing import grid
 from llm_profile.timing.grid import GRIDS, ROUND, filled, leave_one_out, most_measured, next_points
 
@@ -119,7 +120,7 @@ def test_a_step_is_found_to_the_token(at: int) -> None:
 def test_aligned_prompts_have_a_line_of_their_own() -> None:
     def latency(point: SweepPoint) -> tuple[float, str]:
         time_ns, _ = line(point)
-        aligned = point.phase == "prefill" and point.input_len % 8 == 0
+        aligned = point.kind == "prefill" and point.input_len % 8 == 0
         return (0.8 * time_ns, "aligned") if aligned else (time_ns, "other")
 
     known, failed = explore(FULL, latency)
@@ -130,11 +131,11 @@ def test_aligned_prompts_have_a_line_of_their_own() -> None:
 
 def test_points_go_where_interpolation_misses() -> None:
     def bent(point: SweepPoint) -> tuple[float, str]:
-        over = max(0, point.total_len - 1500) if point.phase == "prefill" else 0
+        over = max(0, point.total_len - 1500) if point.kind == "prefill" else 0
         return 20_000.0 + 0.5 * over**2, "k"
 
     known, _ = explore(FULL, bent)
-    more = [p for p in known if p.phase == "prefill" and p.input_len % 64 not in (0, 1, 8, 63)]
+    more = [p for p in known if p.kind == "prefill" and p.input_len % 64 not in (0, 1, 8, 63)]
     assert more and min(p.input_len for p in more) > 1400, "none where the line is straight"
 
 

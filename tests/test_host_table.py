@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointSample, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from llm_profile.validation.host_table import write_host_table
 from llm_profile.validation.report import StepResult, ValidationReport
 from llm_profile.validation.validate import fit_and_judge

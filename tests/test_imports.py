@@ -14,12 +14,14 @@ HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub"
 """What costs start-up time: imported where it is used, inside functions."""
 
 COMMANDS = ("run_profile", "validation")
-NO_TORCH_IN_DESIGN = {f"llm_profile.{name}" for name in ("sweep", "measurement", "store.table", "validation.estimate")}
+NO_TORCH_IN_DESIGN = {
+    f"llm_profile.{name}" for name in ("points", "sweep", "measurement", "store.table", "validation.estimate")
+}
 
-ROOMS = ("", "store", "models", "layers", "passes", "timing", "validation", "cli")
+ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "cli")
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
-PRIVATE_TO = {"store": {"", "store"}, "models": {"", "models"}}
+PRIVATE_TO = {"store": {"", "store"}, "exporters": {"", "store", "exporters"}, "models": {"", "models"}}
 """Rooms that know fewer than all earlier ones: storing knows nothing of models, and models nothing of tables."""
 
 MODULES = {

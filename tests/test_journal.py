@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.records import ROW_SCHEMA, PointRecord
 from llm_profile.store.journal import Journal, JournalContents, damage_text, read_journal
-from llm_profile.sweep import SweepPoint
 from tests.table_samples import sample, sweep_points
 
 HEADER = {"row_schema": ROW_SCHEMA, "model": "m", "conditions": {}}

@@ -13,8 +13,9 @@ from llm_profile.cli import planning
 from llm_profile.cli.planning import plan_lines
 from llm_profile.errors import UsageError
 from llm_profile.models.hub import ModelSource
+from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
-from llm_profile.sweep import Sweep, SweepPoint, plan
+from llm_profile.sweep import Sweep, plan
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_profile.measurement import StoppingRule
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Plan, Sweep, SweepPoint, plan
+from llm_profile.sweep import Plan, Sweep, plan
 from llm_profile.timing.loop import CLOCK_DROP, Progress, clocks_mhz, in_measuring_order, measure, slow_points
 from tests.fake_command import TroubledBackend
 from tests.table_samples import paths_in, writer
@@ -23,14 +25,14 @@ def measured(folder: Path, backend: TroubledBackend, laid_out: Plan = PLAN, seed
     with writer(folder, list(laid_out.points)) as table:
         measure(backend, laid_out, table, StoppingRule(2, 0.0), 0, seed)
         table.finish()
-    return LatencyTable.read(paths_in(folder).csv)
+    return read_table(paths_in(folder).csv)
 
 
 def test_every_point_is_measured_once_decode_first(tmp_path: Path) -> None:
     backend = TroubledBackend()
     table = measured(tmp_path, backend)
     assert sorted(backend.asked) == sorted(PLAN.points) and table.points() == list(PLAN.points)
-    phases = [point.phase for point in backend.asked]
+    phases = [point.kind for point in backend.asked]
     assert phases == sorted(phases) and phases[0] == "decode"
     assert backend.asked != sorted(backend.asked), "shuffled"
 
@@ -41,7 +43,7 @@ def test_the_order_depends_on_the_seed_alone(seed: int, prefill: int, decode: in
     order = in_measuring_order(points, seed)
     assert order == in_measuring_order(points, seed)
     assert sorted(order) == sorted(points)
-    assert [point.phase for point in order] == ["decode"] * decode + ["prefill"] * prefill
+    assert [point.kind for point in order] == ["decode"] * decode + ["prefill"] * prefill
 
 
 def test_progress_counts_points_and_not_results(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from llm_profile.errors import UsageError
 from llm_profile.measurement import StoppingRule
 from llm_profile.models.building import ModelOptions, dummy_model, first_blocks, make_config, meta_model
 from llm_profile.passes.cache import InPlaceCache
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.timing.provenance import device_conditions
 from llm_profile.validation import reality
 from llm_profile.validation.estimate import model_depth
@@ -192,7 +194,7 @@ def process_times(steps: EagerSteps, input_lens: Sequence[int], windows: Sequenc
             self.worker.open = self.worker.check = lambda *_: []  # type: ignore[method-assign, assignment]
             self.worker._steps = steps
 
-    timed = ProcessReality("eager", Profiled({"conditions": {}}, 0, False), 1, "cpu", start=Opened)
+    timed = ProcessReality("eager", Profiled({}, {}, 0, False), 1, "cpu", start=Opened)
     return list(timed.steps(input_lens, windows, repeat))
 
 
@@ -307,7 +309,7 @@ def profiled_table(folder: Path, name: str, **options: Any) -> LatencyTable:
         table.table.meta.update(model_record(ModelSource("org/tiny", tiny.CONFIGS[name], "table")), block_rows={})
         table.finish()
     backend.close()
-    return LatencyTable.read(paths_in(folder).csv)
+    return read_table(paths_in(folder).csv)
 
 
 def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> None:
@@ -333,9 +335,9 @@ def test_the_model_of_a_table_is_opened_under_its_conditions(tmp_path: Path) -> 
 
 def test_what_another_process_has_to_know_of_a_table() -> None:
     runs: list[dict[str, Any]] = [{}, {"slow_path": {}}]
-    table = LatencyTable("H200", "m", {"runs": runs})
+    table = LatencyTable("H200", "m", {"runs": runs, "conditions": {"dtype": "float16"}})
     table.records = dict.fromkeys([SweepPoint(6, 0), SweepPoint(1, 7)])  # type: ignore[arg-type]
-    assert Profiled.of(table) == Profiled(table.meta, longest=8, allow_slow_path=False)
+    assert Profiled.of(table) == Profiled(table.meta, table.conditions, longest=8, allow_slow_path=False)
     for allowed in ({"slow_path": {"attn": "why"}}, {"allow_slow_path": True}):
         runs[0] = allowed
         assert Profiled.of(table).allow_slow_path
@@ -359,7 +361,7 @@ def test_a_table_of_another_machine_is_refused_before_a_model_is_loaded(
     conditions = device_conditions(torch.device("cpu")) | {"dtype": "float16", field: then}
     if then is None:
         del conditions[field]
-    timed = ProcessReality("eager", Profiled({"conditions": conditions}, 8, False), 1, "cpu", start=WorkerHere)
+    timed = ProcessReality("eager", Profiled({}, conditions, 8, False), 1, "cpu", start=WorkerHere)
     with pytest.raises(UsageError, match="--csv: the table was measured under other conditions: " + named) as refusal:
         list(timed.steps([1], [], 1))
     assert "\n" not in str(refusal.value) and refusal.value.args[0].count(" there and ") == 1

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_profile.measurement import Measurement, PointSample, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
-from llm_profile.sweep import SweepPoint
 
 
 @st.composite

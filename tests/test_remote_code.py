@@ -1,4 +1,4 @@
-"""Code of a model repository: it runs where that is asked for, and nowhere else."""
+"""Code that a model repository brings: it runs with --trust-remote-code, and never without."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import run_profile
 import validation
-from llm_profile.store.table import LatencyTable
+from llm_profile.store.files import read_table
 from tests.test_hub import COMMIT, OLD_COMMIT, Hub, hub
 from tests.tiny import COMMON
 from tests.worker_here import WorkerHere, worker_here
 
-__all__ = ["hub", "worker_here"]  # fixtures
+__all__ = ["hub", "worker_here"]  # fixtures that pytest finds by their names here
 
 REPO = "someone/small"
 TRUST = "--trust-remote-code"
@@ -72,7 +72,7 @@ PAIRS += ["--scaling-tolerance", "1e9"]
 
 @pytest.fixture(autouse=True)
 def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """transformers copies code into a folder of modules: one of this test's own."""
+    """Let transformers copy code of repositories into a folder of this test, and forget the modules afterwards."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for processes of the real model
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -83,7 +83,7 @@ def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Where the code of the repository leaves its mark when it is imported."""
+    """The file that the code of the repository appends to when it is imported."""
     return tmp_path / "trace"
 
 
@@ -135,7 +135,7 @@ def test_a_model_of_its_own_code_is_profiled_and_validated(
     marks = trace.read_text().split()
     assert marks[: len(marks) // 2] == marks[len(marks) // 2 :], "once in each process"
     assert set(trace.read_text().split()) == {"configuration", "modeling"}
-    table = LatencyTable.read(csv_of(tmp_path))
+    table = read_table(csv_of(tmp_path))
     assert {"q_proj", "attn", "rope", "widen", "narrow", "mlp_other", "lm_head"} <= set(table.row_names())
     assert "gate_proj" not in table.row_names()
     (kind,) = table.meta["kinds"]
@@ -178,13 +178,13 @@ def test_a_known_type_takes_transformers_code_but_where_the_flag_is_given(
     folder = write_model(tmp_path / "own-model", trace, model_type="llama")
     assert profile(folder, tmp_path) == 0
     assert not trace.exists()
-    table = LatencyTable.read(csv_of(tmp_path))
+    table = read_table(csv_of(tmp_path))
     assert "gate_proj" in table.row_names() and "remote_code" not in table.meta["conditions"]
     capsys.readouterr()
     assert profile(folder, tmp_path, TRUST) == 2, "other code, another table"
     assert "remote_code is not recorded there and " in capsys.readouterr().err
     assert profile(folder, tmp_path, TRUST, "--overwrite") == 0
-    assert "widen" in LatencyTable.read(csv_of(tmp_path)).row_names()
+    assert "widen" in read_table(csv_of(tmp_path)).row_names()
     capsys.readouterr()
     assert profile(folder, tmp_path) == 2, "going on needs the flag as well"
     assert "remote_code is " in capsys.readouterr().err
@@ -204,7 +204,7 @@ def test_real_weights_of_a_model_of_its_own_code(folder: Path, tmp_path: Path, t
     for file in (tmp_path / "saved").iterdir():
         file.rename(folder / file.name)
     assert profile(folder, tmp_path, TRUST, "--load-format", "hf") == 0
-    table = LatencyTable.read(csv_of(tmp_path))
+    table = read_table(csv_of(tmp_path))
     assert table.meta["conditions"]["weights"] == "folder own-model" and "widen" in table.row_names()
 
 
@@ -220,7 +220,7 @@ def test_code_of_the_hub_is_that_of_the_commit(
     assert profile(REPO, tmp_path, *dummy, TRUST) == 0, capsys.readouterr().err
     assert sorted(set(hub.fetched())) == ["config.json", *sorted(CODE)]
     assert all(f"/resolve/{OLD_COMMIT}/" in path for _, path in hub.asked if path.endswith(".py"))
-    conditions = LatencyTable.read(csv_of(tmp_path, REPO)).meta["conditions"]
+    conditions = read_table(csv_of(tmp_path, REPO)).meta["conditions"]
     assert conditions["remote_code"].startswith(OLD_COMMIT) and COMMIT not in conditions["remote_code"]
     validate = ["--csv", str(csv_of(tmp_path, REPO)), *PAIRS]
     assert validation.main([*validate, TRUST]) == 0
@@ -262,4 +262,4 @@ def test_code_that_fails_is_told_in_one_line(
 
 def test_models_of_the_table_need_no_code(tmp_path: Path) -> None:
     assert profile("tiny-llama", tmp_path, TRUST, "--load-format", "dummy") == 0
-    assert "remote_code" not in LatencyTable.read(csv_of(tmp_path, "tiny-llama")).meta["conditions"]
+    assert "remote_code" not in read_table(csv_of(tmp_path, "tiny-llama")).meta["conditions"]

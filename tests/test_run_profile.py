@@ -1,4 +1,4 @@
-"""The whole command: on the fake device for its logic, on the CPU for its truth."""
+"""run_profile.py as a whole: mostly on the fake device, which is fast, and in some tests on a real CPU."""
 
 import csv
 import json
@@ -19,10 +19,11 @@ import pytest
 import run_profile
 from llm_profile.cli import summary, table_validation
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
-from llm_profile.store.table import CSV_HEADER, LatencyTable
+from llm_profile.store.files import CSV_HEADER, read_table
 from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.fake import ROWS, row_ns
 from llm_profile.validation.profiled import Profiled
@@ -35,7 +36,7 @@ TOKEN = "hf_" + "Secret9" * 5
 CPU = ["--model", "tiny-llama", "--device", "cpu", "--prefill-max", "4", "--decode-max", "4", "--repeat", "2"]
 PAIRS = ["--scaling-input-min", "1", "--scaling-input-max", "2", "--scaling-input-step", "1", "--scaling-repeat", "1"]
 LAX = ["--scaling-tolerance", "1e9"]
-"""A machine that runs other tests as well is too noisy to be judged."""
+"""While other tests run beside, wall times are too noisy for any tolerance."""
 
 
 class Outcome(NamedTuple):
@@ -56,7 +57,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """main(), with the output folder set."""
+    """Runs `main` with `--output-dir` set to the test's folder."""
 
     def run(*arguments: str) -> Outcome:
         code = run_profile.main(["--output-dir", str(tmp_path), *arguments])
@@ -66,7 +67,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def command(*arguments: str, module: Sequence[str] = ("run_profile.py",), **options: Any) -> Outcome:
-    """The command in a process of its own."""
+    """Run the command in a process of its own."""
     done = subprocess.run([sys.executable, *module, *arguments], cwd=ROOT, capture_output=True, text=True, **options)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -87,7 +88,7 @@ def config_folder(folder: Path, **fields: Any) -> str:
     return str(folder)
 
 
-# ---- a sweep, again, and on
+# ---- a sweep: measured, repeated, resumed
 
 
 def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
     for (name, input_len, kv_len), row in zip(keys, rows, strict=True):
         assert int(row["latency(ns)"]) == pytest.approx(row_ns(name, SweepPoint(input_len, kv_len)), rel=0.01)
         assert (row["hardware"], row["model"]) == ("FAKE", "tiny-llama")
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     (measured,) = table.meta["runs"]
     assert measured["points"] == POINTS and measured["seconds"] > 0
     assert table.meta["source"] == {"name": "tiny-llama", "origin": "table", "revision": None}
@@ -131,7 +132,7 @@ def test_a_run_that_broke_off_goes_on(run: Run, tmp_path: Path, monkeypatch: pyt
     assert sorted(first.asked[:-1] + second.asked) == sorted(Sweep("both", 6, 6).points())
     whole = (tmp_path / "whole" / CSV.name).read_text().replace("whole", "FAKE")
     assert (tmp_path / CSV).read_text() == whole
-    runs = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    runs = read_table(tmp_path / CSV).meta["runs"]
     assert [run["points"] for run in runs] == [len(first.asked) - 1, len(second.asked)]
     assert "seconds" not in runs[0], "it never came to its end"
 
@@ -154,7 +155,7 @@ def test_ctrl_c_is_a_clean_stop_and_one_writes_at_a_time(run: Run, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=20)[1]
     assert process.returncode == 130
-    assert error.splitlines()[-1] == "run_profile.py: interrupted; the same command goes on from here"
+    assert error.splitlines()[-1] == "run_profile.py: interrupted; the same command resumes from here"
     assert "Traceback" not in error
     assert not (tmp_path / CSV).exists()
     done = run(*OPTIONS)
@@ -245,20 +246,54 @@ def test_an_edited_configuration_is_another_model(run: Run, tmp_path: Path) -> N
         assert "config.intermediate_size is" in refused.err and "there and 32 now" in refused.err
 
 
-@pytest.mark.parametrize("prefill_max", ["9", "4"])
-def test_other_ranges_need_append(run: Run, tmp_path: Path, prefill_max: str) -> None:
+def test_points_that_no_run_asked_for_need_append(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     before = files_in(tmp_path)
-    wider = [*OPTIONS, "--prefill-max", prefill_max]
+    wider = [*OPTIONS, "--prefill-max", "9"]
     refused = run(*wider)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--prefill-max 6" in refused.err and "--append" in refused.err and "--overwrite" in refused.err
     assert refused.err == run(*wider, "--plan").err
     assert files_in(tmp_path) == before
     assert run(*wider, "--append").code == 0
-    assert "complete" in run(*wider, "--append").err
-    inputs = {int(row["input"]) for row in rows_of(tmp_path / CSV)}
-    assert inputs == set(range(1, max(6, int(prefill_max)) + 1))
+    for again in ([*wider, "--append"], wider, OPTIONS):
+        assert "complete" in run(*again).err
+    assert {int(row["input"]) for row in rows_of(tmp_path / CSV)} == set(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--prefill-max", "4"],
+        ["--decode-step", "5"],
+        ["--mode", "decode"],
+        ["--mode", "prefill", "--decode-max", "99"],
+        ["--grid", "adaptive"],
+    ],
+    ids=" ".join,
+)
+def test_points_that_are_there_are_complete_whatever_the_command_line(
+    run: Run, tmp_path: Path, options: list[str]
+) -> None:
+    run(*OPTIONS)
+    before = files_in(tmp_path)
+    again = run(*OPTIONS, *options)
+    assert again.code == 0 and "complete: " in again.err
+    assert files_in(tmp_path) == before
+
+
+def test_fewer_points_of_a_run_that_broke_off_go_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = TroubledBackend(crash_at=6), TroubledBackend(), TroubledBackend()
+    use(monkeypatch, first)
+    with pytest.raises(RuntimeError):
+        run(*OPTIONS)
+    use(monkeypatch, second)
+    assert run(*OPTIONS, "--prefill-max", "3").code == 0
+    asked = {*Sweep("both", 3, 6).points()}
+    assert {*second.asked} == asked - {*first.asked[:-1]}
+    use(monkeypatch, third)
+    assert run(*OPTIONS).code == 0
+    assert sorted([*first.asked[:-1], *second.asked, *third.asked]) == sorted(Sweep("both", 6, 6).points())
 
 
 def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path) -> None:
@@ -266,11 +301,11 @@ def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path)
     old = (tmp_path / CSV).read_bytes()
     assert run(*OPTIONS, "--num-layers", "2", "--prefill-max", "3", "--overwrite").code == 0
     assert (tmp_path / CSV).with_name("tiny-llama.csv.bak").read_bytes() == old
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert table.meta["conditions"]["num_layers"] == 2 and len(table.records) == 9
 
 
-def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
+def test_an_example_is_renamed_and_kept(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     meta = (tmp_path / CSV).with_suffix(".meta.json")
     meta.write_text(meta.read_text().replace('"origin": "measured"', '"origin": "example"'))
@@ -280,7 +315,7 @@ def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / CSV).with_name("tiny-llama.example.csv").exists()
 
 
-# ---- points that are missing
+# ---- adaptive grids, and points that are missing
 
 
 WIDE = [*OPTIONS[:-4], "--prefill-max", "256", "--decode-max", "256"]
@@ -295,7 +330,7 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert measured <= 0.15 * every + 1
     assert f"filled: {every - measured} of {every} points" in first.out
     assert "at the 99th percentile" in first.out
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == every and table.meta["runs"][-1]["points"] == measured
     assert sum(record.is_measured for record in table.records.values()) == measured
     q_proj = SweepPoint(200, 0)
@@ -309,7 +344,8 @@ def test_an_adaptive_grid_fills_the_table(run: Run, tmp_path: Path, monkeypatch:
     assert "--append" in run(*WIDE).err, "the full grid is another request"
     assert run(*WIDE, "--append").code == 0
     assert len(backend.asked) == every, "what was measured is not measured again"
-    assert all(record.is_measured for record in LatencyTable.read(tmp_path / CSV).records.values())
+    assert all(record.is_measured for record in read_table(tmp_path / CSV).records.values())
+    assert "complete: " in run(*WIDE).err and "complete: " in run(*WIDE, "--grid", "adaptive").err
 
 
 def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,14 +357,14 @@ def test_an_adaptive_grid_goes_on_where_it_broke_off(run: Run, tmp_path: Path, m
     use(monkeypatch, backend)
     assert run(*WIDE, "--grid", "adaptive").code == 0
     assert not {*broken.asked[:-1]} & {*backend.asked}
-    assert len(LatencyTable.read(tmp_path / CSV).records) == 512
+    assert len(read_table(tmp_path / CSV).records) == 512
 
 
 def test_memory_that_ends_on_an_adaptive_grid(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, TroubledBackend(out_of_memory_at=201))
     told = run(*WIDE, "--grid", "adaptive")
     assert told.code == 3
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert {point.total_len <= 200 for point in table.records} == {True} and len(table.records) == 200 + 199
     assert len(table.missing) == 512 - 399
     assert "out of memory at a shorter length" in told.out
@@ -340,7 +376,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert done.code == 3
     assert "missing: 3 of 12 points: out of memory (first: input 6, kv_cache 0)" in done.out
     assert "points measured: 9" in done.err
-    table = LatencyTable.read(tmp_path / CSV)
+    table = read_table(tmp_path / CSV)
     assert len(table.records) == 9 and set(table.missing.values()) == {"out of memory"}
     before = files_in(tmp_path)
     again = run(*OPTIONS)
@@ -348,7 +384,7 @@ def test_out_of_memory_is_told_and_tried_again(run: Run, tmp_path: Path, monkeyp
     assert files_in(tmp_path) == before, "no news"
     use(monkeypatch, TroubledBackend())
     assert run(*OPTIONS).code == 0
-    assert not LatencyTable.read(tmp_path / CSV).missing
+    assert not read_table(tmp_path / CSV).missing
 
 
 def test_a_run_that_learns_nothing_leaves_the_records_of_others(
@@ -360,7 +396,7 @@ def test_a_run_that_learns_nothing_leaves_the_records_of_others(
         assert run(*OPTIONS).code == 130
     done = run(*OPTIONS)
     assert done.code == 3 and "points measured" not in done.err
-    (only,) = LatencyTable.read(tmp_path / CSV).meta["runs"]
+    (only,) = read_table(tmp_path / CSV).meta["runs"]
     assert only["points"] == 9 and "seconds" not in only, "the seconds of the second run are none of the first"
 
 
@@ -389,7 +425,7 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
     sweep = ["--model", folder, *CPU[2:], "--load-format", "dummy"]
     done = run(*sweep, "--skip-scaling")
     assert done.code == 3 and "missing: 1 of 8 points: beyond the model's 4 learned positions" in done.out
-    table = LatencyTable.read(tmp_path / "CPU" / "small-opt.csv")
+    table = read_table(tmp_path / "CPU" / "small-opt.csv")
     assert list(table.missing) == [SweepPoint(1, 4)]
     assert {"embedding", "q_proj", "attn", "act_fn", "post_layernorm", "lm_head"} <= set(table.row_names())
     plan = run(*sweep, "--skip-scaling", "--plan", "--append").out
@@ -402,7 +438,7 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
 
 
 def test_positions_that_only_the_model_tells_of(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs are refused after loading, and still before anything is measured."""
+    """If only the loaded model says how many positions it has, pairs are refused before anything is measured."""
     backend = TroubledBackend(learned_positions=4)
     monkeypatch.setitem(BACKENDS, "cpu", lambda request, source: backend)
     refused = run(*CPU, "--scaling-input-min", "3", "--scaling-input-max", "3")
@@ -422,7 +458,7 @@ def test_rotary_models_run_on_with_one_warning(run: Run, tmp_path: Path) -> None
 
 
 class MadeUpReality:
-    """Steps whose times nothing can predict, the same in each repeat."""
+    """A real model whose steps take random times, the same ones in each repeat, so that no scaling fits them."""
 
     runtime = "eager"
 
@@ -444,7 +480,7 @@ class MadeUpReality:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes `--device cpu` a fake device with a made-up reality. The depths of the real models that were opened."""
+    """`--device cpu` is a fake device with a MadeUpReality. The depths at which real models were opened so far."""
     depths: list[int] = []
 
     def open_reality(_runtime: str, _profiled: Profiled, depth: int, *_access: Any, **_options: Any) -> MadeUpReality:
@@ -483,7 +519,7 @@ def test_a_validation_is_not_repeated_without_need(run: Run, tmp_path: Path, ope
     before = files_in(tmp_path)
     again = run(*strict)
     assert again.code == 4, "the error is still above the tolerance"
-    assert "complete: " in again.err and "held against the real model before" in again.err
+    assert "complete: " in again.err and "validated against the real model before" in again.err
     assert opened == [4] and files_in(tmp_path) == before
     assert run(*JUDGED, *LAX).code == 0
     assert opened == [4, 4], "other options"
@@ -508,7 +544,7 @@ def test_pairs_that_ran_out_of_memory_are_told(
     monkeypatch.setitem(BACKENDS, "cpu", opener({"out_of_memory_at": 3}))
     done = run(*CPU, *PAIRS)
     assert done.code == 3 and opened == []
-    assert "not held against the real model: (input 2, output 2) needs input 1, kv_cache 2" in done.err
+    assert "not validated against the real model: (input 2, output 2) needs input 1, kv_cache 2" in done.err
     assert "missing: 5 of 8 points: out of memory" in done.out
     assert (tmp_path / "CPU" / "tiny-llama.csv").exists()
 
@@ -520,7 +556,7 @@ def test_pairs_may_be_of_the_table_that_is_added_to(run: Run, opened: list[int])
 
 
 def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
-    """Everything from the model to the scaled table, with nothing made up."""
+    """From the model to the scaled table without any fakes."""
     done = run(*CPU, *PAIRS, *LAX)
     assert done.code == 0, done.err
     folder = tmp_path / "CPU"
@@ -531,7 +567,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
             *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet", ".host.csv"),
         )
     )
-    table = LatencyTable.read(folder / "tiny-llama.csv")
+    table = read_table(folder / "tiny-llama.csv")
     assert table.meta["clock"] == "cpu-wall" and table.meta["conditions"]["weights"] == "dummy"
     names = "embedding input_layernorm q_proj k_proj v_proj rope attn o_proj post_layernorm gate_proj up_proj act_fn"
     names += " down_proj final_layernorm lm_head attn_other mlp_other block_other model_other"
@@ -542,7 +578,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
     assert asked == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert told["provenance"]["conditions"] == table.meta["conditions"]
     assert json.loads((folder / "tiny-llama-scaled.meta.json").read_bytes())["scaling"]["source"] == "tiny-llama.csv"
-    assert "held against the real model before" in run(*CPU, *PAIRS, *LAX).err
+    assert "validated against the real model before" in run(*CPU, *PAIRS, *LAX).err
 
 
 def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
@@ -555,7 +591,7 @@ def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--model-name", "org/mine", *CPU[2:], *PAIRS, *LAX, "--scaling-processes", "1"]
     done = run(*arguments)
     assert done.code == 0 and "real weights" in done.err
-    table = LatencyTable.read(tmp_path / "CPU" / "org" / "mine.csv")
+    table = read_table(tmp_path / "CPU" / "org" / "mine.csv")
     assert (table.model, table.meta["conditions"]["weights"]) == ("org/mine", "folder saved")
     refused = run(*arguments, "--load-format", "dummy")
     assert refused.code == 2 and 'weights is "folder saved" there and "dummy" now' in refused.err
@@ -672,7 +708,7 @@ def test_no_gpu_is_told_before_weights_are_fetched(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: list[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(run_profile, "settled_weights", lambda request, source: pytest.fail("weights are fetched"))
+    monkeypatch.setattr(run_profile, "with_weights", lambda request, source: pytest.fail("weights are fetched"))
     refused = run("--model", "tiny-llama", *hardware)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--device cuda: " in refused.err and "--device cpu" in refused.err
@@ -748,7 +784,7 @@ def test_a_token_in_the_wrong_place_is_not_repeated(run: Run) -> None:
         assert refused.code == 2 and TOKEN not in refused.err + refused.out
 
 
-# ---- what is said
+# ---- what is printed
 
 
 def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,7 +805,7 @@ def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytes
 
 
 def without_warning(err: str) -> list[str]:
-    """The lines of a process of its own, without the one that it has where CI runs on the newest releases."""
+    """The lines of stderr without the warning about releases that are newer than the tested ones."""
     return [line for line in err.splitlines() if not line.startswith("newer than tested: ")]
 
 
@@ -786,7 +822,7 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     try:
         while data := os.read(leader, 65536):
             drawn += data
-    except OSError:  # Linux: how a pty ends
+    except OSError:  # Linux raises EIO when the other side of a pty is closed
         pass
     os.close(leader)
     assert process.wait() == 3
@@ -800,7 +836,7 @@ def test_a_log_that_takes_no_more_stops_no_run(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         arguments = [sys.executable, "run_profile.py", *OPTIONS, "--output-dir", str(tmp_path)]
         done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=full)
-    assert done.returncode == 0 and len(LatencyTable.read(tmp_path / CSV).records) == POINTS
+    assert done.returncode == 0 and len(read_table(tmp_path / CSV).records) == POINTS
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

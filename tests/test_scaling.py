@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import Sweep
 from llm_profile.validation.estimate import Estimate, decode_lens
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.scaling import (
@@ -20,6 +21,7 @@ from llm_profile.validation.scaling import (
     fit_curve,
     fit_global,
     fit_phase,
+    kernels_ns,
     prefill_excess_ns,
 )
 from llm_profile.validation.steps import (
@@ -35,6 +37,7 @@ from llm_profile.validation.steps import (
     windows_beyond,
 )
 from tests.fake_reality import FakeReality, make_table, true_kernels_ns
+from tests.table_samples import NOT_FLAT
 
 TABLE = make_table()
 ESTIMATE = Estimate.of(TABLE)
@@ -374,12 +377,21 @@ def test_beyond_the_last_step_that_ran_the_excess_is_held():
 def test_factors_of_lines_follow_their_row_and_length():
     (fitted, pairs), _held_out = measured(eager_like)
     curve = fit_curve(ESTIMATE, fitted, pairs)
-    rows = ["full.attn", "full.q_proj", "lm_head", "sliding.rope", "full.block_other"]
-    inputs, kv_lens = [9, 9, 1, 1, 1], [0, 0, 0, 7, 7]
-    expected = [1, curve.prefill.step[8], curve.prefill.step[0], 1, curve.decode.step[7]]
-    assert curve.of_rows(rows, inputs, kv_lens).tolist() == expected
+    rows = ["full.attn", "full.q_proj", "sliding.rope", "lm_head"]
+    for point, step in (
+        (SweepPoint(9, 0), curve.prefill.step[8]),
+        (SweepPoint(1, 0), curve.prefill.step[0]),
+        (SweepPoint(1, 7), curve.decode.step[7]),
+    ):
+        assert curve.of_rows(rows, point).tolist() == [1, step, 1, step]
+
+
+@pytest.mark.parametrize("point", [SweepPoint(257, 0), SweepPoint(1, 321), *NOT_FLAT], ids=str)
+def test_nothing_is_scaled_that_was_not_fitted(point):
+    with pytest.raises(LookupError, match=str(point)):
+        fit_global(ESTIMATE, *measured(eager_like)[0]).of_rows(["lm_head"], point)
     with pytest.raises(LookupError):
-        curve.of_rows(["lm_head"], [257], [0])
+        kernels_ns(ESTIMATE, [point])
 
 
 # ---- depth

@@ -1,4 +1,4 @@
-"""Layers without their kernels are refused unless they are allowed, and then marked. No others are."""
+"""Layers that run slowly for lack of a kernel: refused unless allowed, and then marked in the table."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from llm_profile.models.building import ModelOptions, meta_model
 from llm_profile.models.patches import ANY_FUNCTION, SCAN_FUNCTION, modelling_functions
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
-from llm_profile.store.table import LatencyTable, slow_path
+from llm_profile.store.files import read_table
+from llm_profile.store.table import slow_path
 from tests.shrunken import tiny_config
 from tests.tiny import CONFIGS, subject
 
@@ -23,7 +24,7 @@ FLA = "without causal_conv1d, flash-linear-attention"
 LOOP = "a Python loop over tokens"
 
 SLOW: dict[str, dict[str, str]] = {
-    # none of these packages runs on a CPU: no machine that runs these tests on one has them
+    # row -> reason; none of these packages runs on a CPU, so machines that run these tests on one do not have them
     "falcon_mamba": {"mixer": MAMBA},
     "mamba": {"mixer": MAMBA},
     "mamba2": {"mixer": MAMBA},
@@ -60,7 +61,7 @@ def test_other_models_have_no_slow_rows(name: str) -> None:
 
 def test_experts_may_loop_over_experts() -> None:
     options = ModelOptions(1, "cpu", "float32", experts_implementation="eager")
-    many = CONFIGS["mixtral"] | {"num_local_experts": 256}  # each further token reaches further experts
+    many = CONFIGS["mixtral"] | {"num_local_experts": 256}  # so that each further token reaches further experts
     Subject(SubjectOptions(many, options, 32, 32)).close()
 
 
@@ -98,7 +99,7 @@ def test_an_allowed_table_is_marked_and_can_be_validated(tmp_path: Path, capsys:
     said = f"slow path: linear_attention.linear_attn ({FLA})"
     assert said in told.err and said in told.out
     csv = tmp_path / "CPU" / "model.csv"
-    table = LatencyTable.read(csv)
+    table = read_table(csv)
     assert slow_path(table) == table.meta["runs"][0]["slow_path"] == SLOW["qwen3_next"]
     assert table.meta["conditions"]["missing_kernels"] == FLA.removeprefix("without ")
     assert run_profile.main([*asked, "--skip-scaling"]) == 2, "going on with it takes the flag again"

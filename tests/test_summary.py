@@ -7,10 +7,11 @@ import pytest
 
 from llm_profile.cli import summary
 from llm_profile.measurement import PointFailure, PointSample, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Plan, Sweep, SweepPoint, plan
+from llm_profile.sweep import Plan, Sweep, plan
 from llm_profile.timing.loop import Progress
 
 PATHS = TablePaths.of(Path("out"), "H200", "org/model")

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
+from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.rows_file import COLUMNS
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
-from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, writer
+from tests.table_samples import CONDITIONS, measure, paths_in, sample, sweep_points, write, writer
 
 META = {
     "row_schema": ROW_SCHEMA,
@@ -57,7 +58,7 @@ def test_csv_contract(tmp_path: Path) -> None:
         }
     )
     paths = TablePaths.beside(tmp_path / "m.csv")
-    known.write(paths)
+    write(known, paths)
     assert paths.csv.read_bytes() == (
         b"hardware,model,layer_name,input,kv_cache,latency(ns)\n"
         b"H200,m,q_proj,1,0,0\n"
@@ -79,7 +80,7 @@ def test_names_with_commas_are_quoted(tmp_path: Path) -> None:
     known = table({SweepPoint(1, 0): record({"q_proj": 1.0})})
     known.hardware = 'A100, "80 GB"'
     paths = TablePaths.beside(tmp_path / "m.csv")
-    known.write(paths)
+    write(known, paths)
     with open(paths.csv, newline="") as file:
         assert list(csv.reader(file))[1] == ['A100, "80 GB"', "m", "q_proj", "1", "0", "1"]
     assert json.loads(paths.meta.read_text())["hardware"] == 'A100, "80 GB"'
@@ -93,9 +94,9 @@ def test_latency_of_a_row_and_of_the_pass() -> None:
     assert known.pass_ns(SweepPoint(1, 1)) == 12
     with pytest.raises(LookupError, match="no row rope; it has q_proj, attn"):
         known.latency_ns("rope", SweepPoint(1, 1))
-    with pytest.raises(LookupError, match=r"input 1, kv_cache 2, batch 1 is missing \(out of memory\)"):
+    with pytest.raises(LookupError, match=r"input 1, kv_cache 2 is missing \(out of memory\)"):
         known.latency_ns("attn", SweepPoint(1, 2))
-    with pytest.raises(LookupError, match="input 5, kv_cache 0, batch 1 is not in the table"):
+    with pytest.raises(LookupError, match="input 5, kv_cache 0 is not in the table"):
         known.pass_ns(SweepPoint(5, 0))
 
 
@@ -139,15 +140,15 @@ def test_files_hold_everything(
     for point, reason in missing.items():
         before.learn(point, reason)
     paths = TablePaths.beside(tmp_path_factory.mktemp("table") / "m.csv")
-    before.write(paths)
-    after = LatencyTable.read(paths.csv)
+    write(before, paths)
+    after = read_table(paths.csv)
     assert after.records == before.records
     assert after.missing == before.missing
     assert after.row_names() == before.row_names()
     assert [list(after.records[p].rows) for p in after.points()] == [list(known[p].rows) for p in after.points()]
     assert after.meta["future"] == {"kept": True}
     content = [path.read_bytes() for path in (paths.csv, paths.rows, paths.meta)]
-    after.write(paths)
+    write(after, paths)
     assert [path.read_bytes() for path in (paths.csv, paths.rows, paths.meta)] == content
 
 
@@ -156,7 +157,7 @@ def test_metadata_says_conditions_rows_runs_and_what_is_missing(tmp_path: Path) 
     known.meta["runs"] = [{"index": 0, "repeat": 5}, {"index": 1}]
     known.learn(SweepPoint(3, 0), "out of memory")
     paths = TablePaths.beside(tmp_path / "m.csv")
-    known.write(paths)
+    write(known, paths)
     assert json.loads(paths.meta.read_text()) == META | {
         "sha256": {name: sha256(getattr(paths, name).read_bytes()).hexdigest() for name in ("csv", "rows")},
         "runs": [{"index": 0, "repeat": 5, "points": 1}, {"index": 1, "points": 0}],
@@ -187,7 +188,7 @@ def test_rows_file_is_readable_by_pandas(tmp_path: Path) -> None:
 
 def test_equal_kernel_names_are_one_object_after_reading(tmp_path: Path) -> None:
     paths = measure(tmp_path, sweep_points(5, 5))
-    kernels = [row.kernels for r in LatencyTable.read(paths.csv).records.values() for row in r.rows.values()]
+    kernels = [row.kernels for r in read_table(paths.csv).records.values() for row in r.rows.values()]
     assert len({id(name) for names in kernels for name in names}) == len({name for names in kernels for name in names})
 
 
@@ -197,8 +198,8 @@ def test_an_unfinished_run_is_read_from_its_journal(tmp_path: Path) -> None:
     with writer(tmp_path, sweep_points(3, 3)) as unfinished:
         for point in sweep_points(3, 3)[3:]:
             unfinished.add(sample(point))
-        assert LatencyTable.read(paths_in(tmp_path).csv).records == unfinished.table.records
-    assert LatencyTable.read(paths_in(tmp_path).csv).points() == sweep_points(3, 3)
+        assert read_table(paths_in(tmp_path).csv).records == unfinished.table.records
+    assert read_table(paths_in(tmp_path).csv).points() == sweep_points(3, 3)
 
 
 def _remove(path: Path) -> None:
@@ -269,7 +270,7 @@ def test_damaged_and_foreign_files_are_refused(
     paths = measure(tmp_path, sweep_points(3, 2))
     damage(getattr(paths, name))
     with pytest.raises(UsageError, match=complaint) as refusal:
-        LatencyTable.read(paths.csv)
+        read_table(paths.csv)
     assert "\n" not in str(refusal.value)
     with pytest.raises(UsageError, match=complaint), writer(tmp_path, sweep_points(3, 2)):
         pass
@@ -280,7 +281,7 @@ def test_a_lost_csv_is_derived_again(tmp_path: Path) -> None:
     paths = measure(tmp_path, sweep_points(3, 2))
     content = paths.csv.read_bytes()
     paths.csv.unlink()
-    assert LatencyTable.read(paths.csv).points() == sweep_points(3, 2)
+    assert read_table(paths.csv).points() == sweep_points(3, 2)
     measure(tmp_path, sweep_points(3, 2))
     assert paths.csv.read_bytes() == content
 
@@ -293,7 +294,7 @@ def test_tables_without_checksums_are_read_without_a_word(rows: Path) -> None:
     csv = rows.with_name(rows.name.replace(".rows.parquet", ".csv"))
     meta = json.loads(csv.with_suffix(".meta.json").read_text())
     assert "sha256" not in meta
-    known = LatencyTable.read(csv)
+    known = read_table(csv)
     assert known.notices == []
     assert len(known.records) > 100
 
@@ -305,21 +306,21 @@ def test_any_flipped_byte_of_the_metadata_is_refused_or_read(tmp_path: Path) -> 
     for at in range(len(whole)):
         paths.meta.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
         with suppress(UsageError):
-            LatencyTable.read(paths.csv)
+            read_table(paths.csv)
 
 
 def test_no_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no latency table there"):
-        LatencyTable.read(tmp_path / "m.csv")
+        read_table(tmp_path / "m.csv")
     with pytest.raises(UsageError, match="cannot read"):
-        LatencyTable.read(tmp_path / ("m" * 300 + ".csv"))
+        read_table(tmp_path / ("m" * 300 + ".csv"))
 
 
 def test_filled_points_are_known_but_not_measured(tmp_path: Path) -> None:
     paths = measure(tmp_path, [SweepPoint(1, 0), SweepPoint(3, 0)])
-    known = LatencyTable.read(paths.csv)
+    known = read_table(paths.csv)
     known.learn(SweepPoint(2, 0), replace(PointRecord.of(sample(SweepPoint(2, 0)), 0), source="filled"))
-    known.write(paths)
+    write(known, paths)
     with writer(tmp_path, [SweepPoint(1, 0), SweepPoint(3, 0)]) as again:
         assert again.done() == {SweepPoint(1, 0), SweepPoint(3, 0)}
         assert again.table.latency_ns("attn", SweepPoint(2, 0)) > 0

@@ -19,10 +19,12 @@ from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.cli.table_validation import known_exit_code
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, PointSample, RowSample
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
+from llm_profile.store.files import CSV_HEADER, read_table
 from llm_profile.store.paths import TablePaths
-from llm_profile.store.table import CSV_HEADER, LatencyTable
-from llm_profile.sweep import Sweep, SweepPoint
+from llm_profile.store.table import LatencyTable
+from llm_profile.sweep import Sweep
 from llm_profile.validation.estimate import Estimate, Factors
 from llm_profile.validation.report_text import milliseconds, print_report
 from llm_profile.validation.scaled_table import scaled_table
@@ -94,7 +96,7 @@ def test_one_factor_scales_every_row_of_a_new_table(tmp_path):
         assert int(new["latency(ns)"]) == np.floor(1.5 * int(row["latency(ns)"]) + 0.5)
     scaling = json.loads(TablePaths.beside(scaled).meta.read_bytes())["scaling"]
     assert (scaling["mode"], scaling["factor"], scaling["batch"], scaling["source"]) == ("global", 1.5, 1, "fake.csv")
-    assert LatencyTable.read(scaled).latency_ns("full.attn", SweepPoint(1, 7)) == 13_532  # 1.5 x 9,021, rounded half up
+    assert read_table(scaled).latency_ns("full.attn", SweepPoint(1, 7)) == 13_532  # 1.5 x 9,021, rounded half up
 
 
 def test_every_statistic_is_scaled_and_the_pass_by_what_its_rows_come_to():
@@ -311,7 +313,7 @@ def test_depths_that_are_none_are_refused(depth):
 def test_a_scaled_table_implies_what_was_judged(tmp_path, mode):
     report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS, mode=mode)
     scaled = apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling)
-    estimate = Estimate.of(LatencyTable.read(scaled))
+    estimate = Estimate.of(read_table(scaled))
     for result in report.pairs:
         pair = estimate.pair((result.scaled.input_len, result.scaled.output_len))
         assert pair.total_ns == pytest.approx(result.scaled.total_ns, rel=1e-4)
@@ -320,7 +322,7 @@ def test_a_scaled_table_implies_what_was_judged(tmp_path, mode):
 
 def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
     report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS)
-    scaled = LatencyTable.read(apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling))
+    scaled = read_table(apply_scaling_to_latency_csv(write_table(tmp_path), report.scaling))
     for point in (SweepPoint(1, 0), SweepPoint(1, 99), SweepPoint(77, 0)):
         for row in ROWS:
             factor = scaled.latency_ns(row, point) / TABLE.latency_ns(row, point)
@@ -668,7 +670,7 @@ def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_mod
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
     assert scaling["noisy"] is True and scaling["processes"] == 3
     assert scaling["spread_between_processes"]["ttft"] == pytest.approx(0.3 / 1.1, rel=1e-3)
-    table = LatencyTable.read(source)
+    table = read_table(source)
     assert [known_exit_code(table, source, request) for request in wanted] == [4, None]
     assert main([*argv, "--scaling-processes", "1"]) == 0
     assert "Too noisy" not in capsys.readouterr().out
@@ -681,7 +683,7 @@ def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_mod
 def test_a_report_of_a_version_that_knew_no_noise_is_made_anew(tmp_path, real_model):
     source = write_table(tmp_path)
     assert main(["--csv", str(source), *GRID]) == 0
-    table, wanted = LatencyTable.read(source), scaling_request(*GRID)
+    table, wanted = read_table(source), scaling_request(*GRID)
     assert known_exit_code(table, source, wanted) == 0
     path = source.with_name("fake.validation.json")
     told = json.loads(path.read_bytes())

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from llm_profile.block_kinds import BlockKind
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointFailure
+from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import write_whole
-from llm_profile.store.table import LatencyTable
-from tests.table_samples import CONDITIONS, CONFIG, measure, paths_in, sample, sweep_points, writer
+from tests.table_samples import CONDITIONS, CONFIG, measure, paths_in, sample, sweep_points, write, writer
 
 POINTS = sweep_points(6, 5)
 
@@ -28,7 +28,7 @@ def content(paths: TablePaths) -> dict[str, bytes]:
 def test_a_finished_run_leaves_three_files(tmp_path: Path) -> None:
     paths = measure(tmp_path, POINTS)
     assert set(content(paths)) == {paths.csv.name, paths.rows.name, paths.meta.name}
-    assert LatencyTable.read(paths.csv).points() == POINTS
+    assert read_table(paths.csv).points() == POINTS
 
 
 def test_the_same_request_resumes_and_ends_the_same(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_results_after_finish_need_a_second_finish(tmp_path: Path) -> None:
         table.add(sample(POINTS[1]))
         assert paths_in(tmp_path).journal.exists()
         table.finish()
-    assert LatencyTable.read(paths_in(tmp_path).csv).points() == POINTS[:2]
+    assert read_table(paths_in(tmp_path).csv).points() == POINTS[:2]
     assert len(json.loads(paths_in(tmp_path).meta.read_text())["runs"]) == 1
 
 
@@ -83,7 +83,7 @@ def test_missing_points_are_tried_again(tmp_path: Path) -> None:
     with writer(tmp_path, POINTS) as first:
         for point in POINTS:
             first.add(PointFailure(point, "out of memory") if point == lost else sample(point))
-        assert LatencyTable.read(paths_in(tmp_path).csv).missing == {lost: "out of memory"}  # from the journal
+        assert read_table(paths_in(tmp_path).csv).missing == {lost: "out of memory"}  # from the journal
         first.finish()
     paths = paths_in(tmp_path)
     before = content(paths)
@@ -96,13 +96,13 @@ def test_missing_points_are_tried_again(tmp_path: Path) -> None:
     with writer(tmp_path, POINTS) as third:
         third.add(sample(lost))
         third.finish()
-    assert LatencyTable.read(paths.csv).missing == {}
+    assert read_table(paths.csv).missing == {}
     assert paths.csv.read_bytes() == measure(tmp_path / "whole", POINTS).csv.read_bytes()
 
 
 def test_more_points_of_the_same_ranges_need_no_option(tmp_path: Path) -> None:
     measure(tmp_path, POINTS[:4])
-    assert LatencyTable.read(measure(tmp_path, POINTS).csv).points() == POINTS
+    assert read_table(measure(tmp_path, POINTS).csv).points() == POINTS
 
 
 def test_other_points_need_append(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_fields_of_a_configuration_that_change_no_number_do_not_matter(tmp_path:
         "dtype": "float16",
     }
     measure(tmp_path, POINTS, config=other)
-    assert LatencyTable.read(paths.csv).points() == POINTS
-    assert LatencyTable.read(paths.csv).meta["config"] == CONFIG, "the first run's"
+    assert read_table(paths.csv).points() == POINTS
+    assert read_table(paths.csv).meta["config"] == CONFIG, "the first run's"
 
 
 def test_missing_points_are_points_too(tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_what_is_only_recorded_may_differ(tmp_path: Path) -> None:
 
 def test_a_scaled_table_is_not_measured_into(tmp_path: Path) -> None:
     paths = measure(tmp_path, POINTS)
-    scaled = LatencyTable.read(paths.csv)
+    scaled = read_table(paths.csv)
     scaled.meta["scaling"] = {"mode": "global"}
-    scaled.write(paths)
+    write(scaled, paths)
     with pytest.raises(UsageError, match=r'scaling is \{"mode": "global"\} there'), writer(tmp_path, POINTS):
         pass
 
@@ -208,7 +208,7 @@ def test_overwrite_starts_anew_and_keeps_the_old(tmp_path: Path) -> None:
         first.finish()
     assert content(paths) == before  # it stays until there is something to replace it
     measure(tmp_path, POINTS[:2], **anew)
-    assert LatencyTable.read(paths.csv).points() == POINTS[:2]
+    assert read_table(paths.csv).points() == POINTS[:2]
     assert {name: content(paths)[f"{name}.bak"] for name in before} == before
     measure(tmp_path, POINTS[:3], **anew)
     assert f"{paths.csv.name}.bak2" in content(paths)
@@ -248,7 +248,7 @@ def test_a_foreign_csv_is_kept_from_harm(tmp_path: Path, text: str) -> None:
     assert content(paths) == {paths.csv.name: text.encode()}
     measure(tmp_path, POINTS, overwrite=True)
     assert content(paths)[f"{paths.csv.name}.bak"] == text.encode()
-    assert LatencyTable.read(paths.csv).points() == POINTS
+    assert read_table(paths.csv).points() == POINTS
 
 
 def test_a_lone_rows_file_is_not_overwritten(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_a_lone_rows_file_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("origin", ["example", "predicted"])
 def test_an_example_gives_way_to_the_first_measurement_and_is_kept(tmp_path: Path, origin: str) -> None:
     paths = measure(tmp_path, POINTS, conditions={})
-    example = LatencyTable.read(paths.csv)
+    example = read_table(paths.csv)
     example.meta["origin"] = origin
-    example.write(paths)
+    write(example, paths)
     before = content(paths)
     with writer(tmp_path, POINTS) as idle:
         assert not idle.done()
@@ -272,14 +272,14 @@ def test_an_example_gives_way_to_the_first_measurement_and_is_kept(tmp_path: Pat
     assert content(paths) == before
     with writer(tmp_path, POINTS) as unfinished:
         unfinished.add(sample(POINTS[0]))
-    kept = LatencyTable.read(paths.csv.with_name(f"model-1.5.{origin}.csv"))
+    kept = read_table(paths.csv.with_name(f"model-1.5.{origin}.csv"))
     assert (kept.records, kept.meta["origin"]) == (example.records, origin)
     # Brought back by a checkout while the journal is there, it gives way again.
-    example.write(paths)
+    write(example, paths)
     measure(tmp_path, POINTS)
-    assert LatencyTable.read(paths.csv).meta["origin"] == "measured"
-    assert len(LatencyTable.read(paths.csv).meta["runs"]) == 2
-    assert LatencyTable.read(paths.csv.with_name(f"model-1.5.{origin}2.csv")).meta["origin"] == origin
+    assert read_table(paths.csv).meta["origin"] == "measured"
+    assert len(read_table(paths.csv).meta["runs"]) == 2
+    assert read_table(paths.csv.with_name(f"model-1.5.{origin}2.csv")).meta["origin"] == origin
 
 
 def test_journal_and_metadata_of_two_tables_are_not_mixed(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_journal_and_metadata_of_two_tables_are_not_mixed(tmp_path: Path) -> Non
         other.add(sample(POINTS[3]))
     paths.journal.write_bytes(paths_in(tmp_path / "b").journal.read_bytes())
     with pytest.raises(UsageError, match="are not of one table: dtype is"):
-        LatencyTable.read(paths.csv)
+        read_table(paths.csv)
     with pytest.raises(UsageError, match="are not of one table: dtype is"), writer(tmp_path / "a", POINTS):
         pass
 
@@ -316,14 +316,14 @@ def test_an_interrupted_run_keeps_its_journal_and_frees_the_lock(tmp_path: Path,
 def test_a_disk_that_fills_while_finishing_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(tmp_path / "whole", POINTS).csv.read_bytes()
 
-    def full(self: LatencyTable, paths: TablePaths, **_options: Any) -> None:
+    def full(*_arguments: Any) -> None:
         raise UsageError("cannot write: No space left on device")
 
     with writer(tmp_path, POINTS) as table:
         for point in POINTS[:-1]:
             table.add(sample(point))
         with monkeypatch.context() as patch, pytest.raises(UsageError, match="No space"):
-            patch.setattr(LatencyTable, "write", full)
+            patch.setattr("llm_profile.store.writer.write_table", full)
             table.finish()
         table.add(sample(POINTS[-1]))
     with writer(tmp_path, POINTS) as resumed:
@@ -407,7 +407,7 @@ def test_a_damaged_csv_is_named_and_written_anew(
     before = content(paths)
     wrong = damage(before[paths.csv.name])
     paths.csv.write_bytes(wrong)
-    found = LatencyTable.read(paths.csv)
+    found = read_table(paths.csv)
     assert found.points() == POINTS
     assert bool(found.notices) == with_checksums
     with writer(tmp_path, POINTS) as again:

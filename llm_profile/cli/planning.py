@@ -1,9 +1,9 @@
 """What a run will be called, need and take, and what would stop it, before anything is loaded. Imports no torch."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from llm_profile.models.architectures import ARCHITECTURES
 from llm_profile.models.config_names import POSITION_FIELDS, WorkedOut, field_of_decoder
 from llm_profile.models.footprint import memory_bytes
 from llm_profile.models.hub import ModelSource, find_model, folder_name
+from llm_profile.points import SweepPoint
 from llm_profile.request import Request
+from llm_profile.store.files import load_table, read_meta
 from llm_profile.store.journal import read_journal
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import storage_errors
-from llm_profile.store.table import LatencyTable, read_meta
-from llm_profile.store.writer import measured_points
-from llm_profile.sweep import Plan, SweepPoint, plan
+from llm_profile.store.table import LatencyTable
+from llm_profile.sweep import SERIES, Plan, plan, series_of
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.grid import GRIDS
 from llm_profile.validation.estimate import check_pairs
@@ -85,7 +86,7 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     _check_depth("--num-layers", request.num_layers, blocks)
     _check_writable(paths.csv)
     table = _table_there(request, paths)
-    known = measured_points(table) if table is not None else set()
+    known = table.measured_points() if table is not None else set()
     if request.scaling is not None:
         _check_depth("--scaling-num-layers", request.scaling.num_layers, blocks)
         for other in request.scaling.other_depths or ():
@@ -109,7 +110,7 @@ def run_record(request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
         "repeat": request.repeat,
         "precision": request.precision,
         "allow_slow_path": request.allow_slow_path,
-        "sweep": asdict(request.sweep),
+        "sweep": request.sweep.record(),
         **facts,
     }
 
@@ -151,15 +152,16 @@ def plan_lines(request: Request) -> list[str]:
     paths = table_paths(request, source, "hardware" if hardware is None else hardware)
     known = check(request, source, paths) & set(laid_out.points)
     runnable = laid_out.left(())
-    most = GRIDS[request.sweep.grid].most(len(runnable))
+    most = GRIDS[request.sweep.grid].most(runnable)
     left = max(0, most - len(known))
-    phases = [p.phase for p in laid_out.points]
+    counts = Counter(map(series_of, laid_out.points))
+    points = ", ".join(f"{counts[name]} {name}" for name in SERIES)
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
     blocks = f"{request.num_layers} decoder block(s) of each kind"
     lines = [
         f"model: {source.name} (configuration from {source.origin}), {blocks}",
         f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
-        f"points: {phases.count('prefill')} prefill, {phases.count('decode')} decode, {len(known)} of them known",
+        f"points: {points}, {len(known)} of them known",
         *([] if most == len(runnable) else [f"  {most} of them are measured at most, the others interpolated"]),
         *(f"  {text}" for text in _unusual_points(source, laid_out)),
         f"memory: {_memory(request, source, laid_out)}",
@@ -211,16 +213,15 @@ def _table_there(request: Request, paths: TablePaths) -> LatencyTable | None:
         meta = read_meta(paths)
         if meta is not None and meta["origin"] != "measured":  # gives way to a measurement
             return None
-        table = LatencyTable.load(paths, meta, journal)
-    asked = asdict(request.sweep)
-    if table is not None and not request.append:
-        for measured in (run["sweep"] for run in table.meta["runs"] if "sweep" in run):
-            if measured != asked:
-                options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in measured.items())
-                raise UsageError(
-                    f"{paths.csv}: measured for other ranges ({options}); add to it with --append, or start anew with "
-                    "--overwrite"
-                )
+        table = load_table(paths, meta, journal)
+    if table is None or request.append or table.covers(request.sweep.points(), request.sweep.grid):
+        return table
+    if ranges := [sweep for run in table.meta["runs"] if isinstance(sweep := run.get("sweep"), dict)]:
+        options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in ranges[-1].items())
+        raise UsageError(
+            f"{paths.csv}: measured for other ranges ({options}); add to it with --append, or start anew with "
+            "--overwrite"
+        )
     return table
 
 
@@ -242,7 +243,7 @@ def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
     dtype = request.dtype
     if dtype == "auto":
         dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16")
-    longest = max(p.total_len for p in laid_out.points)
+    longest = max(p.cache_len for p in laid_out.points)
     copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
     needed = memory_bytes(source.config, request.num_layers, DTYPE_BYTES.get(dtype, 2), longest, copies)
     return "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"

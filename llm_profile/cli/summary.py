@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from llm_profile.measurement import PointFailure
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import without_tokens
 from llm_profile.store.table import LatencyTable, slow_path
-from llm_profile.sweep import Plan, SweepPoint
+from llm_profile.sweep import SERIES, Plan, series_of
 from llm_profile.timing.grid import leave_one_out
 from llm_profile.timing.loop import Progress, clocks_mhz, slow_points
 from llm_profile.validation.estimate import is_unnamed_row
@@ -105,16 +106,16 @@ def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
-    """Share of each row in the GPU time of a phase, over all points of the table: phase -> row -> share."""
+    """Share of each row in the GPU time of a kind of points, over all of the table: kind -> row -> share."""
     spent: dict[str, dict[str, float]] = {}
     for point, record in table.records.items():
-        of_phase = spent.setdefault(point.phase, defaultdict(float))
+        of_kind = spent.setdefault(point.kind, defaultdict(float))
         for name, row in record.rows.items():
-            of_phase[name] += row.in_pass_ns
+            of_kind[name] += row.in_pass_ns
     return {
-        phase: {name: value / total for name, value in of_phase.items()}
-        for phase, of_phase in spent.items()
-        if (total := sum(of_phase.values()))
+        kind: {name: value / total for name, value in of_kind.items()}
+        for kind, of_kind in spent.items()
+        if (total := sum(of_kind.values()))
     }
 
 
@@ -126,11 +127,11 @@ def noise(table: LatencyTable) -> float | None:
 
 
 def rows_text(table: LatencyTable) -> Iterator[str]:
-    """What --verbose says of the rows: the share of each in the time of either phase."""
+    """What --verbose says of the rows: the share of each in the time of each kind of points."""
     shares = row_shares(table)
     yield "rows: share of the time of " + " and ".join(shares)
     for name in table.row_names():
-        yield f"  {name:24}" + "".join(f"{of_phase.get(name, 0.0):8.1%}" for of_phase in shares.values())
+        yield f"  {name:24}" + "".join(f"{of_kind.get(name, 0.0):8.1%}" for of_kind in shares.values())
 
 
 def unnamed_text(table: LatencyTable) -> Iterator[str]:
@@ -196,10 +197,10 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
     spread = noise(table)
     if spread is not None:
         others = {
-            phase: sum(share for name, share in of_phase.items() if is_unnamed_row(name))
-            for phase, of_phase in row_shares(table).items()
+            kind: sum(share for name, share in of_kind.items() if is_unnamed_row(name))
+            for kind, of_kind in row_shares(table).items()
         }
-        shown = ", ".join(f"{share:.1%} of {phase}" for phase, share in others.items())
+        shown = ", ".join(f"{share:.1%} of {kind}" for kind, share in others.items())
         yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
     if slow_rows := slow_path(table):
         rows = ", ".join(f"{row} ({why})" for row, why in slow_rows.items())
@@ -224,12 +225,11 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
 
 def largest_ranges(laid_out: Plan) -> str:
     """The options of the largest sweep that has all of its points."""
-    runnable = laid_out.left(())
-    longest = {
-        "prefill": max((p.input_len for p in runnable if p.phase == "prefill"), default=None),
-        "decode": max((p.kv_len for p in runnable if p.phase == "decode"), default=None),
-    }
-    return " ".join(f"--{phase}-max {length}" for phase, length in longest.items() if length is not None)
+    lengths: dict[str, list[int]] = {name: [] for name in SERIES}
+    for point in laid_out.left(()):
+        if name := series_of(point):
+            lengths[name].append(SERIES[name].length(point))
+    return " ".join(f"--{name}-max {max(of_series)}" for name, of_series in lengths.items() if of_series)
 
 
 def missing_points(missing: Mapping[SweepPoint, str], laid_out: Plan) -> dict[SweepPoint, str]:

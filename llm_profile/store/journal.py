@@ -14,16 +14,16 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.json_text import parse_json
 from llm_profile.measurement import Measurement
+from llm_profile.points import SweepPoint, key_of, point_of_key
 from llm_profile.records import ROW_SCHEMA, PointRecord, RowRecord
 from llm_profile.store.storage import storage_errors, sync_folder, to_json
-from llm_profile.sweep import SweepPoint
 
 SYNC_SECONDS = 5.0
 """Most work, in seconds, that a power cut may cost. A kill of the process costs none: lines are not buffered."""
@@ -134,11 +134,11 @@ def _read_point(contents: JournalContents, value: dict[str, Any]) -> None:
         run=value["run"],
         source=value["source"],
     )
-    contents.results.append((SweepPoint(*value["at"]), record))
+    contents.results.append((point_of_key(value["at"]), record))
 
 
 def _read_missing(contents: JournalContents, value: dict[str, Any]) -> None:
-    contents.results.append((SweepPoint(*value["at"]), str(value["reason"])))
+    contents.results.append((point_of_key(value["at"]), str(value["reason"])))
 
 
 def _read_files(contents: JournalContents, value: dict[str, str]) -> None:
@@ -198,7 +198,7 @@ class Journal:
     def write_result(self, point: SweepPoint, result: PointRecord | str) -> None:
         """Write what came of a point: its record, or the reason why there is none. It outlives a kill from here on."""
         if isinstance(result, str):
-            self._append({"missing": {"at": astuple(point), "reason": result}})
+            self._append({"missing": {"at": key_of(point), "reason": result}})
             return
         used = dict.fromkeys(kernel for row in result.rows.values() for kernel in row.kernels)
         new = [kernel for kernel in used if kernel not in self._kernel_ids]
@@ -208,7 +208,7 @@ class Journal:
             for name, row in result.rows.items()
         }
         entry = {
-            "at": astuple(point),
+            "at": key_of(point),
             "run": result.run,
             "source": result.source,
             "timed_by": result.timed_by,

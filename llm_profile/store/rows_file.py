@@ -3,21 +3,22 @@
 Columns: layer_name (`pass` for the whole pass), input, kv_cache, batch, latency_ns, n, trimmed_mean_ns, min_ns, q1_ns,
 median_ns, q3_ns, max_ns, blocks, launches, kernels (list of names), timed_by, sm_clock_mhz, overlap, notes (list), run,
 source. The last six, from timed_by on, are the point's and stand on each of its lines. Points in canonical order,
-`pass` first.
+`pass` first. A table with points of several lengths has a column more, sequences (list of [tokens, history, number of
+such sequences]): these points have it in place of input, kv_cache and batch, which are null, and it is null for others.
 """
 
 import io
 from collections.abc import Container, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement
+from llm_profile.points import KEY_COLUMNS, SEQUENCES, SweepPoint, point_of_record, record_of
 from llm_profile.records import PASS, PointRecord, RowRecord
 from llm_profile.store.storage import sha256_of, storage_errors
-from llm_profile.sweep import SweepPoint
 
 COLUMNS = {
     "layer_name": "string",
@@ -44,15 +45,20 @@ COLUMNS = {
 }
 """Column name to type, in the order of `_lines`."""
 
+LATER_COLUMNS = {SEQUENCES: "groups"}
+"""Those that only some files have, behind the others; without one, its values are null."""
+
 
 def _lines(point: SweepPoint, record: PointRecord) -> Iterator[tuple[Any, ...]]:
     whole = RowRecord(record.whole_pass, 1, sum(row.launches for row in record.rows.values()), ())
+    key = record_of(point)
     for name, row in {PASS: whole, **record.rows}.items():
         m = row.measurement
         yield (
-            *(name, point.input_len, point.kv_len, point.batch, m.latency_ns),
+            *(name, *(key.get(column) for column in KEY_COLUMNS), m.latency_ns),
             *(m.n, *m.statistics_ns, row.blocks, row.launches, row.kernels),
             *(record.timed_by, record.sm_clock_mhz, record.overlap, record.notes, record.run, record.source),
+            key.get(SEQUENCES),
         )
 
 
@@ -62,11 +68,12 @@ def write_rows(records: Iterable[tuple[SweepPoint, PointRecord]]) -> bytes:
     import pyarrow.parquet as pq
 
     types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "strings": pa.list_(pa.string())}
+    types["groups"] = pa.list_(pa.list_(pa.int64()))
+    names = COLUMNS | LATER_COLUMNS
     lines = [line for point, record in records for line in _lines(point, record)]
-    columns = zip(*lines, strict=True) if lines else ((),) * len(COLUMNS)
-    table = pa.table(
-        {name: pa.array(column, types[kind]) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
-    )
+    columns = dict(zip(names, zip(*lines, strict=True) if lines else ((),) * len(names), strict=True))
+    needed = [name for name in names if name in COLUMNS or any(value is not None for value in columns[name])]
+    table = pa.table({name: pa.array(columns[name], types[names[name]]) for name in needed})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -86,11 +93,20 @@ def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoi
         if sha256 is not None and sha256_of(content) not in sha256:
             raise ValueError("another content than was written")
         # not read_table: its worker threads may still hold the file when Python ends, which aborts the process
-        table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(COLUMNS), use_threads=False)
-        lines = zip(*(_values(table[name].combine_chunks(), kind) for name, kind in COLUMNS.items()), strict=True)
-        return {SweepPoint(*at): _record(list(group)) for at, group in groupby(lines, key=itemgetter(1, 2, 3))}
+        file = pq.ParquetFile(pa.BufferReader(content))
+        there = COLUMNS | {name: kind for name, kind in LATER_COLUMNS.items() if name in file.schema_arrow.names}
+        table = file.read(columns=list(there), use_threads=False)
+        columns = {name: _values(table[name].combine_chunks(), kind) for name, kind in there.items()}
+        keys = zip(*(columns.get(name, repeat(None)) for name in (*KEY_COLUMNS, SEQUENCES)), strict=False)
+        lines = zip(*(columns[name] for name in COLUMNS), strict=True)
+        of_points = groupby(zip(keys, lines, strict=True), key=itemgetter(0))
+        return {_point(key): _record([line for _key, line in group]) for key, group in of_points}
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is missing or damaged; restore it, or start anew with --overwrite") from error
+
+
+def _point(key: tuple[Any, ...]) -> SweepPoint:
+    return point_of_record(dict(zip((*KEY_COLUMNS, SEQUENCES), key, strict=True)))
 
 
 def _record(lines: list[tuple[Any, ...]]) -> PointRecord:

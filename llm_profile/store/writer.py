@@ -6,9 +6,9 @@ anew from) is renamed, and only when the new run has its first result.
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointFailure, PointSample
+from llm_profile.points import SweepPoint, canonical_order
 from llm_profile.records import ROW_SCHEMA, PointRecord
+from llm_profile.store.conditions import differences
+from llm_profile.store.files import csv_damage, load_table, read_meta, write_table
 from llm_profile.store.journal import Journal, JournalContents, read_journal
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import locked, storage_errors, sync_folder, to_json, write_whole
-from llm_profile.store.table import LatencyTable, canonical_order, csv_content, differences, read_meta
-from llm_profile.sweep import SweepPoint
+from llm_profile.store.table import LatencyTable
 
 if TYPE_CHECKING:  # backends stand above tables
     from llm_profile.block_kinds import BlockKind
@@ -33,12 +35,54 @@ KEPT_FILES = "{stem}{ending}.{label}"
 """New name of files that --overwrite starts anew from, which may be no table: `<model>.csv.bak`."""
 
 
+@dataclass(frozen=True)
+class TableHeader:
+    """What all runs that share a table have in common: the first line of its journal, and part of its metadata.
+
+    clock: what its nanoseconds are. kinds: of the model's blocks. config: the model's configuration. source: where the
+    model came from at first, which alone may differ.
+    """
+
+    hardware: str
+    model: str
+    clock: str
+    conditions: Mapping[str, Any]
+    kinds: "Sequence[BlockKind]"
+    source: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """As files have it."""
+        kinds = [asdict(kind) for kind in self.kinds]
+        header = {"row_schema": ROW_SCHEMA, "hardware": self.hardware, "model": self.model, "origin": "measured"}
+        header |= {"clock": self.clock, "conditions": dict(self.conditions), "kinds": kinds}
+        return _as_read(header | {"source": dict(self.source), "config": dict(self.config)})
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """What one run adds to a table.
+
+    points: those asked for. grid: how, one of sweep.GRID_NAMES. record: what is kept of the run and never compared.
+    append: points that no run before asked for may be added. overwrite: start the table anew. Raises UsageError for
+    both at once.
+    """
+
+    points: Collection[SweepPoint]
+    record: Mapping[str, Any]
+    grid: str = "full"
+    append: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.append and self.overwrite:
+            raise UsageError("--append adds to a table and --overwrite starts it anew: use one of them")
+
+
 class TableWriter:
     """Measures go in, a table comes out: entering locks and loads, `add` grows the journal, `finish` writes the table.
 
-    hardware, model, clock, conditions, kinds, config (the model's): what must be the same in all runs that share the
-    table. source: where the model came from at first. run: what is only recorded of this one. points: those asked for
-    now. append: other points may already be there. overwrite: start anew. table: what is known, from entering on.
+    to_csv: makes the content of the CSV. table: what is known, from entering on.
 
     Entering raises UsageError when another process writes the table, when what is there is not ours or is damaged, when
     it was measured under other conditions or has other points; every method does when the file system refuses.
@@ -48,40 +92,13 @@ class TableWriter:
     table: LatencyTable
 
     def __init__(
-        self,
-        paths: TablePaths,
-        *,
-        hardware: str,
-        model: str,
-        clock: str,
-        conditions: Mapping[str, Any],
-        kinds: "Sequence[BlockKind]",
-        source: Mapping[str, Any],
-        config: Mapping[str, Any],
-        run: Mapping[str, Any],
-        points: Collection[SweepPoint],
-        append: bool = False,
-        overwrite: bool = False,
+        self, paths: TablePaths, header: TableHeader, run: TableRun, to_csv: Callable[[LatencyTable], bytes]
     ) -> None:
-        if append and overwrite:
-            raise UsageError("--append adds to a table and --overwrite starts it anew: use one of them")
-        header = {
-            "row_schema": ROW_SCHEMA,
-            "hardware": hardware,
-            "model": model,
-            "origin": "measured",
-            "clock": clock,
-            "conditions": dict(conditions),
-            "kinds": [asdict(kind) for kind in kinds],
-            "source": dict(source),
-            "config": dict(config),
-        }
         self._paths = paths
-        self._header: dict[str, Any] = json.loads(to_json(header))  # as it will be read again
-        self._run: dict[str, Any] = json.loads(to_json(dict(run)))
-        self._points = frozenset(points)
-        self._append = append
-        self._overwrite = overwrite
+        self._header = header.record()
+        self._asked = run
+        self._run = _as_read(dict(run.record))
+        self._to_csv = to_csv
         self._contents = JournalContents()
         self._journal: Journal | None = None
         self._gives_way: list[tuple[Path, Path]] = []
@@ -100,7 +117,7 @@ class TableWriter:
         """What is there and may be added to, or an empty table."""
         paths = self._paths
         fresh = LatencyTable(self._header["hardware"], self._header["model"], self._header | {"runs": []})
-        if self._overwrite:
+        if self._asked.overwrite:
             self._gives_way = _renames(
                 (paths.host, paths.journal, paths.csv, paths.rows, paths.meta), KEPT_FILES, "bak"
             )
@@ -110,7 +127,7 @@ class TableWriter:
             self._gives_way = _renames((paths.csv, paths.rows, paths.meta), KEPT_TABLE, meta["origin"])
             meta = None
         self._contents = read_journal(paths.journal)
-        table = LatencyTable.load(paths, meta, self._contents)
+        table = load_table(paths, meta, self._contents)
         if table is None:
             return fresh
         if differing := differences(table.meta, self._header):
@@ -118,8 +135,8 @@ class TableWriter:
                 f"{paths.csv}: measured under other conditions: {'; '.join(differing)}; use the same, or another "
                 "--output-dir or --model-name, or start anew with --overwrite"
             )
-        others = sorted((measured_points(table) | table.missing.keys()) - self._points, key=canonical_order)
-        if others and not self._append:
+        others = sorted((table.measured_points() | table.missing.keys()) - {*self._asked.points}, key=canonical_order)
+        if others and not self._asked.append and not table.covers(self._asked.points, self._asked.grid):
             raise UsageError(
                 f"{paths.csv}: has {len(others)} points outside the asked ranges (the first: {others[0]}); "
                 "add to it with --append, or start anew with --overwrite"
@@ -129,18 +146,21 @@ class TableWriter:
     def _mend_csv(self) -> None:
         """Write the CSV of a complete table anew where it is not what the rows file says; the old one is kept."""
         paths = self._paths
-        damage = self.table.csv_damage(paths) if self.table.records and not paths.journal.exists() else None
+        if not self.table.records or paths.journal.exists():
+            return
+        csv = self._to_csv(self.table)
+        damage = csv_damage(paths, csv)
         if damage is None:
             return
         with storage_errors("write", paths.csv):
             for old, new in _renames((paths.csv,), KEPT_FILES, "damaged"):
                 os.rename(old, new)
-        write_whole(paths.csv, csv_content(self.table.to_frame()))
+        write_whole(paths.csv, csv)
         self.table.notices.append(f"{paths.csv} {damage}; it is written anew from there, the old one kept as .damaged")
 
     def done(self) -> set[SweepPoint]:
         """The points that are measured. Missing ones are not among them: a new run tries them again."""
-        return measured_points(self.table)
+        return self.table.measured_points()
 
     def add(self, result: PointSample | PointFailure) -> None:
         """Keep what came of a point; it outlives a kill from here on. The same failure again changes nothing."""
@@ -196,7 +216,7 @@ class TableWriter:
         self._give_way()
         if self._journal is None:
             self._journal = Journal(paths.journal, self._contents)
-        self.table.write(paths, announce=self._journal.write_files)
+        write_table(self.table, paths, self._to_csv(self.table), self._journal.write_files)
         # Only now is all that the journal knows elsewhere. After a kill before this, it is read over the new files.
         self._close_journal()
         with storage_errors("write", paths.journal):
@@ -220,9 +240,10 @@ class TableWriter:
                     raise
 
 
-def measured_points(table: LatencyTable) -> set[SweepPoint]:
-    """The points that no run measures again."""
-    return {point for point, record in table.records.items() if record.is_measured}
+def _as_read(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it will be once it is written and read again."""
+    read: dict[str, Any] = json.loads(to_json(record))
+    return read
 
 
 def _renames(paths: Sequence[Path], template: str, label: str) -> list[tuple[Path, Path]]:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_profile.measurement import Measurement
+from llm_profile.points import SweepPoint
 from llm_profile.records import FILLED, PointRecord
-from llm_profile.sweep import SweepPoint
+from llm_profile.sweep import SERIES, series_of
 
 ALIGNMENT = 8
 """Prompts of a multiple of this have kernels of their own (16-byte loads of 2-byte numbers), so they are a lane apart.
@@ -57,7 +58,7 @@ class FillError:
 
 
 def most_measured(points: int) -> int:
-    """How many of so many points an adaptive grid measures at most."""
+    """How many of so many points on series an adaptive grid measures at most."""
     return min(points, max(ROUND, math.ceil(SHARE * points)))
 
 
@@ -67,18 +68,24 @@ def every_point(points: Sequence[SweepPoint], known: Known, failed: Collection[S
 
 
 def next_points(points: Sequence[SweepPoint], known: Known, failed: Collection[SweepPoint]) -> list[SweepPoint]:
-    """The points to measure next; none when enough is known. What is longer than a failed one of its lane is left."""
-    if len(points) <= ROUND:
+    """The points to measure next; none when enough is known. What is longer than a failed one of its lane is left.
+
+    Points that lie on no series have nothing between which they could be filled: all of them are measured, first.
+    """
+    whole, alone = _lanes(points)
+    if left := every_point(alone, known, failed):
+        return left
+    along = sum(map(len, whole))
+    if along <= ROUND:
         return every_point(points, known, failed)
-    most = most_measured(len(points))
-    whole = _lanes(points)
+    most = most_measured(along)
     lanes = [_before(failed, lane) for lane in whole]
     edges = _edges(whole, most // 2)
     if first := [p for lane in lanes for p in lane if p in edges and not _is_measured(p, known)]:
         return first
     if ends := [middle for lane in lanes if (middle := _towards_failure(lane, known)) is not None]:
         return ends
-    spent = sum(_is_measured(point, known) or point in failed for point in points)
+    spent = sum(_is_measured(point, known) or point in failed for lane in whole for point in lane)
     gaps = sorted((-weight, middle) for lane in lanes for weight, middle in _gaps(lane, known))
     return [middle for _, middle in gaps[: max(0, min(ROUND, most - spent))]]
 
@@ -88,19 +95,24 @@ class Grid:
     """A way of choosing what to measure.
 
     next_points: of the points asked for, those to measure next, from what is known and which have failed; none at the
-    end. most: of so many points, how many are measured at most.
+    end. most: how many of the points asked for are measured at most.
     """
 
     next_points: Callable[[Sequence[SweepPoint], Known, Collection[SweepPoint]], list[SweepPoint]]
-    most: Callable[[int], int]
+    most: Callable[[Sequence[SweepPoint]], int]
 
     def left(self, points: Sequence[SweepPoint], known: Known) -> tuple[int, int]:
         """How many points there are still to measure, and of how many; both at most."""
-        most = self.most(len(points))
+        most = self.most(points)
         return (max(1, most - len(_measured(points, known))) if self.next_points(points, known, ()) else 0), most
 
 
-GRIDS = {"full": Grid(every_point, lambda points: points), "adaptive": Grid(next_points, most_measured)}
+def _most(points: Sequence[SweepPoint]) -> int:
+    lanes, alone = _lanes(points)
+    return most_measured(sum(map(len, lanes))) + len(alone)
+
+
+GRIDS = {"full": Grid(every_point, len), "adaptive": Grid(next_points, _most)}
 """`--grid`, by name."""
 
 
@@ -109,7 +121,7 @@ def filled(
 ) -> dict[SweepPoint, PointRecord | str]:
     """What is still unknown of `points`: records interpolated from measured neighbours, or why there are none."""
     made: dict[SweepPoint, PointRecord | str] = {}
-    for lane in _lanes(points):
+    for lane in _lanes(points)[0]:
         measured = _measured(lane, known)
         for point in lane:
             at = bisect_left(measured, point)
@@ -129,7 +141,7 @@ def leave_one_out(points: Sequence[SweepPoint], known: Known, whole_passes: bool
     Neighbours are twice as far as those of filled points, so the error of these is smaller.
     """
     errors = []
-    for lane in _lanes(points):
+    for lane in _lanes(points)[0]:
         measured = _measured(lane, known)
         if len(measured) > 2:
             times_ns, off_ns = _misses(measured, known, [None] if whole_passes else _rows(measured, known))
@@ -148,13 +160,21 @@ def _measured(points: Sequence[SweepPoint], known: Known) -> list[SweepPoint]:
     return [point for point in points if _is_measured(point, known)]
 
 
-def _lanes(points: Sequence[SweepPoint]) -> list[list[SweepPoint]]:
-    """Points between which latency can be interpolated: of one batch, phase and alignment, by length."""
-    found: dict[tuple[int, str, bool], list[SweepPoint]] = {}
+def _lanes(points: Sequence[SweepPoint]) -> tuple[list[list[SweepPoint]], list[SweepPoint]]:
+    """Points between which latency can be interpolated, by length: of one series and alignment each.
+
+    Those that lie on no series come apart.
+    """
+    lanes: dict[tuple[str, bool], list[SweepPoint]] = {}
+    alone: list[SweepPoint] = []
     for point in sorted(points):
-        aligned = point.phase == "prefill" and point.input_len % ALIGNMENT == 0
-        found.setdefault((point.batch, point.phase, aligned), []).append(point)
-    return list(found.values())
+        name = series_of(point)
+        if name is None:
+            alone.append(point)
+        else:
+            aligned = SERIES[name].varies == "input_len" and point.input_len % ALIGNMENT == 0
+            lanes.setdefault((name, aligned), []).append(point)
+    return list(lanes.values()), alone
 
 
 def _before(failed: Collection[SweepPoint], lane: Sequence[SweepPoint]) -> list[SweepPoint]:
@@ -174,7 +194,7 @@ def _edges(lanes: Sequence[Sequence[SweepPoint]], most: int) -> set[SweepPoint]:
         chosen = {end for lane in lanes for end in (lane[0], lane[-1])}
         for lane in lanes:
             for one, other in pairwise(lane):
-                if (one.total_len - 1) // tile != (other.total_len - 1) // tile:
+                if (one.cache_len - 1) // tile != (other.cache_len - 1) // tile:
                     chosen |= {one, other}
         if len(chosen) <= max(most, 2 * len(lanes)):
             return chosen
@@ -207,7 +227,7 @@ def _rows(measured: Sequence[SweepPoint], known: Known) -> list[str]:
 def _misses(measured: Sequence[SweepPoint], known: Known, rows: Sequence[str | None]) -> tuple[FloatArray, FloatArray]:
     """For all points but the two ends, [point, row]: latency, and how far off its interpolation is, in ns."""
     times_ns = np.array([[_time_ns(known[point], row) for row in rows] for point in measured])  # [point, row]
-    at = np.array([point.total_len for point in measured], dtype=np.float64)
+    at = np.array([point.cache_len for point in measured], dtype=np.float64)
     share = ((at[1:-1] - at[:-2]) / (at[2:] - at[:-2]))[:, np.newaxis]
     off_ns = np.abs(times_ns[:-2] * (1 - share) + times_ns[2:] * share - times_ns[1:-1])
     return times_ns[1:-1], off_ns
@@ -226,7 +246,7 @@ def _kernels(record: PointRecord, row: str) -> tuple[str, ...]:
 
 def _between(one: SweepPoint, point: SweepPoint, other: SweepPoint, known: Known, run: int) -> PointRecord:
     """The record of `point` on the lines from one neighbour to the other; what is no time is the nearer one's."""
-    share = (point.total_len - one.total_len) / (other.total_len - one.total_len)
+    share = (point.cache_len - one.cache_len) / (other.cache_len - one.cache_len)
     near = known[one if share <= 0.5 else other]
     rows = dict(near.rows) | {row: r for row, r in known[one].rows.items() if row not in near.rows}
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
+from llm_profile.points import KINDS, SweepPoint
 from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
-from llm_profile.sweep import Plan, SweepPoint
+from llm_profile.sweep import Plan
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.grid import GRIDS, Grid, filled
 
@@ -50,7 +51,7 @@ def measure(
 ) -> None:
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
-    Decode comes first, since its passes load the GPU least; within a phase, points are shuffled, so that a drifting
+    Decode comes first, since its passes load the GPU least; within a kind, points are shuffled, so that a drifting
     clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
     others, and the result at the highest clock is kept.
     """
@@ -88,9 +89,9 @@ def measure(
 
 
 def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
-    """Decode before prefill, shuffled within each."""
+    """Kind by kind, in the order of KINDS, shuffled within each."""
     shuffled = random.Random(seed).sample(points, len(points))
-    return sorted(shuffled, key=lambda point: point.phase)
+    return sorted(shuffled, key=lambda point: KINDS.index(point.kind))
 
 
 def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:
@@ -101,11 +102,12 @@ def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:
 def slow_points(clocks: Mapping[SweepPoint, float]) -> list[SweepPoint]:
     """Points whose SM clock (MHz) lies more than CLOCK_DROP below the median of points of like length.
 
-    Alike are points of one phase whose total length has the same power of two.
+    Alike are points of one kind that have the same power of two in the tokens that they feed, and in their length.
     """
-    groups: dict[tuple[str, int], list[SweepPoint]] = {}
+    groups: dict[tuple[str, int, int], list[SweepPoint]] = {}
     for point in clocks:
-        groups.setdefault((point.phase, point.total_len.bit_length()), []).append(point)
+        alike = point.kind, point.tokens.bit_length(), point.total_len.bit_length()
+        groups.setdefault(alike, []).append(point)
     return sorted(point for group in groups.values() for point in _below(group, clocks))
 
 

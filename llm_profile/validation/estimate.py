@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_profile.errors import UsageError, shown
-from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import DECODE, PREFILL, SHARED_POINT, Pair, Series
 
 if TYPE_CHECKING:
     from llm_profile.store.table import LatencyTable
@@ -31,9 +32,6 @@ REQUEST_ROWS = ("rope", "attn")
 """Rows that simulators add once per request; with several kinds of blocks they are called `<kind>.rope`."""
 
 HEAD_ROW = "lm_head"
-
-SHARED_POINT = SweepPoint(1, 0)
-"""The pass of one token on an empty cache: the first prefill point and the first decode point."""
 
 
 def is_request_row(row: str) -> bool:
@@ -102,14 +100,13 @@ def check_pairs(pairs: Sequence[Pair], points: Iterable[SweepPoint], missing: Ma
     if SHARED_POINT not in known:
         reason = missing.get(SHARED_POINT, "it was not measured")
         raise UsageError(f"every estimate needs the pass at {SHARED_POINT}, which the table lacks: {reason}")
-    last_input = max(point.input_len for point in known if point.phase == "prefill")
-    last_kv = max(point.kv_len for point in known)
+    decode_missing = set(DECODE.of(missing))
+    last_input, last_kv = (series.length(series.of(known)[-1]) for series in (PREFILL, DECODE))
     for pair in pairs:
         input_len, output_len = pair
         name, steps = f"(input {input_len}, output {output_len})", decode_lens(pair)
         for point, reason in missing.items():
-            needed = point.input_len == input_len if point.phase == "prefill" else point.kv_len in steps
-            if needed:
+            if point == PREFILL.at(input_len) or (point in decode_missing and point.kv_len in steps):
                 raise UsageError(
                     f"{name} needs {point}, which is missing ({reason}): lower --scaling-input-max or "
                     f"--scaling-output-max"
@@ -168,7 +165,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Every pass that a table implies for a model of `depth` blocks."""
+    """Every prefill and decode step of one sequence that a table implies for a model of `depth` blocks."""
 
     depth: int
     prefill: Passes
@@ -194,23 +191,17 @@ class Estimate:
         head = None if every_logit else HEAD_ROW
         weight = {row: blocks[kind_of[row]] if row in kind_of else 1 for row in table.row_names()}
 
-        def passes(points: list[SweepPoint], lens: list[int]) -> Passes:
+        def passes(series: Series) -> Passes:
+            points = series.of(table.records)
             sums = np.zeros((3, len(points)))
             for column, point in enumerate(points):
                 # A row that launched nothing at this point is not among its record's rows: there is nothing to add.
                 for row in table.records[point].rows:
                     sort = 2 if is_request_row(row) else 1 if row == head else 0
                     sums[sort, column] += weight[row] * table.latency_ns(row, point)
-            return Passes(np.array(lens, dtype=np.int64), *sums)
+            return Passes(np.array([series.length(point) for point in points], dtype=np.int64), *sums)
 
-        points = sorted(point for point in table.records if point.batch == 1)
-        prefill = [point for point in points if point.phase == "prefill"]
-        decode = [SHARED_POINT] + [point for point in points if point.phase == "decode"]
-        return cls(
-            depth,
-            passes(prefill, [point.input_len for point in prefill]),
-            passes(decode, [point.kv_len for point in decode]),
-        )
+        return cls(depth, passes(PREFILL), passes(DECODE))
 
     @property
     def interpolated(self) -> bool:

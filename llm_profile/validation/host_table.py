@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import write_whole
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import SweepPoint
 from llm_profile.validation.estimate import Estimate
 from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.scaling import kernels_ns

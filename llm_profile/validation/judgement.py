@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.validation.estimate import Estimate, PairLatency
 from llm_profile.validation.steps import QUANTITIES, MeasuredSteps, quantity_ns
 
@@ -73,7 +73,12 @@ class BatchedStep:
 
 
 def judge_batches(scaled: Estimate, steps: Mapping[SweepPoint, Sequence[float]]) -> list[BatchedStep]:
-    """Hold composed steps against real ones. steps: wall times of points (1, k) with `batch` sequences, per repeat."""
+    """Hold composed steps against real ones. steps: wall times of points (1, k) with `batch` sequences, per repeat.
+
+    Raises ValueError for other points.
+    """
+    if others := [point for point in steps if point.input_len > 1]:
+        raise ValueError(f"{others[0]}: only decode steps are composed")
     return [
         BatchedStep(
             point.batch,

@@ -1,16 +1,15 @@
 """The model that a table was measured on, opened under the table's conditions at any depth."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from llm_profile.errors import UsageError
 from llm_profile.models.building import ModelOptions
 from llm_profile.models.hub import ModelSource, find_model
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.remote_code import code_of
 from llm_profile.passes.loaded import load_model
 from llm_profile.passes.loading import DUMMY, subject_options
@@ -43,7 +42,7 @@ def profiled_model(
     """The model alone, as a script has it: nothing is patched or watched. Raises as `profiled_subject`."""
     with (
         _options(profiled, depth, device, token, trust_remote_code) as (options, name),
-        told_in_a_line(options.config.get("model_type"), "check its config.json"),
+        as_usage_error(options.config.get("model_type"), "check its config.json"),
     ):
         loaded, _full_model, _kept = load_model(options)
     _check_code(profiled, name, loaded.code)
@@ -55,7 +54,7 @@ def _options(
     profiled: Profiled, depth: int, device: str, token: str | None, trust_remote_code: bool
 ) -> Iterator[tuple[SubjectOptions, str]]:
     """The options of the model under the table's conditions, and its name; its repository's code may run within."""
-    conditions = profiled.meta["conditions"]
+    conditions = profiled.conditions
     model = ModelOptions(
         depth,
         device,
@@ -65,7 +64,7 @@ def _options(
         conditions["seed"],
         each_kind=False,
     )
-    source = _source(profiled.meta, token, trust_remote_code)
+    source = _source(profiled, token, trust_remote_code)
     with code_of(source, token):
         yield (
             subject_options(
@@ -83,17 +82,17 @@ def _options(
 
 
 def _check_code(profiled: Profiled, name: str, code: str | None) -> None:
-    code_then = profiled.meta["conditions"].get("remote_code")
+    code_then = profiled.conditions.get("remote_code")
     if code != code_then:
         raise UsageError(f"--csv: measured with the code {code_then}, which is {code} now; measure {name} anew")
 
 
-def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool = False) -> ModelSource:
+def _source(profiled: Profiled, token: str | None, trust_remote_code: bool = False) -> ModelSource:
     """Where the model came from.
 
     Raises UsageError where its real weights are gone, and where code of its repository ran and may not run now.
     """
-    kept, conditions = meta["source"], meta["conditions"]
+    kept, conditions = profiled.meta["source"], profiled.conditions
     with_code = conditions.get("remote_code") is not None
     if with_code and not trust_remote_code:
         raise UsageError(
@@ -102,7 +101,7 @@ def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool 
         )
     random = conditions["weights"] == DUMMY
     if random and not with_code:
-        return ModelSource(kept["name"], meta["config"], "table")
+        return ModelSource(kept["name"], profiled.meta["config"], "table")
     found = find_model(
         kept["name"],
         load_format=DUMMY if random else "hf",
@@ -110,4 +109,4 @@ def _source(meta: Mapping[str, Any], token: str | None, trust_remote_code: bool 
         token=token,
         trust_remote_code=with_code,
     )
-    return replace(found, config=meta["config"])
+    return replace(found, config=profiled.meta["config"])

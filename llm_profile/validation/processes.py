@@ -17,7 +17,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
 
@@ -146,7 +146,7 @@ class ProcessReality:
 
     def _open(self, process: Any) -> None:
         runtime, profiled, depth, device, *options = self._model
-        process.ask("check", profiled.meta["conditions"], device, os.getpid())
+        process.ask("check", profiled.conditions, device, os.getpid())
         found = self._answer("load", process)
         self.notices += [notice for notice in found if notice not in self.notices]
         process.ask("open", runtime, profiled, depth, device, *options)

@@ -23,7 +23,7 @@ from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.graphs import CaptureError, GraphPasses, fits
 from llm_profile.passes.runner import PassRunner
 from llm_profile.passes.subject import Subject
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
 from llm_profile.timing.pacing import REST
 from llm_profile.validation.opening import profiled_model, profiled_subject
 from llm_profile.validation.profiled import Profiled
@@ -268,7 +268,7 @@ class GraphSteps:
 
 
 def _open_eager(profiled: Profiled, depth: int, device: str, *options: Any) -> Steps:
-    conditions = profiled.meta["conditions"]
+    conditions = profiled.conditions
     model = profiled_model(profiled, depth, device, *options)
     return EagerSteps(model, conditions["sdpa_backend"], conditions["seed"])
 

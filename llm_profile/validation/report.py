@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_OVER_TOLERANCE
+from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
-from llm_profile.sweep import SweepPoint
 from llm_profile.validation.estimate import PairLatency
 from llm_profile.validation.judgement import BatchedStep, Errors
 from llm_profile.validation.scaling import Scaling

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError, number_between
+from llm_profile.exporters.flat_csv import csv_content, to_frame
 from llm_profile.json_text import parse_json
 from llm_profile.measurement import Measurement
+from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
+from llm_profile.store.files import CSV_HEADER, write_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import storage_errors
-from llm_profile.store.table import CSV_HEADER, LatencyTable
-from llm_profile.sweep import SweepPoint
+from llm_profile.store.table import LatencyTable
 from llm_profile.validation.estimate import model_depth
 from llm_profile.validation.scaling import Scaling
 
@@ -57,8 +59,8 @@ def refuse_scaled(table: LatencyTable) -> None:
 def scaled_table(table: LatencyTable, scaling: float | Scaling, details: Mapping[str, Any]) -> LatencyTable:
     """A table with every row's statistics multiplied by its factor. `scaling`: one factor, or what was fitted.
 
-    Factors hold for one sequence, so points of larger batches are left out. details: kept with what the factors were
-    computed from as the metadata's `scaling`.
+    Factors hold for prefill and decode of one sequence, so all other points are left out. details: kept with what the
+    factors were computed from as the metadata's `scaling`.
     Raises UsageError for a scaled table, for factors outside LEAST_FACTOR..MOST_FACTOR, and for times that no table can
     hold.
     """
@@ -74,7 +76,7 @@ def scaled_table(table: LatencyTable, scaling: float | Scaling, details: Mapping
         table.hardware,
         table.model,
         table.meta | {"scaling": {**about, "batch": 1, **details}},
-        {point: _scaled_record(point, record, scaling) for point, record in table.records.items() if point.batch == 1},
+        {point: _scaled_record(point, record, scaling) for point, record in table.records.items() if point.is_flat},
         dict(table.missing),
     )
     for record in scaled.records.values():
@@ -89,10 +91,7 @@ def scaled_table(table: LatencyTable, scaling: float | Scaling, details: Mapping
 
 def _scaled_record(point: SweepPoint, record: PointRecord, scaling: float | Scaling) -> PointRecord:
     names = list(record.rows)
-    if isinstance(scaling, Scaling):
-        factors = scaling.of_rows(names, [point.input_len] * len(names), [point.kv_len] * len(names)).tolist()
-    else:
-        factors = [scaling] * len(names)
+    factors = scaling.of_rows(names, point).tolist() if isinstance(scaling, Scaling) else [scaling] * len(names)
     rows = {
         name: replace(row, measurement=_times(row.measurement, factor))
         for (name, row), factor in zip(record.rows.items(), factors, strict=True)
@@ -110,7 +109,7 @@ def write_scaled(scaled: LatencyTable, measured: LatencyTable | None, paths: Tab
     a column more; the rows file has scaled statistics either way."""
     column = SCALED_COLUMN if measured else CSV_HEADER[-1]
     scaled.meta["scaling"]["column"] = column
-    frame = scaled.to_frame()
+    frame = to_frame(scaled)
     if measured:
-        frame = measured.to_frame().assign(**{SCALED_COLUMN: frame[CSV_HEADER[-1]]})
-    scaled.write(paths, frame)
+        frame = to_frame(measured).assign(**{SCALED_COLUMN: frame[CSV_HEADER[-1]]})
+    write_table(scaled, paths, csv_content(frame))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from llm_profile.errors import UsageError
-from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import DECODE, PREFILL, Pair
 from llm_profile.validation.estimate import Estimate, Factors, FloatArray, Passes, is_request_row
 from llm_profile.validation.steps import MeasuredSteps
 
@@ -40,21 +41,17 @@ class Scaling:
         """What the scaled table implies, before its numbers are rounded. estimate: of the table it was fitted on."""
         return estimate.times(self.prefill, self.decode)
 
-    def of_rows(self, rows: Sequence[str], input_lens: Sequence[int], kv_lens: Sequence[int]) -> FloatArray:
-        """The factor of each line of a table. All arguments and the result have shape [lines].
+    def of_rows(self, rows: Sequence[str], point: SweepPoint) -> FloatArray:
+        """The factor of each of these rows at a point. Shape [rows].
 
-        Raises LookupError for a length that the fitted table does not have.
+        Raises LookupError for a point that the fitted table does not have, and for what is no step of one sequence.
         """
-        kv, inputs = np.asarray(kv_lens), np.asarray(input_lens)
-        sorts = {row: is_request_row(row) for row in set(rows)}
-        per_request = np.array([sorts[row] for row in rows], dtype=bool)
-        factors = np.empty(len(rows))
-        for factor, lens, lines in ((self.prefill, inputs, kv == 0), (self.decode, kv, kv > 0)):
-            index = np.searchsorted(factor.lens, lens[lines]).clip(max=len(factor.lens) - 1)
-            if np.any(factor.lens[index] != lens[lines]):
-                raise LookupError("the table has lengths that the scaling was not fitted for")
-            factors[lines] = np.where(per_request[lines], factor.request[index], factor.step[index])
-        return factors
+        for series, factors in ((PREFILL, self.prefill), (DECODE, self.decode)):
+            if series.has(point):
+                (at,) = np.nonzero(factors.lens == series.length(point))
+                if at.size:
+                    return np.array([(factors.request if is_request_row(row) else factors.step)[at[0]] for row in rows])
+        raise LookupError(f"{point}: the scaling was not fitted for it")
 
     @property
     def factor_range(self) -> tuple[float, float]:
@@ -237,6 +234,16 @@ def at_depth(target: Estimate, shallower: Sequence[tuple[Estimate, MeasuredSteps
 
 
 def kernels_ns(estimate: Estimate, points: Iterable[SweepPoint]) -> FloatArray:
-    """The estimate of single steps, prefill with `lm_head` of one token. Shape [points]."""
-    of_phase = {"prefill": lambda p: estimate.prefill_ns(p.input_len), "decode": lambda p: estimate.decode_ns(p.kv_len)}
-    return np.array([float(of_phase[point.phase](point)) for point in points])
+    """The estimate of single steps, prefill with `lm_head` of one token. Shape [points].
+
+    Raises LookupError for what is no step of one sequence, and beyond the table.
+    """
+
+    def step_ns(point: SweepPoint) -> float:
+        if PREFILL.has(point):
+            return float(estimate.prefill_ns(point.input_len))
+        if DECODE.has(point):
+            return float(estimate.decode_ns(point.kv_len))
+        raise LookupError(f"{point}: an estimate has prefill and decode steps of one sequence")
+
+    return np.array([step_ns(point) for point in points])

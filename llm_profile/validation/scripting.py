@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_profile.points import SweepPoint
+from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.sweep import Pair
 from llm_profile.validation.estimate import Estimate, check_pairs, whole_pairs
 from llm_profile.validation.scaled_table import scaled_table, scaling_paths, write_scaled
 from llm_profile.validation.scaling import Scaling, average_factor
@@ -49,7 +51,7 @@ def apply_scaling_to_latency_csv(
     replace a measured one, for factors outside 1e-6 to 1e6, and for latencies that no table can hold.
     """
     source, target = scaling_paths(csv_path, output_path)
-    table = LatencyTable.read(source.csv)
+    table = read_table(source.csv)
     scaled = scaled_table(table, scaling_factor, {"source": source.csv.name, **(details or {})})
     write_scaled(scaled, table if add_new_column else None, target)
     return target.csv

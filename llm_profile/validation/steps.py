@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from llm_profile.errors import UsageError, number_between, shown
-from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.sweep import Pair
 from llm_profile.validation.estimate import Estimate, FloatArray, PairLatency, decode_lens
 
 WINDOW_STEPS = 4
@@ -201,7 +202,7 @@ class MeasuredSteps:
         if not isinstance(steps, Mapping):
             raise UsageError(f"measured {shown(steps)}: must be times in nanoseconds, per repeat, by SweepPoint")
         walls = {point: _walls(point, times) for point, times in steps.items()}
-        decode = sorted(point.kv_len for point in walls if point.phase == "decode")
+        decode = sorted(point.kv_len for point in walls if point.kind == "decode")
         return cls(walls, tuple((kv_len,) for kv_len in decode))
 
     @property
@@ -212,7 +213,7 @@ class MeasuredSteps:
     @property
     def input_lens(self) -> list[int]:
         """Timed prompt lengths, ascending."""
-        return sorted(point.input_len for point in self.steps if point.phase == "prefill")
+        return sorted(point.input_len for point in self.steps if point.kind == "prefill")
 
     @cached_property
     def window_kv(self) -> FloatArray:
@@ -304,8 +305,9 @@ class MeasuredSteps:
 
 
 def _walls(point: object, times: object) -> tuple[float, ...]:
-    if not isinstance(point, SweepPoint):
-        raise UsageError(f"measured: {shown(point)} is no SweepPoint; prefill is at (n, 0), decode at (1, k)")
+    if not isinstance(point, SweepPoint) or not point.is_flat:
+        what = point if isinstance(point, SweepPoint) else f"{shown(point)} is no SweepPoint"
+        raise UsageError(f"measured: {what}; prefill is at (n, 0), decode at (1, k)")
     if isinstance(times, str | bytes) or not isinstance(times, Iterable):
         raise UsageError(f"measured at {point}: {shown(times)}; must be a list of nanoseconds, one per repeat")
     walls = tuple(number_between(f"measured at {point}:", wall_ns, 1e-3, LONGEST_STEP_NS) for wall_ns in times)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.points import SweepPoint
 from llm_profile.request import ScalingRequest
 from llm_profile.store.table import LatencyTable
-from llm_profile.sweep import Pair, SweepPoint
+from llm_profile.sweep import Pair
 from llm_profile.validation.estimate import Estimate, check_pairs, model_depth
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
 from llm_profile.validation.report import PairResult, StepResult, ValidationReport, mean_spread

@@ -14,8 +14,8 @@ from typing import Any
 
 from llm_profile import versions
 from llm_profile.errors import UsageError
-from llm_profile.store.table import differing_conditions
-from llm_profile.sweep import SweepPoint
+from llm_profile.points import SweepPoint
+from llm_profile.store.conditions import differing_conditions
 from llm_profile.validation.profiled import Profiled
 
 
@@ -87,7 +87,7 @@ def result_of(worker: Worker, method: str, arguments: Sequence[Any]) -> tuple[bo
     try:
         return True, getattr(worker, method)(*arguments)
     except UsageError as error:
-        if text := versions.suspicion(error):  # the traceback that it is told by stays here
+        if text := versions.possible_cause(error):  # the traceback that it is told by stays here
             error.add_note(text)
         return False, error
     except Exception:
