@@ -13,11 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import as_a_user
-from bench.as_a_user import Rows, balanced_experts, buffers, judged, without_masks
-from llm_profile.points import SweepPoint
+from bench.as_a_user import Rows, balanced_experts, buffers, judge, without_masks
 from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
-from llm_profile.sweep import Sweep
+from llm_profile.sweep import Sweep, SweepPoint
 from llm_profile.validation.estimate import Estimate
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv
 from llm_profile.validation.validate import fit_and_judge
@@ -116,7 +115,7 @@ def test_a_judgement_by_hand(tmp_path: Path) -> None:
         [{"ttft": [450, 450, 460], "tpot": [132, 132, 132]}],
         [{"ttft": [550, 700, 550], "tpot": [110, 200, 130]}],
     ]
-    result = judged(meta, rows, [(4, 2)], of_processes)
+    result = judge(meta, rows, [(4, 2)], of_processes)
     prompt, step = result["pairs"]
     assert (prompt["real_ns"], prompt["table_ns"]) == (500, 487)
     assert prompt["error"] == pytest.approx(487 / 500 - 1)
@@ -124,7 +123,7 @@ def test_a_judgement_by_hand(tmp_path: Path) -> None:
     assert (step["real_ns"], step["table_ns"]) == (130, 135)
     assert step["spread_between_processes"] == pytest.approx((132 - 100) / 130)
     assert result["summary"]["ttft"]["worst_error"] == pytest.approx(13 / 500)
-    twice = judged(meta, rows, [(4, 2), (1, 2)], [[of, of] for (of,) in of_processes])["summary"]["ttft"]
+    twice = judge(meta, rows, [(4, 2), (1, 2)], [[of, of] for (of,) in of_processes])["summary"]["ttft"]
     assert twice["mean_error"] == pytest.approx((13 / 500 + (500 - 127) / 500) / 2)
     assert twice["worst_error"] == pytest.approx(373 / 500)
 

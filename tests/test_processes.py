@@ -30,6 +30,7 @@ from tests.worker_here import WorkerHere
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 100
 TABLE = make_table()
+PROFILED = Profiled(TABLE.meta, TABLE.conditions, longest=1, allow_slow_path=False)
 PAIRS = [(i, o) for i in (32, 64, 96) for o in (16, 32)]
 
 
@@ -56,8 +57,7 @@ class Host:
         return self.started[-1]
 
     def reality(self, processes: int, depth: int = 6, **options: Any) -> ProcessReality:
-        profiled = Profiled(TABLE.meta, TABLE.conditions, 1, False)
-        return ProcessReality("eager", profiled, depth, "cpu", processes=processes, start=self.start, **options)
+        return ProcessReality("eager", PROFILED, depth, "cpu", processes=processes, start=self.start, **options)
 
 
 class MadeUpProcess:
@@ -223,9 +223,7 @@ def test_every_process_is_closed_when_the_next_cannot_start() -> None:
             raise OSError("too many processes")
         return host.start()
 
-    reality = ProcessReality(
-        "eager", Profiled(TABLE.meta, TABLE.conditions, 1, False), 6, "cpu", processes=3, start=start
-    )
+    reality = ProcessReality("eager", PROFILED, 6, "cpu", processes=3, start=start)
     with pytest.raises(OSError, match="too many"):
         validate_over_depths(TABLE, lambda _depth: reality, PAIRS)
     assert [process.closed for process in host.started] == [1]
@@ -243,15 +241,15 @@ def test_each_depth_has_its_processes_and_the_spread_is_that_of_the_last() -> No
 
 
 def test_a_refusal_is_told_with_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as the suspicion of a release newer than tested, which only the traceback over there gives rise to."""
-    monkeypatch.setattr(versions, "newer", lambda: "transformers 9.9")
+    """Such as that of a release newer than tested as a possible cause, which only the traceback over there shows."""
+    monkeypatch.setattr(versions, "newer_than_tested", lambda: "transformers 9.9")
     process = WorkerHere()
-    process.ask("open", "cuda-graph", Profiled(TABLE.meta, TABLE.conditions, 1, False), 1, "cpu", None, False)
+    process.ask("open", "cuda-graph", PROFILED, 1, "cpu", None, False)
     with pytest.raises(UsageError) as refused:
         process.answer()
     assert str(refused.value) == "--scaling-runtime cuda-graph: not on cpu; use eager"
-    (suspicion,) = refused.value.__notes__
-    assert suspicion.startswith("first suspicion: newer than tested: transformers 9.9")
+    (cause,) = refused.value.__notes__
+    assert cause.startswith("possible cause: newer than tested: transformers 9.9")
 
 
 def test_a_bug_is_told_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +360,7 @@ def test_a_process_that_is_killed_at_work_is_the_same_line(csv: Path) -> None:
 
 
 def test_refusals_and_bugs_come_through_a_real_process(process: Process, csv: Path) -> None:
-    conditions = read_table(csv).meta["conditions"]
+    conditions = read_table(csv).conditions
     process.ask("check", conditions | {"torch": "1.0"}, "cpu", os.getpid())
     with pytest.raises(UsageError, match='^--csv: the table was measured under other conditions: torch is "1.0" there'):
         process.answer()
