@@ -13,7 +13,7 @@ from llm_profile.records import ROW_SCHEMA, PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep
-from llm_profile.validation.steps import StepTimes
+from llm_profile.validation.real_steps import StepTimes
 from tests.table_samples import write
 
 KINDS = (

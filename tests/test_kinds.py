@@ -25,8 +25,8 @@ from llm_profile.timing.grid import GRIDS, Grid, filled, leave_one_out, most_mea
 from llm_profile.timing.loop import in_measuring_order, measure, slow_points
 from llm_profile.validation.estimate import Estimate, check_pairs
 from llm_profile.validation.judgement import judge_batches
+from llm_profile.validation.measured_steps import MeasuredSteps
 from llm_profile.validation.scaled_table import scaled_table
-from llm_profile.validation.steps import MeasuredSteps
 from tests import tiny
 from tests.fake_reality import make_table
 from tests.table_samples import NOT_FLAT, paths_in, writer

@@ -21,7 +21,7 @@ from llm_profile.points import SweepPoint
 from llm_profile.store.files import read_table
 from llm_profile.validation.processes import Process, ProcessReality
 from llm_profile.validation.profiled import Profiled
-from llm_profile.validation.steps import StepTimes
+from llm_profile.validation.real_steps import StepTimes
 from llm_profile.validation.validate import validate_over_depths
 from llm_profile.validation.worker import Worker
 from tests.fake_reality import make_table, true_kernels_ns

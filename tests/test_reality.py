@@ -24,11 +24,13 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep
 from llm_profile.timing.provenance import device_conditions
 from llm_profile.validation import reality
+from llm_profile.validation.eager_steps import BATCHED_STEPS, EagerSteps
 from llm_profile.validation.estimate import model_depth
+from llm_profile.validation.measured_steps import MeasuredSteps
 from llm_profile.validation.processes import ProcessReality
 from llm_profile.validation.profiled import Profiled
-from llm_profile.validation.reality import BATCHED_STEPS, REALITIES, EagerSteps
-from llm_profile.validation.steps import MeasuredSteps, StepTimes
+from llm_profile.validation.real_steps import StepTimes
+from llm_profile.validation.reality import REALITIES
 from llm_profile.validation.worker import Worker
 from tests import tiny
 from tests.test_architectures import write_model

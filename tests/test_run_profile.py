@@ -27,7 +27,7 @@ from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.fake import ROWS, row_ns
 from llm_profile.validation.profiled import Profiled
-from llm_profile.validation.steps import StepTimes
+from llm_profile.validation.real_steps import StepTimes
 from tests import tiny
 from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
 

@@ -13,6 +13,8 @@ from llm_profile.points import SweepPoint
 from llm_profile.sweep import Sweep
 from llm_profile.validation.estimate import Estimate, decode_lens
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
+from llm_profile.validation.measured_steps import MeasuredSteps, relative_spread, time_steps
+from llm_profile.validation.real_steps import StepTimes
 from llm_profile.validation.scaling import (
     LEAST_STEP_FACTOR,
     SCALING_MODES,
@@ -24,18 +26,7 @@ from llm_profile.validation.scaling import (
     kernels_ns,
     prefill_excess_ns,
 )
-from llm_profile.validation.steps import (
-    WINDOW_STEPS,
-    WINDOWS,
-    MeasuredSteps,
-    StepPlan,
-    StepTimes,
-    decode_windows,
-    plan_steps,
-    relative_spread,
-    time_steps,
-    windows_beyond,
-)
+from llm_profile.validation.step_plan import WINDOW_STEPS, WINDOWS, StepPlan, decode_windows, plan_steps, windows_beyond
 from tests.fake_reality import FakeReality, make_table, true_kernels_ns
 from tests.table_samples import NOT_FLAT
 

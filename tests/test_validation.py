@@ -26,10 +26,10 @@ from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep
 from llm_profile.validation.estimate import Estimate, Factors
+from llm_profile.validation.measured_steps import MeasuredSteps
 from llm_profile.validation.report_text import milliseconds, print_report
 from llm_profile.validation.scaled_table import scaled_table
 from llm_profile.validation.scaling import Scaling
-from llm_profile.validation.steps import MeasuredSteps
 from llm_profile.validation.validate import fit_and_judge, validate_over_depths
 from tests.fake_reality import ROWS, FakeReality, make_table, true_kernels_ns, write_table
 from validation import apply_scaling_to_latency_csv, compute_average_scaling_factor, main

@@ -16,11 +16,11 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.validation.host_table import write_host_table
 from llm_profile.validation.processes import PROCESSES, ProcessReality
 from llm_profile.validation.profiled import Profiled
+from llm_profile.validation.real_steps import Reality
 from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.report_text import noisy_text, print_report
 from llm_profile.validation.scaled_table import refuse_scaled, scaling_paths
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv
-from llm_profile.validation.steps import Reality
 from llm_profile.validation.validate import validate_over_depths
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_profile.points import SweepPoint
 from llm_profile.validation.estimate import Estimate, PairLatency
-from llm_profile.validation.steps import QUANTITIES, MeasuredSteps, quantity_ns
+from llm_profile.validation.measured_steps import QUANTITIES, MeasuredSteps, quantity_ns
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.validation.profiled import Profiled
-from llm_profile.validation.steps import StepTimes
+from llm_profile.validation.real_steps import StepTimes
 
 PROCESSES = {"eager": 3, "cuda-graph": 1}
 """--scaling-processes by runtime. Replays of graphs hardly differ between processes."""

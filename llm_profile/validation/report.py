@@ -11,8 +11,8 @@ from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
 from llm_profile.validation.estimate import PairLatency
 from llm_profile.validation.judgement import BatchedStep, Errors
+from llm_profile.validation.measured_steps import QUANTITIES, quantity_ns
 from llm_profile.validation.scaling import Scaling
-from llm_profile.validation.steps import QUANTITIES, quantity_ns
 
 REPORT_SCHEMA = 1
 """Version of the JSON that programs read."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llm_profile.validation.measured_steps import QUANTITIES, quantity_ns
 from llm_profile.validation.report import ValidationReport
-from llm_profile.validation.steps import QUANTITIES, quantity_ns
 
 if TYPE_CHECKING:
     from rich.console import Console

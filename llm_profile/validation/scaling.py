@@ -15,7 +15,7 @@ from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.sweep import DECODE, PREFILL, Pair
 from llm_profile.validation.estimate import Estimate, Factors, FloatArray, Passes, is_request_row
-from llm_profile.validation.steps import MeasuredSteps
+from llm_profile.validation.measured_steps import MeasuredSteps
 
 LEAST_STEP_FACTOR = 0.1
 """Where a noisy table leaves a step less than its rope and attn rows alone, the other rows keep this share: rows of

@@ -9,9 +9,9 @@ from llm_profile.store.files import read_table
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Pair
 from llm_profile.validation.estimate import Estimate, check_pairs, whole_pairs
+from llm_profile.validation.measured_steps import MeasuredSteps
 from llm_profile.validation.scaled_table import scaled_table, scaling_paths, write_scaled
 from llm_profile.validation.scaling import Scaling, average_factor
-from llm_profile.validation.steps import MeasuredSteps
 
 
 def compute_average_scaling_factor(

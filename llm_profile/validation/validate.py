@@ -14,10 +14,12 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Pair
 from llm_profile.validation.estimate import Estimate, check_pairs, model_depth
 from llm_profile.validation.judgement import Errors, judge_batches, judge_pairs, judge_recombination
+from llm_profile.validation.measured_steps import MeasuredSteps, time_steps
+from llm_profile.validation.real_steps import Reality
 from llm_profile.validation.report import PairResult, StepResult, ValidationReport, mean_spread
 from llm_profile.validation.report_text import warnings_of
 from llm_profile.validation.scaling import SCALING_MODES, Scaling, at_depth, kernels_ns
-from llm_profile.validation.steps import MeasuredSteps, Reality, StepPlan, plan_steps, time_steps
+from llm_profile.validation.step_plan import StepPlan, plan_steps
 
 BATCHES = (1, 4, 16, 64)
 """Sequences of the batched decode steps that composed ones are held against."""
