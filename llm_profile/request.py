@@ -24,7 +24,8 @@ MOST_POINTS = 1_000_000
 LARGEST_SEED = 2**63 - 1
 """torch takes seeds of 64 bits, signed."""
 
-DTYPES = ("auto", "float16", "bfloat16", "float32")
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+DTYPES = ("auto", *DTYPE_BYTES)
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
 CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
 """Those that torch has on a CPU."""
