@@ -74,7 +74,9 @@ def comparisons_beside(csv: Path, table: LatencyTable) -> tuple[list[Comparison]
             if not _is_of(told, csv, table):
                 continue
             if told["schema"] != REPORT_SCHEMA:
-                notices.append(f"{name} is left out: its schema is {told['schema']!r}, and {REPORT_SCHEMA} is read here")
+                notices.append(
+                    f"{name} is left out: its schema is {told['schema']!r}, and {REPORT_SCHEMA} is read here"
+                )
                 continue
             found.append(_comparison(name, told, table))
         except BROKEN as error:
@@ -160,7 +162,8 @@ def _latencies(pairs: Sequence[Mapping[str, Any]], field: str) -> tuple[PairLate
 def _errors(told: Mapping[str, Any] | None) -> Errors | None:
     if told is None:
         return None
-    return Errors(*(_number(told[name]) for name in ("mean", "p90", "worst")), int(told["n"]))
+    mean, p90, worst = (_number(told[name]) for name in ("mean", "p90", "worst"))
+    return Errors(mean, p90, worst, int(told["n"]))
 
 
 def _spread(told: Mapping[str, Any]) -> dict[str, float | None]:

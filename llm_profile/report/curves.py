@@ -34,17 +34,24 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One row along a series. latency_ns: the table's numbers, one for each length.
+class Stretch:
+    """Neighbouring lengths at which a row runs the same kernels. start: index of the first one, up to the next stretch.
 
-    runs: (index of the first length, names of the kernels), one each time that the kernels change.
-    launches: kernels, copies and memsets per pass, one for each length.
+    launches: kernels, copies and memsets per pass, over all profiled blocks. kernels: their names.
     """
+
+    start: int
+    launches: int
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One row, or the whole pass, along a series. latency_ns: the table's numbers, one for each length."""
 
     latency_ns: tuple[int, ...]
     band: Band
-    runs: tuple[tuple[int, tuple[str, ...]], ...]
-    launches: tuple[int, ...]
+    stretches: tuple[Stretch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,20 +125,18 @@ def thinned(points: Sequence[SweepPoint], most: int) -> list[SweepPoint]:
 
 def _of_row(name: str, records: Sequence[PointRecord], every: int) -> Curve:
     rows = [record.rows.get(name) for record in records]
-    kernels = [row.kernels if row else () for row in rows]
-    changes = [index for index, names in enumerate(kernels) if not index or names != kernels[index - 1]]
+    launched = [(row.launches, row.kernels) if row else (0, ()) for row in rows]
+    changes = [index for index, now in enumerate(launched) if not index or now != launched[index - 1]]
     return Curve(
         tuple(row.measurement.latency_ns if row else 0 for row in rows),
         _band([row.measurement if row else NO_ROW for row in rows], every),
-        tuple((index, kernels[index]) for index in changes),
-        tuple(row.launches if row else 0 for row in rows),
+        tuple(Stretch(index, *launched[index]) for index in changes),
     )
 
 
 def _of_pass(records: Sequence[PointRecord], every: int) -> Curve:
     passes = [record.whole_pass for record in records]
-    launches = tuple(sum(row.launches for row in record.rows.values()) for record in records)
-    return Curve(tuple(measured.latency_ns for measured in passes), _band(passes, every), (), launches)
+    return Curve(tuple(measured.latency_ns for measured in passes), _band(passes, every))
 
 
 def _band(measured: Sequence[Measurement], every: int) -> Band:

@@ -152,4 +152,3 @@ def as_text(value: Any) -> str:
     """A value of the metadata as text."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-

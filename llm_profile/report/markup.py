@@ -35,7 +35,9 @@ def table(head: list[str], lines: list[list[str]], **attributes: str | int | Non
         for first, *rest in lines
     )
     return element(
-        "div", element("table", element("thead", element("tr", cells)), element("tbody", *body), **attributes), class_="wide"
+        "div",
+        element("table", element("thead", element("tr", cells)), element("tbody", *body), **attributes),
+        class_="wide",
     )
 
 

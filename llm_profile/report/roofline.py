@@ -61,7 +61,9 @@ def roofline(table: LatencyTable) -> Roofline:
                     found.setdefault(row, {}).setdefault(phase, []).append(place)
     roof = _roof(table, dtype)
     gpu = table.conditions.get("gpu") or table.hardware
-    why_not = None if roof else f"The peak rates of {gpu} in {dtype} are not in llm_profile/gpus.py, so no roof is drawn."
+    why_not = (
+        None if roof else f"The peak rates of {gpu} in {dtype} are not in llm_profile/gpus.py, so no roof is drawn."
+    )
     return Roofline(found, roof, tuple(row for row in names if row not in found), why_not)
 
 
