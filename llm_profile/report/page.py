@@ -4,10 +4,12 @@ from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
-from llm_profile.report import sections
+from llm_profile.report.accuracy_sections import accuracy, requests, serving, sweep
 from llm_profile.report.contents import Contents, gather
+from llm_profile.report.layer_sections import latency, one_layer, rooflines, shares
 from llm_profile.report.markup import Markup, element, joined, json_for_script
 from llm_profile.report.page_data import page_data
+from llm_profile.report.table_sections import conditions, missing
 from llm_profile.store.storage import write_whole
 
 PARTS = Path(__file__).with_name("page")
@@ -18,23 +20,18 @@ SCRIPTS = (
 )
 """Of `page/`, in the order in which they run."""
 
-UPLOT = "uPlot 1.6.32, copyright (c) 2022 Leon Sorokin, MIT License"
+LICENCE = "uplot/LICENSE"
+"""Of uPlot, which has to be in each copy of it."""
+
+UPLOT = "uPlot 1.6.32"
 
 SECTIONS = (
-    sections.accuracy,
-    sections.latency,
-    sections.rooflines,
-    sections.shares,
-    sections.one_layer,
-    sections.sweep,
-    sections.requests,
-    sections.serving,
-    sections.missing,
-    sections.conditions,
+    *(accuracy, latency, rooflines, shares, one_layer),
+    *(sweep, requests, serving, missing, conditions),
 )
 """In the order of the page."""
 
-NEED_CURVES = (sections.latency, sections.shares, sections.one_layer, sections.sweep)
+NEED_CURVES = (latency, shares, one_layer, sweep)
 """Sections that a table without two lengths of a series has nothing for."""
 
 
@@ -76,8 +73,8 @@ def _data(contents: Contents) -> Markup:
 
 
 def _document(title: str, body: Markup, data: Markup) -> str:
-    script = "\n".join(_part(name) for name in SCRIPTS)
-    style = "\n".join(_part(name) for name in STYLES)
+    script = "\n".join([f"/* {UPLOT}\n{_part(LICENCE)} */", *map(_part, SCRIPTS)])
+    style = "\n".join(map(_part, STYLES))
     allowed = b64encode(sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     head = joined(

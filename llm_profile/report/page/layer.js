@@ -17,9 +17,9 @@ function layerPlot(series) {
   const data = [series.lengths, us(all.map((q) => q[1])), us(all.map((q) => q[0])), us(curve.ns)];
   const line = REPORT.rows[layer.row].colour, edge = { width: 0, points: { show: false } };
   const options = {
-    series: [{}, edge, edge, { stroke: line, width: 1.5, points: { show: false } }],
+    series: [{}, edge, edge, { stroke: line, width: 1, points: { show: false } }],
     bands: [{ series: [1, 2], fill: colour("band") }],
-    scales: { x: { time: false }, y: { range: (_u, _low, high) => [0, high * 1.05 || 1] } },
+    scales: { x: { time: false }, y: { range: (_u, low, high) => [low - (high - low || 1) / 12, high + (high - low || 1) / 12] } },
     axes: [lengthAxis(series), axis("one call (\u00b5s)", { size: 56 })],
     cursor: { y: false, points: { size: 6 } },
     hooks: {
@@ -76,7 +76,7 @@ function kernelLine({ set, launches, count, ranges }) {
 }
 
 function kernelTable(series) {
-  const curve = series.rows[layer.row], title = `Kernels: ${AXES[series.name]}`;
+  const curve = series.rows[layer.row], title = `Kernels of ${series.name === "prefill" ? "prompts" : "decode steps"}`;
   if (!curve) return node("p", {}, `${title}: this layer does not run`);
   const use = kernelUse(series, curve);
   const table = (found) =>

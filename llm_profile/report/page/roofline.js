@@ -1,6 +1,7 @@
 /* Each layer under the roof of the GPU: FLOP/s over FLOP per byte, both logarithmic. */
 
 const roofs = { near: null };
+const HINT = "Point at a dot to see which layer it is.";
 
 /** Places as columns, one for each layer and phase. */
 function rooflineColumns() {
@@ -15,12 +16,17 @@ function rooflinePlot() {
   const yRange = range(ys, roof ? [roof.flops / 1e12] : []);
   const log = (limits) => ({ time: false, distr: 3, log: 10, range: () => limits });
   const figures = (_u, splits) => splits.map((value) => (value === null ? "" : value.toLocaleString("en-US", { maximumSignificantDigits: 3 })));
+  const only10s = (_u, splits) => splits.map((value) => (Number.isInteger(Math.round(1e6 * Math.log10(value)) / 1e6) ? value : null));
+  const decades = { filter: only10s, grid: { stroke: colour("grid"), width: 1, filter: only10s }, ticks: { show: false } };
   const series = places.map(({ row, phase }) => ({
     stroke: REPORT.rows[row].colour, fill: REPORT.rows[row].colour, paths: (u, index) => drawPlaces(u, index, phase),
   }));
   const options = {
     mode: 2, series: [null, ...series], scales: { x: log(xRange), y: log(yRange) },
-    axes: [axis("FLOP per byte moved", { values: figures, space: 50 }), axis("TFLOP/s", { values: figures, size: 60 })],
+    axes: [
+      axis("FLOP per byte moved", { values: figures, size: 26, ...decades }),
+      axis("TFLOP/s", { values: figures, size: 60, ...decades }),
+    ],
     cursor: { points: { show: false }, drag: { x: false, y: false } },
     hooks: { drawAxes: [(u) => drawRoof(u)], draw: [drawNear], setCursor: [nearest] },
   };
@@ -83,7 +89,7 @@ function nearest(u) {
   const changed = String(best) !== String(roofs.near);
   roofs.near = best;
   if (changed) {
-    byId("values-roofline").textContent = best ? placeText(...best) : "";
+    byId("values-roofline").textContent = best ? placeText(...best) : HINT;
     u.redraw(false);
   }
 }
@@ -113,5 +119,6 @@ function drawNear(u) {
 }
 
 function startRoofline() {
+  byId("values-roofline").textContent = HINT;
   draw("roofline", rooflinePlot);
 }

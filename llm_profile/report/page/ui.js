@@ -36,12 +36,12 @@ const plots = new Map();
 
 function axis(label, more) {
   return {
-    stroke: colour("muted"), font: FONT, label, labelFont: FONT, labelSize: 22, labelGap: 2, gap: 4,
+    stroke: colour("muted"), font: FONT, label, labelFont: FONT, labelSize: 20, labelGap: 0, gap: 4,
     grid: { stroke: colour("grid"), width: 1 }, ticks: { stroke: colour("grid"), width: 1, size: 4 }, ...more,
   };
 }
 
-const lengthAxis = (series) => axis(AXES[series.name], { values: (_u, splits) => splits.map(whole), space: 60 });
+const lengthAxis = (series) => axis(AXES[series.name], { values: (_u, splits) => splits.map(whole), space: 60, size: 26 });
 
 /** Draw into the place `name`, now and whenever the theme changes. make: returns [options, data] of uPlot. */
 function draw(name, make) {
@@ -58,7 +58,7 @@ function draw(name, make) {
 
 function sizeOf(place) {
   const width = Math.max(place.clientWidth, 200);
-  return { width, height: width < 480 ? 260 : 320 };
+  return { width, height: width < 480 ? 260 : width < 800 ? 320 : 400 };
 }
 
 /** Fingers move the cursor as mice do. */
