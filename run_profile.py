@@ -16,7 +16,7 @@ The same command goes on where it was interrupted.
 """
 
 from llm_profile import interrupt
-from llm_profile.points import SweepPoint
+from llm_profile.points import SweepPoint, record_of
 from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
@@ -137,12 +137,13 @@ def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, wri
     rule = StoppingRule(request.repeat, request.precision)
     runs_before, told, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
     with summary.progress(left, request.verbose) as tell:
-        measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
+        again = measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
     seconds = time.monotonic() - started
     for text in backend.notices[told:]:
         summary.notice(text)
     if len(table.meta["runs"]) > runs_before:  # something was learned
-        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3))
+        measured_again = [record_of(point) for point in again]
+        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3), measured_again=measured_again)
         summary.notice(summary.measured_text(table))
     table.meta["block_rows"] = dict(backend.block_rows)
     writer.finish()

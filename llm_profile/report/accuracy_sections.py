@@ -123,6 +123,8 @@ def _clock_lines(noise: Noise) -> Iterator[str]:
         f"{noise.slow:,} of {noise.points:,} points ran at a low SM clock; it was {noise.lowest_clock_mhz:,.0f} to "
         f"{noise.highest_clock_mhz:,.0f} MHz"
     )
+    if noise.measured_again is not None:
+        yield f"{noise.measured_again:,} points were measured again for a low clock"
     if noise.throttled_by:
         yield f"The driver gave these reasons for a lower clock: {', '.join(noise.throttled_by)}"
 
@@ -134,7 +136,8 @@ def sweep(contents: Contents) -> Markup:
         return section("sweep", "The clock along the sweep", element("p", "The SM clock of this table is not known."))
     how = (
         "Each dot is the SM clock while the passes of a length ran: where it is lower all kernels are slower, so "
-        f"points over {CLOCK_DROP:.0%} below like ones are measured again, twice at most, and red if they stayed low."
+        f"points over {CLOCK_DROP:.0%} below like ones are measured again, twice at most (orange), and red if they "
+        "stayed low."
     )
     lines = element("ul", *(element("li", line) for line in _clock_lines(noise)))
     return section("sweep", "The clock along the sweep", note(how), plots("clock", contents), lines)

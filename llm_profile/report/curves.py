@@ -7,6 +7,7 @@ from statistics import fmean
 from llm_profile.measurement import Measurement
 from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
+from llm_profile.report.facts import measured_again
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import DECODE, PREFILL, Series
 from llm_profile.timing.loop import clocks_mhz, slow_points
@@ -59,7 +60,8 @@ class SeriesCurves:
     """A series of a table. left_out: lengths of the table that are not here. every: lengths that a band averages.
 
     rows: by name, in the order of a pass. whole_pass: device time of the pass as it was profiled, with few blocks.
-    clock_mhz: None where it is not known. slow: indices of points at a low SM clock. filled: of interpolated ones.
+    clock_mhz: None where it is not known. slow: indices of points at a low SM clock; again: of points that were measured
+    again for that, as far as it was recorded; filled: of interpolated ones.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SeriesCurves:
     whole_pass: Curve
     clock_mhz: tuple[float | None, ...]
     slow: tuple[int, ...]
+    again: tuple[int, ...]
     filled: tuple[int, ...]
 
 
@@ -92,12 +95,14 @@ def pays_one_logit(table: LatencyTable) -> bool:
 
 def series_curves(table: LatencyTable) -> list[SeriesCurves]:
     """Prompts and decode steps of a table, of those of which it has two lengths at least."""
-    slow = set(slow_points(clocks_mhz(table)))
-    found = [_curves(table, name, series, slow) for name, series in (("prefill", PREFILL), ("decode", DECODE))]
+    slow, again = set(slow_points(clocks_mhz(table))), measured_again(table)
+    found = [_curves(table, name, series, slow, again) for name, series in (("prefill", PREFILL), ("decode", DECODE))]
     return [curves for curves in found if len(curves.lengths) > 1]
 
 
-def _curves(table: LatencyTable, name: str, series: Series, slow: set[SweepPoint]) -> SeriesCurves:
+def _curves(
+    table: LatencyTable, name: str, series: Series, slow: set[SweepPoint], again: set[SweepPoint]
+) -> SeriesCurves:
     there = series.of(table.records)
     points = thinned(there, MOST_LENGTHS)
     records = [table.records[point] for point in points]
@@ -112,6 +117,7 @@ def _curves(table: LatencyTable, name: str, series: Series, slow: set[SweepPoint
         _of_pass(records, every),
         tuple(record.sm_clock_mhz for record in records),
         tuple(index for index, point in enumerate(points) if point in slow),
+        tuple(index for index, point in enumerate(points) if point in again),
         tuple(index for index, record in enumerate(records) if not record.is_measured),
     )
 

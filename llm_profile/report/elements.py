@@ -35,7 +35,7 @@ def ratio(value: float) -> str:
     """A ratio in percent with two figures at least: `0.0006` -> `0.06 %`."""
     size = abs(value) * 100
     decimals = 0 if size >= 10 else 1 if size >= 1 else 2 if size >= 0.1 else 3
-    return f"{value * 100:.{decimals}f} %"
+    return f"{value * 100:.{decimals}f}\u00a0%"
 
 
 def swatch(colour: str) -> Markup:

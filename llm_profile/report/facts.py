@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_profile.points import SweepPoint, canonical_order
+from llm_profile.points import SweepPoint, canonical_order, point_of_record
 from llm_profile.store.table import LatencyTable, slow_path
 from llm_profile.timing.loop import clocks_mhz, slow_points
 from llm_profile.validation.estimate import model_depth
@@ -43,7 +43,8 @@ class Noise:
     """How steady the machine was. Ratios, and numbers of points.
 
     spread: (q3 - q1) / median of the pass at the median point; None where no point was measured. slow: points over
-    CLOCK_DROP below the SM clock of like ones. notes: what makes points doubtful, with their number.
+    CLOCK_DROP below the SM clock of like ones. measured_again: for such a clock; None where that was not recorded.
+    notes: what makes points doubtful, with their number.
     """
 
     spread: float | None
@@ -52,6 +53,7 @@ class Noise:
     highest_clock_mhz: float | None
     lowest_clock_mhz: float | None
     throttled_by: tuple[str, ...]
+    measured_again: int | None
     notes: Mapping[str, int]
 
 
@@ -95,8 +97,16 @@ def noise_of(table: LatencyTable) -> Noise:
         highest_clock_mhz=max(clocks.values(), default=None),
         lowest_clock_mhz=min(clocks.values(), default=None),
         throttled_by=tuple(dict.fromkeys(str(reason) for of_run in reasons for reason in of_run)),
+        measured_again=len(measured_again(table))
+        if all("measured_again" in run for run in table.meta["runs"])
+        else None,
         notes=dict(notes.most_common()),
     )
+
+
+def measured_again(table: LatencyTable) -> set[SweepPoint]:
+    """The points that were measured more than once as their clock was low, as far as that was recorded."""
+    return {point_of_record(entry) for run in table.meta["runs"] for entry in run.get("measured_again") or ()}
 
 
 def gaps(table: LatencyTable) -> list[Gap]:

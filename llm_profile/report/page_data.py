@@ -65,7 +65,8 @@ def _series(curves: SeriesCurves, rows: Sequence[str], head: str | None, kernels
         "rows": [_curve(curves.rows[row], kernels) if row in curves.rows else None for row in rows],
         "pass": _curve(curves.whole_pass, kernels),
         "clock": packed(clocks) if any(clocks) else None,
-        "slow": list(curves.slow),
+        "slow": packed(curves.slow),
+        "again": packed(curves.again),
         "filled": packed(curves.filled),
     }
 

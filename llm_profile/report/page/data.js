@@ -32,7 +32,7 @@ for (const series of REPORT.series) {
   series.rows = series.rows.map(unpackCurve);
   series.pass = unpackCurve(series.pass);
   series.clock = series.clock && unpack(series.clock).map((quarters) => quarters / 4 || null);
-  series.filled = new Set(unpack(series.filled));
+  for (const name of ["slow", "again", "filled"]) series[name] = new Set(unpack(series[name]));
 }
 
 /** What a row adds to a pass at each length, in ns: as often as it counts, lm_head of a prompt for one token. */
