@@ -33,6 +33,7 @@ from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.options import parse_request, profile_parser
+from llm_profile.cli.report import report_after_sweep
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
 from llm_profile.cli.table_validation import known_exit_code, validate_and_write
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
@@ -77,7 +78,10 @@ def run_profile(request: Request) -> Result:
     summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
-    return Result(paths.csv, missing, max(code, scale(request, table, paths.csv)))
+    code = max(code, scale(request, table, paths.csv))
+    if request.report:
+        report_after_sweep(paths.csv)
+    return Result(paths.csv, missing, code)
 
 
 def settled_weights(request: Request, source: ModelSource) -> ModelSource:

@@ -84,7 +84,8 @@ class Request:
     """One run of the profiler. Field names are those of the command's flags.
 
     model: a Hub id, a local folder or a name of the built-in table. hardware: None for the device's short name.
-    scaling: None to skip validation. hf_token is never printed or written.
+    scaling: None to skip validation. report: whether to write the page of the table. hf_token is never printed or
+    written.
     """
 
     model: str
@@ -111,6 +112,7 @@ class Request:
     overwrite: bool = False
     output_dir: Path = Path(".")
     scaling: ScalingRequest | None = None
+    report: bool = True
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 

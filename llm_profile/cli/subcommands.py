@@ -7,7 +7,9 @@ SUBCOMMANDS.
 import importlib
 from collections.abc import Sequence
 
-SUBCOMMANDS: dict[str, str] = {}
+SUBCOMMANDS = {
+    "report": "llm_profile.cli.report",
+}
 """First word of the command line -> module."""
 
 

@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from llm_profile.report.comparisons import KERNELS, Comparison
 from llm_profile.report.contents import Contents
 from llm_profile.report.elements import note, plots, ratio, section
 from llm_profile.report.facts import Noise
 from llm_profile.report.markup import Markup, element, table
 from llm_profile.report.serving import StepGrid
+from llm_profile.report.validation_files import UNSCALED, ValidationFile
 from llm_profile.timing.loop import CLOCK_DROP
 from llm_profile.validation.judgement import BatchedStep, Errors
 from llm_profile.validation.report_text import LABELS, milliseconds, percent
 from llm_profile.validation.steps import QUANTITIES
 
-RUNTIMES = {"eager": "transformers, eager", "cuda-graph": "CUDA graphs, as serving engines run"}
+RUNTIME_TITLES = {"eager": "transformers, eager", "cuda-graph": "CUDA graphs, as serving engines run"}
 """How the real model ran, for those who do not know the options."""
 
 
-WAYS = {KERNELS: "none: the sum of the kernels"}
+WAY_TITLES = {UNSCALED: "none: the sum of the kernels"}
 
 
 NOT_VALIDATED = (
@@ -29,14 +29,14 @@ NOT_VALIDATED = (
 def accuracy(contents: Contents) -> Markup:
     """How far estimates are off, and how noisy the machine was: the first question."""
     parts: list[str] = []
-    if contents.comparisons:
+    if contents.validations:
         parts += [
             note(
                 "Errors are |estimated - measured| / measured of requests whose lengths were not used to fit the "
                 "scaling; an error below the spread of the real model itself cannot be told from noise."
             ),
-            element("div", *map(_error_cards, contents.comparisons), class_="panels"),
-            _error_table(contents.comparisons),
+            element("div", *map(_error_cards, contents.validations), class_="panels"),
+            _error_table(contents.validations),
         ]
     else:
         parts.append(element("p", NOT_VALIDATED))
@@ -45,60 +45,60 @@ def accuracy(contents: Contents) -> Markup:
     return section("accuracy", "How far the estimate is off", *parts)
 
 
-def _error_cards(comparison: Comparison) -> Markup:
-    processes = "" if comparison.processes is None else f" in {comparison.processes} processes"
-    depth = f"{comparison.depth} of {comparison.model_depth} layers"
-    errors = comparison.errors.get(comparison.mode, {})
-    held_out = sum(comparison.held_out)
-    title = element("h3", RUNTIMES.get(comparison.runtime, comparison.runtime))
+def _error_cards(validation: ValidationFile) -> Markup:
+    processes = "" if validation.processes is None else f" in {validation.processes} processes"
+    depth = f"{validation.depth} of {validation.model_depth} layers"
+    errors = validation.errors.get(validation.mode, {})
+    held_out = sum(validation.held_out)
+    title = element("h3", RUNTIME_TITLES.get(validation.runtime, validation.runtime))
     about = (
-        f"{held_out} requests of unseen lengths, scaling {comparison.mode}, {depth}, {comparison.repeat} rounds"
-        f"{processes}, {comparison.validated[:10]}"
+        f"{held_out} requests of unseen lengths, scaling {validation.mode}, {depth}, {validation.repeat} rounds"
+        f"{processes}, {validation.validated[:10]}"
     )
     parts: list[str] = [title, element("p", about, class_="about")]
-    parts.append(element("div", *(_error_card(q, errors.get(q), comparison) for q in QUANTITIES), class_="cards"))
-    parts += [element("p", text, class_="warning") for text in _doubts(comparison)]
-    return element("div", *parts, class_="comparison")
+    parts.append(element("div", *(_error_card(q, errors.get(q), validation) for q in QUANTITIES), class_="cards"))
+    parts += [element("p", text, class_="warning") for text in _doubts(validation)]
+    return element("div", *parts, class_="validation")
 
 
-def _error_card(quantity: str, errors: Errors | None, comparison: Comparison) -> Markup:
+def _error_card(quantity: str, errors: Errors | None, validation: ValidationFile) -> Markup:
     big = "-" if errors is None else ratio(errors.mean)
     lines = [] if errors is None else [f"at worst {ratio(errors.worst)}"]
-    for label, spreads in (("runs differ by", comparison.spread), ("processes by", comparison.spread_between)):
+    for label, spreads in (("runs differ by", validation.spread), ("processes by", validation.spread_between)):
         if (value := spreads.get(quantity)) is not None:
             lines.append(f"{label} {ratio(value)}")
-    missed = "card over" if quantity in comparison.over_tolerance or quantity in comparison.noisy else "card"
+    missed = "card over" if quantity in validation.over_tolerance or quantity in validation.noisy else "card"
     small = (element("span", line) for line in lines)
     return element("div", element("b", LABELS[quantity]), element("strong", big), *small, class_=missed)
 
 
-def _doubts(comparison: Comparison) -> Iterator[str]:
-    for quantity, value in comparison.noisy.items():
+def _doubts(validation: ValidationFile) -> Iterator[str]:
+    for quantity, value in validation.noisy.items():
         yield (
             f"Too noisy: {LABELS.get(quantity, quantity)} of the same steps differs by {percent(value)} between "
             "processes, so no error below that can be told on this machine."
         )
-    if comparison.over_tolerance:
-        names = ", ".join(LABELS.get(quantity, quantity) for quantity in comparison.over_tolerance)
-        yield f"Over the tolerance of {percent(comparison.tolerance)}: {names}."
-    if not comparison.is_current:
+    if validation.over_tolerance:
+        names = ", ".join(LABELS.get(quantity, quantity) for quantity in validation.over_tolerance)
+        yield f"Over the tolerance of {percent(validation.tolerance)}: {names}."
+    if not validation.is_current:
         yield (
-            f"{comparison.file} is of an earlier state of this table: its errors are told as they were then, and "
+            f"{validation.file} is of an earlier state of this table: its errors are told as they were then, and "
             "validation.py compares the table anew."
         )
-    yield from comparison.warnings
+    yield from validation.warnings
 
 
-def _error_table(comparisons: Sequence[Comparison]) -> Markup:
+def _error_table(validations: Sequence[ValidationFile]) -> Markup:
     head = ["real model", "scaling", *(f"{LABELS[quantity]}: mean / worst" for quantity in QUANTITIES)]
     lines = [
         [
-            comparison.runtime,
-            f"{WAYS.get(way, way)}{' (applied)' if way == comparison.mode else ''}",
+            validation.runtime,
+            f"{WAY_TITLES.get(way, way)}{' (applied)' if way == validation.mode else ''}",
             *(_mean_and_worst(errors[quantity]) for quantity in QUANTITIES),
         ]
-        for comparison in comparisons
-        for way, errors in comparison.errors.items()
+        for validation in validations
+        for way, errors in validation.errors.items()
     ]
     return element("details", element("summary", "Errors of every way of scaling"), table(head, lines))
 
@@ -146,13 +146,13 @@ def sweep(contents: Contents) -> Markup:
 def requests(contents: Contents) -> Markup:
     """Estimated against real, by input and output length; the script fills the map."""
     title = "Estimated against the real model"
-    if not contents.comparisons:
+    if not contents.validations:
         return section("requests", title, element("p", NOT_VALIDATED))
     how = (
         "Each cell is a request of so many input tokens (down) and output tokens (across), with the error of its "
         "estimate in percent of the real latency: red is too slow, blue too fast, full colour is at the tolerance."
     )
-    runtimes = [f"{comparison.runtime} ({comparison.file})" for comparison in contents.comparisons]
+    runtimes = [f"{validation.runtime} ({validation.file})" for validation in contents.validations]
     choices = element(
         "div",
         _choice("requests-of", "Real model", runtimes),
@@ -173,9 +173,9 @@ def _choice(name: str, label: str, options: Sequence[str]) -> Markup:
 def serving(contents: Contents) -> Markup:
     """Steps of several sequences, measured in the table or by a validation."""
     parts: list[str] = []
-    for comparison in contents.comparisons:
-        if comparison.batched:
-            parts += [element("h3", f"Real decode steps: {comparison.runtime}"), _batched_table(comparison.batched)]
+    for validation in contents.validations:
+        if validation.batched:
+            parts += [element("h3", f"Real decode steps: {validation.runtime}"), _batched_table(validation.batched)]
     if parts:
         parts.insert(
             0,

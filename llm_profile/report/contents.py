@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_profile.errors import UsageError, typed_line
-from llm_profile.report.comparisons import BROKEN, Comparison, comparisons_beside
-from llm_profile.report.curves import SeriesCurves, pays_one_logit, series_curves, weights
+from llm_profile.report.curves import SeriesCurves, pays_one_logit, row_weights, series_curves
 from llm_profile.report.facts import (
     Gap,
     Noise,
@@ -20,6 +19,7 @@ from llm_profile.report.facts import (
 )
 from llm_profile.report.roofline import Roofline, roofline
 from llm_profile.report.serving import StepGrid, StepList, mixed_steps, step_grids
+from llm_profile.report.validation_files import BROKEN, ValidationFile, validations_beside
 from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
@@ -44,7 +44,7 @@ class Contents:
     weights: Mapping[str, int]
     one_logit: bool
     roofline: Roofline
-    comparisons: Sequence[Comparison]
+    validations: Sequence[ValidationFile]
     noise: Noise
     grids: Sequence[StepGrid]
     mixed: StepList
@@ -60,9 +60,9 @@ def gather(csv: Path) -> Contents:
     which.
     """
     table = read_table(csv)
-    comparisons, notices = comparisons_beside(csv, table)
+    validations, notices = validations_beside(csv, table)
     try:
-        return _contents(csv, table, comparisons, notices)
+        return _contents(csv, table, validations, notices)
     except BROKEN as error:
         paths = TablePaths.beside(csv)
         raise UsageError(
@@ -70,7 +70,9 @@ def gather(csv: Path) -> Contents:
         ) from error
 
 
-def _contents(csv: Path, table: LatencyTable, comparisons: Sequence[Comparison], notices: Sequence[str]) -> Contents:
+def _contents(
+    csv: Path, table: LatencyTable, validations: Sequence[ValidationFile], notices: Sequence[str]
+) -> Contents:
     return Contents(
         csv=csv,
         hardware=table.hardware,
@@ -80,10 +82,10 @@ def _contents(csv: Path, table: LatencyTable, comparisons: Sequence[Comparison],
         notices=tuple(notices),
         is_of_full_model=not is_unfinished(table),
         curves=series_curves(table),
-        weights=weights(table),
+        weights=row_weights(table),
         one_logit=pays_one_logit(table),
         roofline=roofline(table),
-        comparisons=tuple(comparisons),
+        validations=tuple(validations),
         noise=noise_of(table),
         grids=step_grids(table),
         mixed=mixed_steps(table),

@@ -60,8 +60,8 @@ class SeriesCurves:
     """A series of a table. left_out: lengths of the table that are not here. every: lengths that a band averages.
 
     rows: by name, in the order of a pass. whole_pass: device time of the pass as it was profiled, with few blocks.
-    clock_mhz: None where it is not known. slow: indices of points at a low SM clock; again: of points that were measured
-    again for that, as far as it was recorded; filled: of interpolated ones.
+    clock_mhz: None where it is not known. slow: indices of points at a low SM clock; again: of points that were
+    measured again for that, as far as it was recorded; filled: of interpolated ones.
     """
 
     name: str
@@ -76,7 +76,7 @@ class SeriesCurves:
     filled: tuple[int, ...]
 
 
-def weights(table: LatencyTable) -> dict[str, int]:
+def row_weights(table: LatencyTable) -> dict[str, int]:
     """How often each row counts in a pass: the blocks of its kind in the full model, or 1 for a row of the model.
 
     Of a table that does not say which rows are of blocks, the blocks that were profiled.

@@ -2,22 +2,22 @@
 
 from collections.abc import Iterable
 
-REST = "all other rows"
+OTHER_ROWS = "all other rows"
 """Label of the rows that no group names."""
 
-GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+LAYER_GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     # label, colour, rows (without the kind of block in front); the first stands at the bottom of the stack
     ("MLP: gate, up, down", "#4e79a7", ("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate", "experts")),
     ("q, k, v, o projections", "#a0cbe8", ("q_proj", "k_proj", "v_proj", "o_proj")),
     ("norms", "#59a14f", ("input_layernorm", "post_layernorm", "final_layernorm", "q_norm", "k_norm")),
     ("rope", "#edc948", ("rope",)),
     ("attn", "#e15759", ("attn",)),
-    (REST, "#bab0ac", ()),
+    (OTHER_ROWS, "#bab0ac", ()),
     ("lm_head, one token", "#b07aa1", ("lm_head",)),
 )
 
-GROUP_OF = {row: number for number, (_label, _colour, rows) in enumerate(GROUPS) for row in rows}
-REST_NUMBER = [label for label, _colour, _rows in GROUPS].index(REST)
+GROUP_OF = {row: number for number, (_label, _colour, rows) in enumerate(LAYER_GROUPS) for row in rows}
+OTHER_NUMBER = [label for label, _colour, _rows in LAYER_GROUPS].index(OTHER_ROWS)
 
 LIGHTEST, DARKEST = 0.35, -0.25
 """How far the rows of a group are mixed with white, and with black."""
@@ -29,8 +29,8 @@ def layer_of(row: str) -> str:
 
 
 def group_of(row: str) -> int:
-    """Number of the group of a row in GROUPS."""
-    return GROUP_OF.get(layer_of(row), REST_NUMBER)
+    """Number of the group of a row in LAYER_GROUPS."""
+    return GROUP_OF.get(layer_of(row), OTHER_NUMBER)
 
 
 def stacked(rows: Iterable[str]) -> list[str]:
@@ -48,7 +48,7 @@ def colours(rows: Iterable[str]) -> dict[str, str]:
         for place, row in enumerate(members):
             share = place / (len(members) - 1) if len(members) > 1 else None
             mixed = 0.0 if share is None else LIGHTEST + share * (DARKEST - LIGHTEST)
-            found[row] = _mixed(GROUPS[number][1], mixed)
+            found[row] = _mixed(LAYER_GROUPS[number][1], mixed)
     return found
 
 

@@ -106,7 +106,7 @@ def _legend(rows: Iterable[str]) -> Markup:
     return element("p", *items, class_="legend")
 
 
-def shares(contents: Contents) -> Markup:
+def layer_shares(contents: Contents) -> Markup:
     """What each row takes of all passes of a series, and its kernels."""
     how = (
         "Each line is what a layer takes of the GPU time of all prompts, and of all decode steps, counted as often as "

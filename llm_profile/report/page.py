@@ -6,48 +6,48 @@ from pathlib import Path
 
 from llm_profile.report.accuracy_sections import accuracy, requests, serving, sweep
 from llm_profile.report.contents import Contents, gather
-from llm_profile.report.layer_sections import latency, one_layer, rooflines, shares
+from llm_profile.report.layer_sections import latency, layer_shares, one_layer, rooflines
 from llm_profile.report.markup import Markup, element, joined, json_for_script
 from llm_profile.report.page_data import page_data
 from llm_profile.report.table_sections import conditions, missing
 from llm_profile.store.storage import write_whole
 
-PARTS = Path(__file__).with_name("page")
-STYLES = ("uplot/uPlot.min.css", "page.css")
-SCRIPTS = (
+FOLDER = Path(__file__).with_name("page")
+STYLE_PARTS = ("uplot/uPlot.min.css", "page.css")
+SCRIPT_PARTS = (
     "uplot/uPlot.iife.min.js",
     *("data.js", "ui.js", "latency.js", "layer.js", "roofline.js", "clock.js", "requests.js", "main.js"),
 )
 """Of `page/`, in the order in which they run."""
 
-LICENCE = "uplot/LICENSE"
+UPLOT_LICENCE = "uplot/LICENSE"
 """Of uPlot, which has to be in each copy of it."""
 
 UPLOT = "uPlot 1.6.32"
 
 SECTIONS = (
-    *(accuracy, latency, rooflines, shares, one_layer),
+    *(accuracy, latency, rooflines, layer_shares, one_layer),
     *(sweep, requests, serving, missing, conditions),
 )
 """In the order of the page."""
 
-NEED_CURVES = (latency, shares, one_layer, sweep)
+NEED_CURVES = (latency, layer_shares, one_layer, sweep)
 """Sections that a table without two lengths of a series has nothing for."""
 
 
-def report_path(csv: Path) -> Path:
+def default_path(csv: Path) -> Path:
     """`<model>.report.html`, beside the table."""
     return csv.with_name(f"{csv.stem}.report.html")
 
 
 def write_report(csv: Path, output: Path | None = None) -> Path:
     """Write the page of the table at `csv` whole, and return where it is. Raises UsageError as `gather` does."""
-    path = output or report_path(csv)
-    write_whole(path, page(gather(csv)).encode())
+    path = output or default_path(csv)
+    write_whole(path, report_page(gather(csv)).encode())
     return path
 
 
-def page(contents: Contents) -> str:
+def report_page(contents: Contents) -> str:
     """The HTML."""
     title = f"{contents.model} on {contents.hardware}"
     shown = [of for of in SECTIONS if contents.curves or of not in NEED_CURVES]
@@ -68,13 +68,13 @@ def page(contents: Contents) -> str:
 
 def _data(contents: Contents) -> Markup:
     return json_for_script(
-        page_data(contents.curves, contents.weights, contents.one_logit, contents.roofline, contents.comparisons)
+        page_data(contents.curves, contents.weights, contents.one_logit, contents.roofline, contents.validations)
     )
 
 
 def _document(title: str, body: Markup, data: Markup) -> str:
-    script = "\n".join([f"/* {UPLOT}\n{_part(LICENCE)} */", *map(_part, SCRIPTS)])
-    style = "\n".join(map(_part, STYLES))
+    script = "\n".join([f"/* {UPLOT}\n{_part(UPLOT_LICENCE)} */", *map(_part, SCRIPT_PARTS)])
+    style = "\n".join(map(_part, STYLE_PARTS))
     allowed = b64encode(sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     head = joined(
@@ -93,4 +93,4 @@ def _document(title: str, body: Markup, data: Markup) -> str:
 
 
 def _part(name: str) -> str:
-    return (PARTS / name).read_text(encoding="utf-8").strip()
+    return (FOLDER / name).read_text(encoding="utf-8").strip()

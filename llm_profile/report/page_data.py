@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_profile.report.comparisons import Comparison
 from llm_profile.report.curves import Curve, SeriesCurves, head_row
 from llm_profile.report.layer_groups import colours, stacked
 from llm_profile.report.packing import packed
 from llm_profile.report.roofline import Roofline
+from llm_profile.report.validation_files import ValidationFile
 from llm_profile.validation.estimate import PairLatency
 from llm_profile.validation.steps import QUANTITIES, quantity_ns
 
@@ -40,7 +40,7 @@ def page_data(
     weight: Mapping[str, int],
     one_logit: bool,
     roofs: Roofline,
-    comparisons: Sequence[Comparison],
+    validations: Sequence[ValidationFile],
 ) -> dict[str, Any]:
     """All that the script of a page reads. weight: how often each row counts in a pass."""
     rows = stacked(dict.fromkeys(row for of in curves for row in of.rows))
@@ -51,7 +51,7 @@ def page_data(
         "series": series,
         "kernels": {"names": list(kernels.names), "sets": [list(members) for members in kernels.sets]},
         "roofline": _roofline(roofs, rows),
-        "comparisons": [_comparison(comparison) for comparison in comparisons],
+        "validations": [_validation(validation) for validation in validations],
     }
 
 
@@ -100,17 +100,17 @@ def _roofline(roofs: Roofline, rows: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _validation(validation: ValidationFile) -> dict[str, Any]:
     """Pairs as columns; times of QUANTITIES one behind the other, in whole ns."""
     return {
-        "runtime": comparison.runtime,
-        "mode": comparison.mode,
-        "tolerance": comparison.tolerance,
-        "inputs": packed(pair.input_len for pair in comparison.measured),
-        "outputs": packed(pair.output_len for pair in comparison.measured),
-        "held_out": packed(map(int, comparison.held_out)),
-        "measured": _times(comparison.measured),
-        "estimates": {way: _times(pairs) for way, pairs in comparison.estimates.items()},
+        "runtime": validation.runtime,
+        "mode": validation.mode,
+        "tolerance": validation.tolerance,
+        "inputs": packed(pair.input_len for pair in validation.measured),
+        "outputs": packed(pair.output_len for pair in validation.measured),
+        "held_out": packed(map(int, validation.held_out)),
+        "measured": _times(validation.measured),
+        "estimates": {way: _times(pairs) for way, pairs in validation.estimates.items()},
     }
 
 

@@ -16,7 +16,7 @@ SHOWN_LENGTHS = {"prefill": 40, "decode": 8}
 
 
 @dataclass(frozen=True)
-class Place:
+class RooflinePlace:
     """Where a row lies at a length. intensity: FLOP per byte moved at least. flops_per_sec: what it reached."""
 
     length: int
@@ -40,7 +40,7 @@ class Roofline:
     why_not: why there are no places, or no roof.
     """
 
-    places: Mapping[str, Mapping[str, Sequence[Place]]]
+    places: Mapping[str, Mapping[str, Sequence[RooflinePlace]]]
     roof: Roof | None
     left_out: tuple[str, ...]
     why_not: str | None
@@ -53,7 +53,7 @@ def roofline(table: LatencyTable) -> Roofline:
         model = Model.of(table.meta.get("config") or {}, dtype)
     except NoWork as error:
         return Roofline({}, None, tuple(names), f"No rows are drawn: {error}.")
-    found: dict[str, dict[str, list[Place]]] = {}
+    found: dict[str, dict[str, list[RooflinePlace]]] = {}
     for phase, series in (("prefill", PREFILL), ("decode", DECODE)):
         for point in _spread_out(series.of(table.records), SHOWN_LENGTHS[phase]):
             for row in table.records[point].rows:
@@ -76,11 +76,11 @@ def _roof(table: LatencyTable, dtype: str) -> Roof | None:
     return Roof(peaks.flops_per_sec[dtype], peaks.bandwidth_bytes_per_sec, peaks.source)
 
 
-def _place(table: LatencyTable, model: Model, row: str, point: SweepPoint, length: int) -> Place | None:
+def _place(table: LatencyTable, model: Model, row: str, point: SweepPoint, length: int) -> RooflinePlace | None:
     work, latency_ns = model.work(row, point), table.latency_ns(row, point)
     if work is None or latency_ns == 0:
         return None
-    return Place(length, work.flops / work.bytes, work.flops / latency_ns * 1e9)
+    return RooflinePlace(length, work.flops / work.bytes, work.flops / latency_ns * 1e9)
 
 
 def _spread_out(points: Sequence[SweepPoint], most: int) -> list[SweepPoint]:

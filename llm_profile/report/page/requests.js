@@ -11,7 +11,7 @@ function errorColour(error, full) {
 }
 
 function chosenRequests() {
-  const told = REPORT.comparisons[Number(byId("requests-of").value)];
+  const told = REPORT.validations[Number(byId("requests-of").value)];
   const quantity = QUANTITIES[Number(byId("requests-quantity").value)];
   const way = byId("requests-way").value, isWanted = SETS[Number(byId("requests-set").value)];
   const [inputs, outputs, held] = [told.inputs, told.outputs, told.held_out].map(unpack);
@@ -55,7 +55,7 @@ function showRequests() {
 }
 
 function listWays() {
-  const told = REPORT.comparisons[Number(byId("requests-of").value)], choice = byId("requests-way");
+  const told = REPORT.validations[Number(byId("requests-of").value)], choice = byId("requests-way");
   choice.replaceChildren(...Object.keys(told.estimates).map((way) => {
     const applied = way === told.mode ? " (applied)" : "";
     return node("option", { value: way }, `${WAYS[way] || way}${applied}`);

@@ -18,7 +18,7 @@ from llm_profile.validation.steps import QUANTITIES
 
 ENDING = ".validation.json"
 
-KERNELS = "kernels"
+UNSCALED = "kernels"
 """The estimate without a scaling: the sum of the kernels."""
 
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, LookupError)
@@ -26,7 +26,7 @@ BROKEN = (KeyError, TypeError, ValueError, AttributeError, LookupError)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ValidationFile:
     """A table held against the real model.
 
     depth: of `model_depth` blocks, those that ran. mode: the applied scaling. processes: None where it is not told.
@@ -58,7 +58,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
-def comparisons_beside(csv: Path, table: LatencyTable) -> tuple[list[Comparison], list[str]]:
+def validations_beside(csv: Path, table: LatencyTable) -> tuple[list[ValidationFile], list[str]]:
     """All validations of a table, and a line for each file that cannot be read.
 
     They are the `<model>*.validation.json` files that name the table. Raises UsageError where the folder cannot be
@@ -78,7 +78,7 @@ def comparisons_beside(csv: Path, table: LatencyTable) -> tuple[list[Comparison]
                     f"{name} is left out: its schema is {told['schema']!r}, and {REPORT_SCHEMA} is read here"
                 )
                 continue
-            found.append(_comparison(name, told, table))
+            found.append(_validation(name, told, table))
         except BROKEN as error:
             notices.append(f"{name} is left out, as it is damaged ({typed_line(error)}); validation.py writes it anew")
     return found, notices
@@ -93,17 +93,17 @@ def _is_of(told: Any, csv: Path, table: LatencyTable) -> bool:
     return named == (csv.name, table.hardware, table.model)
 
 
-def _comparison(name: str, told: Mapping[str, Any], table: LatencyTable) -> Comparison:
+def _validation(name: str, told: Mapping[str, Any], table: LatencyTable) -> ValidationFile:
     """Raises one of BROKEN for a JSON that is no report."""
     pairs, mode = told["pairs"], str(told["applied"]["mode"])
     measured = _latencies(pairs, "measured_ns")
     held_out = tuple(pair["held_out"] is True for pair in pairs)
     is_current = told["provenance"]["runs"] == table.meta["runs"]
-    estimates = {KERNELS: _latencies(pairs, "kernels_ns")}
+    estimates = {UNSCALED: _latencies(pairs, "kernels_ns")}
     estimates |= dict(_scaled_anew(told, table, measured)) if is_current else {}
     estimates[mode] = _latencies(pairs, "scaled_ns")
     errors = {way: {q: _errors(of["held_out_errors"][q]) for q in QUANTITIES} for way, of in told["scalings"].items()}
-    return Comparison(
+    return ValidationFile(
         file=name,
         runtime=str(told["runtime"]),
         depth=int(told["num_layers"]),
@@ -116,8 +116,8 @@ def _comparison(name: str, told: Mapping[str, Any], table: LatencyTable) -> Comp
         is_current=is_current,
         held_out=held_out,
         measured=measured,
-        estimates={way: estimates[way] for way in (KERNELS, *SCALING_MODES) if way in estimates},
-        errors={KERNELS: _judged(estimates[KERNELS], measured, held_out), **errors},
+        estimates={way: estimates[way] for way in (UNSCALED, *SCALING_MODES) if way in estimates},
+        errors={UNSCALED: _judged(estimates[UNSCALED], measured, held_out), **errors},
         spread=_spread(told["spread"]),
         spread_between=_spread(told.get("spread_between_processes", {})),
         noisy={str(quantity): _number(value) for quantity, value in told.get("noisy", {}).items()},
