@@ -16,7 +16,7 @@ def missing(contents: Contents) -> Markup:
     names = {of.name for of in contents.curves}
     lines += [f"{label}: none were measured, or one length only" for name, label in PHASES.items() if name not in names]
     if not contents.validations:
-        lines.append("A validation with the real model (validation.py)")
+        lines.append("A comparison with the real model (validation.py)")
     parts = element("ul", *(element("li", line) for line in lines)) if lines else element("p", "Nothing is missing.")
     return section("missing", "What is missing", parts)
 
