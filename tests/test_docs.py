@@ -17,11 +17,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from llm_profile.cli.subcommands import SUBCOMMANDS
 from llm_profile.errors import UsageError
 from llm_profile.versions import TESTED
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("run_profile", "validation")
+PARSERS = [*COMMANDS, *SUBCOMMANDS.values()]
+"""Modules with a `build_parser`."""
+
 PAGES = ["README.md", "RTX3090/README.md", "CHANGELOG.md"] + sorted(
     f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")
 )
@@ -37,6 +41,14 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     parser = importlib.import_module(command).build_parser()
     assert isinstance(parser, argparse.ArgumentParser)
     return parser
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line `python3 SCRIPT ...`, by the parser of its sub-command where it has one."""
+    if sub_command := SUBCOMMANDS.get(" ".join(words[2:3])):
+        parser_of(sub_command).parse_args(words[3:])
+    else:
+        parser_of(words[1].removesuffix(".py")).parse_args(words[2:])
 
 
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -81,15 +93,15 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", PARSERS)
 def test_every_option_has_a_row_in_docs_options(command: str) -> None:
     missing = sorted({*options_of(parser_of(command))} - options_in_tables(text_of(OPTIONS_PAGE)))
-    assert not missing, f"add a row to a table of {OPTIONS_PAGE} for each of {missing} of {command}.py"
+    assert not missing, f"add a row to a table of {OPTIONS_PAGE} for each of {missing} of {command}"
 
 
 @pytest.mark.parametrize("document", PAGES)
 def test_every_option_in_a_table_exists(document: str) -> None:
-    known = {option for command in COMMANDS for option in options_of(parser_of(command))}
+    known = {option for command in PARSERS for option in options_of(parser_of(command))}
     unknown = options_in_tables(text_of(document)) - known
     assert not unknown, f"{document}: no command has {unknown}"
 
@@ -102,7 +114,7 @@ def commands_of_ours(document: str) -> list[list[str]]:
 def test_every_documented_command_parses(document: str) -> None:
     for words in commands_of_ours(document):
         try:
-            parser_of(words[1].removesuffix(".py")).parse_args(words[2:])
+            parse(words)
         except (SystemExit, UsageError) as stopped:
             assert getattr(stopped, "code", stopped) == 0, f"{document}: {shlex.join(words)}"  # --help ends with 0
 
