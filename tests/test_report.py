@@ -120,7 +120,7 @@ def test_long_series_are_thinned_and_that_is_told(tmp_path: Path, monkeypatch: p
     assert prefill.lengths == (1, 3, 5, 7, 9) and prefill.left_out == 4 and prefill.every == 3
     assert len(prefill.whole_pass.band.below_ns) == 2
     assert decode.lengths == (0, 1, 2, 3) and decode.left_out == 0
-    assert "4 lengths of the table are not on this page" in report_page(contents)
+    assert "4 lengths of the table left out of this page" in report_page(contents)
 
 
 def test_thinned_keeps_both_ends() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from llm_profile.report.contents import Contents
-from llm_profile.report.elements import note, plots, ratio, section
+from llm_profile.report.elements import counted, note, plots, ratio, section
 from llm_profile.report.facts import Noise
 from llm_profile.report.markup import Markup, element, table
 from llm_profile.report.serving import StepGrid
@@ -52,8 +52,8 @@ def _error_cards(validation: ValidationFile) -> Markup:
     held_out = sum(validation.held_out)
     title = element("h3", RUNTIME_TITLES.get(validation.runtime, validation.runtime))
     about = (
-        f"{held_out} requests of unseen lengths, scaling {validation.mode}, {depth}, {validation.repeat} rounds"
-        f"{processes}, {validation.validated[:10]}"
+        f"{counted(held_out, 'request')} of unseen lengths, scaling {validation.mode}, {depth}, "
+        f"{counted(validation.repeat, 'round')}{processes}, {validation.validated[:10]}"
     )
     parts: list[str] = [title, element("p", about, class_="about")]
     parts.append(element("div", *(_error_card(q, errors.get(q), validation) for q in QUANTITIES), class_="cards"))
@@ -111,7 +111,7 @@ def _noise_list(noise: Noise) -> Markup:
     lines = (
         [] if noise.spread is None else [f"The middle half of a point's passes spans {ratio(noise.spread)} of the pass"]
     )
-    lines += [*_clock_lines(noise), *(f"{count:,} points: {text}" for text, count in noise.notes.items())]
+    lines += [*_clock_lines(noise), *(f"{counted(count, 'point')}: {text}" for text, count in noise.notes.items())]
     return element("ul", *(element("li", line) for line in lines))
 
 
@@ -124,7 +124,7 @@ def _clock_lines(noise: Noise) -> Iterator[str]:
         f"{noise.highest_clock_mhz:,.0f} MHz"
     )
     if noise.measured_again is not None:
-        yield f"{noise.measured_again:,} points were measured again for a low clock"
+        yield f"Measured again for a low clock: {counted(noise.measured_again, 'point')}"
     if noise.throttled_by:
         yield f"The driver gave these reasons for a lower clock: {', '.join(noise.throttled_by)}"
 

@@ -40,3 +40,8 @@ def ratio(value: float) -> str:
 
 def swatch(colour: str) -> Markup:
     return element("i", class_="swatch", style=f"background:{colour}")
+
+
+def counted(count: int, one: str) -> str:
+    """`1 point`, `4,096 points`."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"

@@ -154,7 +154,7 @@ def condition_lines(table: LatencyTable) -> Iterator[tuple[str, str]]:
 def run_lines(table: LatencyTable) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A title for each run, with the names and values that are recorded of it."""
     for run in table.meta["runs"]:
-        title = f"Run {as_text(run['index'])}: {as_text(run.get('started'))}, {as_text(run.get('points'))} points"
+        title = f"Run {run['index']}, {as_text(run.get('started', 'at an unknown time'))}"
         yield title, [(name, as_text(value)) for name, value in run.items() if value not in (None, {}, [])]
 
 

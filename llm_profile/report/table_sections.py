@@ -1,15 +1,15 @@
 """Sections on the table itself: what is missing, and its conditions. Imports no torch."""
 
 from llm_profile.report.contents import Contents
-from llm_profile.report.elements import PHASES, section
+from llm_profile.report.elements import PHASES, counted, section
 from llm_profile.report.markup import Markup, element, table
 
 
 def missing(contents: Contents) -> Markup:
     """What was asked for and is not there."""
-    lines = [f"{gap.count:,} points: {gap.reason} ({gap.text})" for gap in contents.gaps]
+    lines = [f"{counted(gap.count, 'point')}: {gap.reason} ({gap.text})" for gap in contents.gaps]
     lines += [
-        f"{PHASES[of.name]}: {of.left_out:,} lengths of the table are not on this page, to keep it small"
+        f"{PHASES[of.name]}: {counted(of.left_out, 'length')} of the table left out of this page, to keep it small"
         for of in contents.curves
         if of.left_out
     ]

@@ -8,7 +8,7 @@ function clockPlot(series) {
     stroke, paths: () => null, points: { show: true, size, stroke, fill: stroke, width: 0 },
   });
   const options = {
-    series: [{}, dots(colour("accent"), 3), dots(colour("warn-line"), 5), dots(colour("bad"), 5)],
+    series: [{}, dots(colour("accent"), sized(series, 3)), dots(colour("warn-line"), 5), dots(colour("bad"), 5)],
     scales: { x: { time: false }, y: { range: (_u, least, most) => [least - 25, most + 25] } },
     axes: [lengthAxis(series), axis("SM clock (MHz)", { size: 60, values: (_u, splits) => splits.map(whole) })],
     cursor: { y: false },

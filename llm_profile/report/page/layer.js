@@ -17,7 +17,7 @@ function layerPlot(series) {
   const data = [series.lengths, us(all.map((q) => q[1])), us(all.map((q) => q[0])), us(curve.ns)];
   const line = REPORT.rows[layer.row].colour, edge = { width: 0, points: { show: false } };
   const options = {
-    series: [{}, edge, edge, { stroke: line, width: 1, points: { show: false } }],
+    series: [{}, edge, edge, { stroke: line, width: sized(series, 1), points: { show: false } }],
     bands: [{ series: [1, 2], fill: colour("band") }],
     scales: { x: { time: false }, y: { range: (_u, low, high) => [low - (high - low || 1) / 12, high + (high - low || 1) / 12] } },
     axes: [lengthAxis(series), axis("one call (\u00b5s)", { size: 56 })],

@@ -41,7 +41,14 @@ function axis(label, more) {
   };
 }
 
-const lengthAxis = (series) => axis(AXES[series.name], { values: (_u, splits) => splits.map(whole), space: 60, size: 26 });
+/** Distances between the numbers at an axis of tokens. */
+const TOKEN_STEPS = Array.from({ length: 24 }, (_none, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
+
+const lengthAxis = (series) =>
+  axis(AXES[series.name], { values: (_u, splits) => splits.map(whole), space: 60, size: 26, incrs: TOKEN_STEPS });
+
+/** A line or a dot of this many pixels, larger where there are few lengths. */
+const sized = (series, pixels) => (series.lengths.length < 200 ? 2 * pixels : pixels);
 
 /** Draw into the place `name`, now and whenever the theme changes. make: returns [options, data] of uPlot. */
 function draw(name, make) {
