@@ -15,7 +15,7 @@ function layerPlot(series) {
   const all = curve.ns.map((_ns, i) => quartilesAt(series, curve, i));
   const us = (values) => values.map((ns) => ns / 1e3);
   const data = [series.lengths, us(all.map((q) => q[1])), us(all.map((q) => q[0])), us(curve.ns)];
-  const line = REPORT.rows[layer.row].colour, edge = { width: 0, points: { show: false } };
+  const line = colour("accent"), edge = { width: 0, points: { show: false } };
   const options = {
     series: [{}, edge, edge, { stroke: line, width: sized(series, 1), points: { show: false } }],
     bands: [{ series: [1, 2], fill: colour("band") }],
