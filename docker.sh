@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A PyTorch container with this folder and the Hugging Face cache mounted, and HF_TOKEN passed through.
-#   ./docker.sh             a shell
-#   ./docker.sh ./run.sh    a command
-# NVIDIA GPUs need the NVIDIA Container Toolkit. Other machines:
+# Runs a command in a PyTorch container, with this folder and the Hugging Face cache mounted, and HF_TOKEN passed on.
+#   ./docker.sh             opens a shell
+#   ./docker.sh ./run.sh    runs a command
+# NVIDIA GPUs need the NVIDIA Container Toolkit. On other machines:
 #   ROCm    IMAGE=rocm/pytorch:latest GPU_OPTIONS="--device=/dev/kfd --device=/dev/dri --group-add video" ./docker.sh
 #   no GPU  GPU_OPTIONS="" ./docker.sh
 set -euo pipefail
@@ -16,7 +16,7 @@ if ! command -v docker >/dev/null; then
     echo "docker.sh: docker is not installed; install it, or run ./run.sh without a container" >&2
     exit 2
 fi
-mkdir -p "$HF_CACHE"  # docker would make it as root
+mkdir -p "$HF_CACHE"  # otherwise docker makes the folder, and it belongs to root
 
 read -ra options <<<"$GPU_OPTIONS"
 if [ -t 0 ] && [ -t 1 ]; then
@@ -26,7 +26,8 @@ if [ $# -eq 0 ]; then
     set -- bash
 fi
 
-# HF_TOKEN by name only: its value stays off the command line. The container's Python needs a VENV of its own.
+# HF_TOKEN is passed by name, so that its value is not on the command line. VENV is another folder than outside, since
+# the container's Python cannot use a virtual environment of the host's.
 exec docker run --rm --ipc=host "${options[@]}" \
     -v "$PWD:/workspace" -w /workspace -v "$HF_CACHE:/hf_cache" -e HF_HOME=/hf_cache \
     -e HF_TOKEN -e VENV=.venv-container \

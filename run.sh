@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Profiles the models below, one after another. Edit the settings, then run ./run.sh
-# Options given to ./run.sh are passed on after these settings, so they win: ./run.sh --plan
+# Options of ./run.sh go to run_profile.py after these settings, so they override them: ./run.sh --plan
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -8,22 +8,22 @@ cd "$(dirname "$0")"
 
 MODELS=("meta-llama/Llama-3.1-8B" "microsoft/Phi-mini-MoE-instruct")
 HARDWARE=""                # folder of the results; empty: the GPU's short name
-DEVICE=""                  # cuda, cuda:N or cpu; empty: cuda, or tiny-llama on the CPU where no GPU is found
-NUM_LAYERS=1               # decoder blocks to profile
-WARMUP=10                  # most passes before the measured ones, at each point
-REPEAT=100                 # most measured passes at each point
+DEVICE=""                  # cuda, cuda:N or cpu; empty: cuda, or tiny-llama on the CPU if no GPU is found
+NUM_LAYERS=1               # decoder blocks to profile, of each kind
+WARMUP=10                  # most uncounted passes at each point, before those that count
+REPEAT=100                 # most passes at each point that count
 MODE=both                  # prefill, decode or both
-PREFILL_MAX=2048
-DECODE_MAX=2048
-SCALING_NUM_LAYERS=32      # decoder blocks to validate with: the depth of the models above
-SCALING_INPUT_MIN=128
+PREFILL_MAX=2048           # longest prompt, in tokens
+DECODE_MAX=2048            # longest KV cache before a decode step, in tokens
+SCALING_NUM_LAYERS=32      # decoder blocks of the real model in the validation: the depth of the models above
+SCALING_INPUT_MIN=128      # prompt and output lengths of the validation, in tokens
 SCALING_INPUT_MAX=1024
 SCALING_INPUT_STEP=128
-SCALING_REPEAT=3
-OPTIONS=(--verbose)        # anything else that run_profile.py takes
-HF_TOKEN=${HF_TOKEN:-}     # best set outside, with: export HF_TOKEN=...; do not commit a token
+SCALING_REPEAT=3           # how often each step of the real model is timed in each process
+OPTIONS=(--verbose)        # any other options of run_profile.py
+HF_TOKEN=${HF_TOKEN:-}     # better set outside, with: export HF_TOKEN=...; do not commit a token
 
-# ---- Set-up: TORCH, VENV and PYTHON change it, see the file ---------------------------------------------------------
+# ---- Set-up: the variables TORCH, VENV, PYTHON and LATEST change it, see llm_profile/setup_env.sh -------------------
 
 . llm_profile/setup_env.sh
 set_up requirements.txt
@@ -36,7 +36,7 @@ if [ -z "$DEVICE" ] && has_gpu; then
     DEVICE=cuda
 elif [ -z "$DEVICE" ]; then
     echo "run.sh: no GPU found: profiling tiny-llama on the CPU instead, as a demonstration" >&2
-    echo "run.sh: wall times on a CPU vary with all that runs beside, so errors of up to 40 % pass here" >&2
+    echo "run.sh: wall times on a CPU vary with everything else that runs there, so errors of up to 40 % pass" >&2
     DEVICE=cpu
     MODELS=(tiny-llama)
     WARMUP=2
@@ -49,7 +49,7 @@ elif [ -z "$DEVICE" ]; then
     SCALING_INPUT_STEP=32
     SCALING_REPEAT=9
     OPTIONS+=(--scaling-tolerance 40)
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # several threads would wait for each other on a busy machine
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # on a busy machine, several threads would wait for each other
 fi
 
 # ---- Jobs ----------------------------------------------------------------------------------------------------------

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Measure the latency of every layer of a Hugging Face causal LM, at every prefill and decode length, on this GPU.
 
-The model is loaded with few decoder blocks (they are alike), with real or random weights. At each length, passes run
-under torch's profiler and every nanosecond of GPU time goes to the layer that launched it: kernels, copies and memsets,
-nothing of the host. `<hardware>/<model>.csv` has the trimmed mean over passes per layer and block, in nanoseconds. The
-sum of the table is then held against the real model at full depth, and a second, scaled table has what kernels alone do
-not show.
+The model is loaded with one or a few of its decoder blocks, which are alike, and with real or random weights. At each
+length, passes run under torch's profiler. Every nanosecond of GPU time (of kernels, copies and memsets) belongs to the
+layer that launched it; the time of the host is not measured. `<hardware>/<model>.csv` has the trimmed mean over passes
+of each layer, for one block, in nanoseconds. Then the sum of the table is compared with the real model at full depth,
+and a second, scaled table adds what kernel times leave out: launches, gaps between kernels, Python.
 
     python3 run_profile.py --model meta-llama/Llama-3.1-8B             the full sweep, lengths 1 to 2,048
     python3 run_profile.py --model Qwen/Qwen3-8B --prefill-step 8 --decode-step 8
     python3 run_profile.py --model ./my-model --load-format dummy --skip-scaling
     python3 run_profile.py --model facebook/opt-125m --plan            what would be measured, without measuring
 
-The same command goes on where it was interrupted.
+An interrupted run is resumed by the same command.
 """
 
 from llm_profile import interrupt
@@ -54,7 +54,10 @@ from llm_profile.validation.estimate import check_pairs
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind. exit_code: 0 complete, 3 points missing, 4 validation over its tolerance."""
+    """The result of a run. csv: path of the table. missing: points that are not in it, each with the reason.
+
+    exit_code: 0 complete, 3 points missing, 4 validation over its tolerance.
+    """
 
     csv: Path
     missing: dict[SweepPoint, str]
@@ -62,16 +65,16 @@ class Result:
 
 
 def run_profile(request: Request) -> Result:
-    """Profile a model as `request` says: plan, load, measure, scale, report.
+    """Profile a model as `request` says: check, load, measure, report, validate.
 
-    Raises UsageError for what the user can mend, as far as possible before anything heavy is loaded. Interrupted or
-    killed, the same request goes on where it stopped.
+    An interrupted or killed run is resumed by the same request. Raises UsageError for what the user can correct, if
+    possible before torch or a model is loaded.
     """
     source = planning.find_source(request)
     hardware = planning.hardware_name(request)
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)
-    source = settled_weights(request, source)
+    source = with_weights(request, source)
     summary.notice(source.notice)
     laid_out = measure_table(request, source, paths, hardware, known)
     table = read_table(paths.csv)
@@ -84,22 +87,25 @@ def run_profile(request: Request) -> Result:
     return Result(paths.csv, missing, code)
 
 
-def settled_weights(request: Request, source: ModelSource) -> ModelSource:
-    """Fetch what the kept blocks need where real weights are to be used; random ones may take their place."""
+def with_weights(request: Request, source: ModelSource) -> ModelSource:
+    """`source` with the real weights of the kept blocks fetched, if it has any.
+
+    With `--load-format auto`, a source of random weights is returned if the real ones cannot be fetched or used.
+    """
     if source.weights_file is None:
         return source
-    from llm_profile.passes.loading import settle_weights  # imports torch
+    from llm_profile.passes.loading import fetch_weights  # imports torch
 
-    return settle_weights(request, source)
+    return fetch_weights(request, source)
 
 
 def measure_table(
     request: Request, source: ModelSource, paths: TablePaths, hardware: str, known: Collection[SweepPoint]
 ) -> Plan:
-    """Measure what the table at `paths` lacks of the request, and write its files. Returns the plan that was laid out.
+    """Measure the points of the request that the table at `paths` lacks, and write its files. Returns the plan.
 
-    known: points that are there already. Raises UsageError, before anything is measured, where what is to be validated
-    cannot run.
+    known: points that are in the table already. Raises UsageError, before anything is measured, if points that the
+    validation needs cannot run on this model.
     """
     backend = open_backend(request, source)
     try:
@@ -132,20 +138,20 @@ def measure_table(
 
 
 def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, writer: TableWriter) -> None:
-    """Run the measuring loop over the points that are not in the table yet, then write the table."""
+    """Measure the points that are not in the table yet, then write the table."""
     table, grid = writer.table, GRIDS[request.sweep.grid]
     for text in table.notices:
         summary.notice(text)
     left, most = grid.left(laid_out.left(()), table.records)
     summary.notice(summary.resuming_text(left, most))
     rule = StoppingRule(request.repeat, request.precision)
-    runs_before, told, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
+    runs_before, notices_before, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
     with summary.progress(left, request.verbose) as tell:
         again = measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
     seconds = time.monotonic() - started
-    for text in backend.notices[told:]:
+    for text in backend.notices[notices_before:]:
         summary.notice(text)
-    if len(table.meta["runs"]) > runs_before:  # something was learned
+    if len(table.meta["runs"]) > runs_before:  # this run added a result
         measured_again = [record_of(point) for point in again]
         table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3), measured_again=measured_again)
         summary.notice(summary.measured_text(table))
@@ -154,9 +160,9 @@ def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, wri
 
 
 def scale(request: Request, table: LatencyTable, csv: Path) -> int:
-    """Hold the table against the real model, unless that was done with the same options. Returns the exit code.
+    """Compare the table with the real model, unless that was done with the same options. Returns the exit code.
 
-    Where points that were to be validated turned out missing, that is said instead.
+    If the table lacks points that the validation needs, a notice says so, and the exit code is 3.
     """
     wanted = request.scaling
     if wanted is None:
@@ -164,13 +170,15 @@ def scale(request: Request, table: LatencyTable, csv: Path) -> int:
     try:
         check_pairs(wanted.pairs, table.records, table.missing)
     except UsageError as error:
-        summary.notice(f"not held against the real model: {error}")
+        summary.notice(f"not validated against the real model: {error}")
         return EXIT_POINTS_MISSING
     code = known_exit_code(table, csv, wanted)
     if code is None:
         release_memory(request.device)
         return validate_and_write(table, csv, wanted, request.device, request.hf_token, request.trust_remote_code)
-    summary.notice("held against the real model before, with the same options; validation.py does it again")
+    summary.notice(
+        "validated against the real model before, with the same options; use validation.py to validate it again"
+    )
     return code
 
 
@@ -182,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return exit_code_of("run_profile.py", lambda: _run(words), interrupted="the same command goes on from here")
+    return exit_code_of("run_profile.py", lambda: _run(words), interrupted="the same command resumes from here")
 
 
 def _run(words: Sequence[str]) -> int:

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Hold a latency table against the real model, and correct it for what kernels alone do not show.
+"""Compare a latency table with the real model, and write a scaled table that adds what kernel times leave out.
 
 A table has kernel times. The real model takes longer: launches, gaps between kernels, Python. This command runs the
-real model, step by step, at the lengths that (input, output) pairs need, fits a scaling on some of these lengths,
-judges it on others, prints the error, and writes a scaled table beside the measured one.
+real model, step by step, at the lengths that (input, output) pairs need. It fits a scaling at some of these lengths,
+judges it at others, prints the errors, and writes a scaled table beside the measured one.
 
     python3 validation.py --csv H200/meta-llama/Llama-3.1-8B.csv --scaling-runtime cuda-graph
 
-Two realities (--scaling-runtime): `eager` is `generate` as Hugging Face runs it; `cuda-graph` is the same steps
-captured in CUDA graphs, which is what serving engines come close to. Three ways of scaling (--scaling-mode): `global`,
-one average; `phase`, one factor each for prefill and decode; `curve`, what each step costs beyond its kernels. The
+--scaling-runtime says how the real model runs: `eager` is `generate` of transformers; `cuda-graph` is the same steps
+captured in CUDA graphs, as serving engines run decode steps. --scaling-mode says how the table is scaled: `global`, by
+one factor; `phase`, by one factor each for prefill and decode; `curve`, by what each step costs beyond its kernels. The
 report has the held-out errors of all three. `curve` is the default: in eager mode one factor for both phases triples
-the TTFT of long prompts, and only the curve keeps what a step costs once off `rope` and `attn`, which simulators add
-once per request.
+the TTFT of long prompts, and simulators add `rope` and `attn` once per request but the other rows once per step, so
+that only with `curve` the overhead of a step is counted once per step.
 """
 
 from llm_profile import interrupt
@@ -38,9 +38,9 @@ __all__ = ["apply_scaling_to_latency_csv", "compute_average_scaling_factor"]
 
 OWN_OPTIONS: Options = {
     "--csv": {"type": named_path, "required": True, "help": "the measured table"},
-    "--device": {"help": "cuda, cuda:N or cpu (default: what the table was measured on)"},
-    "--trust-remote-code": {**SWITCH, "help": "run code that the model's repository brings"},
-    "--hf-token": {"help": "access token of the Hugging Face hub (default: HF_TOKEN)"},
+    "--device": {"help": "cuda, cuda:N or cpu (default: the kind of device that the table was measured on)"},
+    "--trust-remote-code": {**SWITCH, "help": "run code of the model's repository"},
+    "--hf-token": {"metavar": "TOKEN", "help": "access token of the Hugging Face Hub (default: HF_TOKEN)"},
 }
 
 

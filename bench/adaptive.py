@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What an adaptive grid would have made of a full sweep: which points it measures, and how far off the filled ones are.
+"""Apply the adaptive grid to the table of a full sweep: how many points it measures, and how far off the others are.
 
-The table stands for the device, so a filled point is held against the very sweep that its neighbours are from: its
-rows, and its whole pass, in which their noise averages out. How far each point is off the line between the two lengths
-beside it is shown too, which is mostly noise that no grid can avoid.
+The table takes the place of the device. Points that the grid does not measure are interpolated, and compared with the
+table: by row, and by whole pass, in which the noise of the rows averages out. For comparison, each point is also
+interpolated from the two lengths beside it; that error is mostly noise, which no grid can avoid.
 
     python3 bench/adaptive.py H200/meta-llama/Llama-3.1-8B.csv
 """
@@ -27,11 +27,11 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.timing.grid import GRIDS, filled, leave_one_out
 
 WITHIN = 0.04
-"""A filled row or pass that is off by at most this, or by at most 100 ns, is within bounds."""
+"""Largest relative error of an interpolated row or pass that is within bounds. Errors of up to 100 ns are, too."""
 
 
-def explored(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
-    """The points that an adaptive grid measures, of a table in which every point is measured. Raises UsageError."""
+def measured_points(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
+    """The points of a full table that the adaptive grid measures. Raises UsageError if the table has filled points."""
     points = table.points()
     if not all(record.is_measured for record in table.records.values()):
         raise UsageError("the table has filled points; give one that was measured with --grid full")
@@ -42,7 +42,7 @@ def explored(table: LatencyTable) -> dict[SweepPoint, PointRecord]:
 
 
 def row_pairs(points: Sequence[tuple[PointRecord, PointRecord]]) -> list[tuple[float, float]]:
-    """Measured and filled latency of each row of points, each measured and filled, in nanoseconds."""
+    """(Measured, interpolated) nanoseconds of each row. points: (measured, interpolated) record of each point."""
     return [
         (measured.rows[row].measurement.trimmed_mean_ns, made.rows[row].measurement.trimmed_mean_ns)
         for measured, made in points
@@ -51,17 +51,19 @@ def row_pairs(points: Sequence[tuple[PointRecord, PointRecord]]) -> list[tuple[f
 
 
 def pass_pairs(points: Sequence[tuple[PointRecord, PointRecord]]) -> list[tuple[float, float]]:
-    """Measured and filled latency of the whole pass of points, each measured and filled, in nanoseconds."""
+    """(Measured, interpolated) nanoseconds of each whole pass. points: as in `row_pairs`."""
     return [(measured.whole_pass.trimmed_mean_ns, made.whole_pass.trimmed_mean_ns) for measured, made in points]
 
 
-def tried_out(table: LatencyTable) -> dict[str, Any]:
-    """How many points are measured; per phase the Agreement of filled rows, and passes, with measured ones; FillErrors.
+def judge(table: LatencyTable) -> dict[str, Any]:
+    """The figures of the adaptive grid on a full table.
 
-    Raises UsageError.
+    points, measured: number of points of the table, and of those that the grid measures. rows, passes: phase ->
+    Agreement of interpolated with measured ones. beside: phase -> FillError of points interpolated from the lengths
+    beside them. Raises UsageError if the table has filled points.
     """
-    known, points = explored(table), table.points()
-    both: dict[str, list[tuple[PointRecord, PointRecord]]] = {}  # phase -> measured and filled
+    known, points = measured_points(table), table.points()
+    both: dict[str, list[tuple[PointRecord, PointRecord]]] = {}  # phase -> (measured, interpolated) of each point
     for point, made in filled(points, known, {}, 0).items():
         if isinstance(made, PointRecord):
             both.setdefault(point.kind, []).append((table.records[point], made))
@@ -75,7 +77,7 @@ def tried_out(table: LatencyTable) -> dict[str, Any]:
 
 
 def table_lines(found: dict[str, Any]) -> list[str]:
-    """What is printed."""
+    """The lines that are printed. found: the result of `judge`."""
     lines = [
         f"{found['measured']} of {found['points']} points measured; within: at most {WITHIN:.0%} or {WITHIN_NS:g} ns"
     ]
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        found = tried_out(read_table(arguments.csv))
+        found = judge(read_table(arguments.csv))
         print("\n".join(table_lines(found)))
         if arguments.json:
             by_phase = {

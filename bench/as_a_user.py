@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Judge a scaled table: how far it is from what a script of a user's own measures. Imports nothing of LLM-Profile.
+"""Compare a scaled table with the times that a user's own script measures. Imports nothing of LLM-Profile.
 
-Fresh processes, one after the other, load the model of the table's metadata at full depth with random weights and time
-requests of a prompt and so many tokens with time.perf_counter. The table's rows are summed as docs/files.md says. Both
-errors and the spread between the processes are printed.
+Fresh processes, one after the other, load the model of the table's metadata at full depth with random weights, and time
+requests (a prompt and a number of output tokens) with time.perf_counter. The rows of the table are added up as
+docs/validation.md says. The errors of TTFT and TPOT and the spread between the processes are printed.
 
     python3 bench/as_a_user.py --csv H200/meta-llama/Llama-3.1-8B-scaled.csv --pairs 97x33 311x65 777x17 1333x33
 
---runtime eager (default): `generate`, as a plain script calls it. cuda-graph: the same model's steps captured here, by
-code of this file, with keys and values in buffers and the attention kernels that the table was measured with.
+With `--runtime eager` (default), a request is a call of `generate`, as in a plain script. With `cuda-graph`, the steps
+of the same model are captured in CUDA graphs by code of this file, with keys and values in preallocated buffers and the
+attention kernels that the table was measured with.
 """
 
 import argparse
@@ -49,17 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for _ in range(arguments.processes):
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(child.stdout.splitlines()[-1]))
-    result = judged(meta, Rows(arguments.csv, meta), arguments.pairs, found)
+    result = judge(meta, Rows(arguments.csv, meta), arguments.pairs, found)
     result |= {"csv": str(arguments.csv), "runtime": arguments.runtime, "repeat": arguments.repeat, "runs": found}
     result["seconds"] = round(time.monotonic() - started, 1)
-    tell(result)
+    print_result(result)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
 def pair_of(text: str) -> Pair:
-    """`97x33` -> (97, 33)."""
+    """(input, output) of a text: `97x33` -> (97, 33). Raises ValueError for an output of less than 2 tokens."""
     input_len, output_len = map(int, text.split("x"))
     if input_len < 1 or output_len < 2:
         raise ValueError(text)
@@ -67,7 +68,7 @@ def pair_of(text: str) -> Pair:
 
 
 class Rows:
-    """Latencies of a CSV, and the sum of a step: model rows, and each kind's rows times its blocks."""
+    """The latencies of a table, added up to steps: each row of the model once, rows of blocks times their blocks."""
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         column = (meta.get("scaling") or {}).get("column", "latency(ns)")
@@ -79,17 +80,20 @@ class Rows:
             for row in csv.DictReader(file):
                 key, latency_ns = (int(row["input"]), int(row["kv_cache"])), float(row[column])
                 name = row["layer_name"]
-                if name == "lm_head":  # a request pays the head for one token
+                if name == "lm_head":  # a step needs the head for one token only, which is the row at (1, 0)
                     self._head_ns = latency_ns if key == (1, 0) else self._head_ns
                     continue
                 times = counts[of_block[name]] if name in of_block else 1
                 self._steps[key] = self._steps.get(key, 0.0) + times * latency_ns
 
     def step_ns(self, input_len: int, kv_len: int) -> float:
-        """A prompt (kv_len 0) or a decode step (input_len 1); between the lengths of a sparse table, on the line."""
+        """Nanoseconds of a prompt (kv_len 0) or a decode step (input_len 1).
+
+        Between the lengths of a sparse table, the two neighbours are interpolated.
+        """
         if (input_len, kv_len) in self._steps:
             return self._steps[input_len, kv_len] + self._head_ns
-        of = 1 if kv_len else 0  # the part of the key that varies
+        of = 1 if kv_len else 0  # index of the part of the key that varies
         known = sorted(key for key in self._steps if (key[1] > 0 or key == (1, 0)) == bool(kv_len) or key == (1, 0))
         at = (input_len, kv_len)[of]
         low = max(key for key in known if key[of] <= at)
@@ -98,14 +102,17 @@ class Rows:
         return self._steps[low] * (1 - share) + self._steps[high] * share + self._head_ns
 
     def request_ns(self, pair: Pair) -> dict[str, float]:
-        """TTFT and TPOT."""
+        """TTFT and TPOT of a pair, in nanoseconds."""
         input_len, output_len = pair
         steps = [self.step_ns(1, input_len + j) for j in range(output_len - 1)]
         return {"ttft": self.step_ns(input_len, 0), "tpot": statistics.fmean(steps)}
 
 
-def judged(meta: dict[str, Any], rows: Rows, pairs: Sequence[Pair], found: list[Any]) -> dict[str, Any]:
-    """Each pair's real medians, their spread between processes, the table's sums and errors; ratios."""
+def judge(meta: dict[str, Any], rows: Rows, pairs: Sequence[Pair], found: list[Any]) -> dict[str, Any]:
+    """The figures of all pairs, and mean and worst errors and spreads, as ratios.
+
+    found: the times of each process. Real times are the median over processes of their medians.
+    """
     results = []
     for number, pair in enumerate(pairs):
         estimate = rows.request_ns(pair)
@@ -136,8 +143,8 @@ def judged(meta: dict[str, Any], rows: Rows, pairs: Sequence[Pair], found: list[
     return {"model": meta["model"], "hardware": meta["hardware"], "summary": summary, "pairs": results}
 
 
-def tell(result: dict[str, Any]) -> None:
-    """Print a result for people."""
+def print_result(result: dict[str, Any]) -> None:
+    """Print the figures of `main` for people."""
     print(f"{result['model']} on {result['hardware']}, {result['runtime']}: {result['seconds']} s")
     for of in result["pairs"]:
         each = " ".join(f"{value / 1e6:.2f}" for value in of["of_processes_ns"])
@@ -153,7 +160,7 @@ def tell(result: dict[str, Any]) -> None:
 
 
 def load(meta: dict[str, Any], device: str) -> Any:
-    """The model at full depth with random weights, as a script makes it."""
+    """The model of a table at full depth with random weights, made as a plain script makes it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -161,12 +168,15 @@ def load(meta: dict[str, Any], device: str) -> Any:
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, meta["conditions"]["dtype"]))
-    model.generation_config.eos_token_id = None  # a random token must not end a request
+    model.generation_config.eos_token_id = None  # a random token must not end the output
     return model.eval()
 
 
 def time_generate(meta: dict[str, Any], pairs: Sequence[Pair], repeat: int, device: str) -> list[dict[str, list[int]]]:
-    """TTFT and TPOT of each pair in nanoseconds, in each of `repeat` rounds over all pairs, after one that warms."""
+    """TTFT and TPOT of each pair with `generate`, in nanoseconds, of `repeat` rounds over all pairs.
+
+    One more round comes first and is not counted.
+    """
     import torch
 
     model = load(meta, device)
@@ -199,7 +209,10 @@ def time_generate(meta: dict[str, Any], pairs: Sequence[Pair], repeat: int, devi
 
 
 def time_graphs(meta: dict[str, Any], pairs: Sequence[Pair], repeat: int, device: str) -> list[dict[str, list[int]]]:
-    """The same of steps captured in CUDA graphs: each prompt, and a pair's first, middle and last decode step."""
+    """TTFT and TPOT of each pair as replays of CUDA graphs, in nanoseconds, `repeat` times.
+
+    TTFT is that of the prompt, TPOT the mean of the first, the middle and the last decode step.
+    """
     import torch
 
     model = load(meta, device)
@@ -243,7 +256,7 @@ def time_graphs(meta: dict[str, Any], pairs: Sequence[Pair], repeat: int, device
 
 
 def replay_ns(graph: Any, stream: Any) -> float:
-    """Mean of two replays behind one that warms, with a rest as long as the three took."""
+    """Mean nanoseconds of two replays, after one that is not counted. The GPU then rests as long as the three took."""
     import torch
 
     began = time.monotonic()
@@ -260,7 +273,7 @@ def replay_ns(graph: Any, stream: Any) -> float:
 
 
 def buffers(model: Any, capacity: int) -> Any:
-    """A cache that is written in place: a buffer of random numbers a layer, views of it returned."""
+    """A cache that is written in place: buffers of random numbers for the keys and values of each layer."""
     import torch
     from transformers import DynamicCache
 
@@ -289,7 +302,10 @@ def buffers(model: Any, capacity: int) -> Any:
 
 @contextlib.contextmanager
 def without_masks(model: Any) -> Iterator[None]:
-    """One sequence without padding needs none: attention is causal for a prompt, and sees all for a step."""
+    """Context in which the model's code builds no attention masks.
+
+    One sequence without padding needs none: attention is causal for a prompt, and a decode step sees all tokens.
+    """
     module = sys.modules[type(model).__module__]
     names = [name for name in vars(module) if name.startswith("create_") and name.endswith("_mask")]
     kept = {name: getattr(module, name) for name in names}
@@ -302,7 +318,7 @@ def without_masks(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def balanced_experts(model: Any, meta: dict[str, Any]) -> Iterator[None]:
-    """The table's routing: any tokens in a row give each expert as many of them, to within one."""
+    """Context with the routing of the table: if it is `balanced`, each expert gets as many tokens, to within one."""
     import torch
 
     def route(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -327,7 +343,7 @@ def balanced_experts(model: Any, meta: dict[str, Any]) -> Iterator[None]:
 
 
 def kernels_of(meta: dict[str, Any]) -> Any:
-    """The kernels of scaled_dot_product_attention that the table was measured with."""
+    """Context in which scaled_dot_product_attention uses the kernels that the table was measured with."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     flash, efficient, math = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH

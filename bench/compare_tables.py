@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""How well two tables agree, over the points that both have: the repeatability of a sweep.
+"""Compare two tables at the points that both have, such as two sweeps of one model, to see how repeatable they are.
 
-A row's difference is that of its two latencies over their mean. Rows of a few microseconds vary by a clock tick or two,
-so a difference is within bounds if it is at most 5 % or at most 100 ns.
+The difference of a row is that of its two latencies relative to their mean. Rows of a few microseconds vary by a clock
+tick or two, so a difference is within bounds if it is at most 5 % or at most 100 ns.
 
     python3 bench/compare_tables.py A/H200/meta-llama/Llama-3.1-8B.csv B/H200/meta-llama/Llama-3.1-8B.csv
 """
@@ -26,22 +26,22 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.validation.estimate import is_unnamed_row
 
 WITHIN = 0.05
-"""A relative difference up to here is within bounds."""
+"""Largest relative difference that is within bounds."""
 
 WITHIN_NS = 100.0
-"""So is one of so few nanoseconds."""
+"""Largest difference in nanoseconds that is within bounds, whatever it is relative to the row."""
 
 ALL_ROWS, NAMED_ROWS = "all rows", "named rows"
-"""Of the whole phase: every row, and those of layers, which are what the documented way of timing has."""
+"""Names of two further lines of a phase: all of its rows together, and its rows without `_other` rows."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far measurements of the same things are apart.
+    """How far two latencies of the same rows are apart.
 
-    n: how many were measured twice. mean, median, p99: of their relative differences. within: share of them that are at
-    most `within` (WITHIN unless told otherwise) or WITHIN_NS. bias: mean of the differences with their signs, second
-    over first: noise averages out of it.
+    n: number of pairs of latencies. mean, median, p99: of their relative differences. within: share of the differences
+    that are within bounds. bias: mean of the differences with their signs (positive if the second latency is longer),
+    in which noise averages out.
     """
 
     n: int
@@ -53,12 +53,15 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, float]], within: float = WITHIN) -> "Agreement":
-        """pairs: the two latencies of each thing, in nanoseconds. Raises ValueError for none at all."""
+        """The agreement of pairs of latencies in nanoseconds. Raises ValueError for no pairs.
+
+        within: largest relative difference that is within bounds.
+        """
         if not pairs:
             raise ValueError("nothing was measured twice")
         a, b = np.asarray(pairs, dtype=np.float64).T
         apart = np.abs(a - b)
-        relative = 2 * apart / np.maximum(a + b, 1e-9)  # two zeros agree
+        relative = 2 * apart / np.maximum(a + b, 1e-9)  # 0 for two zeros
         close = (relative <= within) | (apart <= WITHIN_NS)
         return cls(
             len(pairs),
@@ -72,8 +75,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two tables. points: how many both have. by_row: phase -> row -> agreement, ALL_ROWS and NAMED_ROWS first.
-    only_one: rows that only one of them has. conditions: what they were measured under differs in, a text each."""
+    """The result of comparing two tables.
+
+    points: number of points that were compared. by_row: phase -> row -> agreement, with ALL_ROWS and NAMED_ROWS first.
+    only_one: rows that only one of the tables has. conditions: a text for each condition that differs.
+    """
 
     points: int
     by_row: dict[str, dict[str, Agreement]]
@@ -82,13 +88,15 @@ class Comparison:
 
 
 def compare(a: LatencyTable, b: LatencyTable, filled: bool = False) -> Comparison:
-    """Hold two tables against each other, at the points that both have measured.
+    """Compare two tables at the points that are measured in both.
 
-    filled: at those that one has measured and the other has filled in. Raises UsageError if there is no such point.
+    filled: compare them at the points that are measured in one and interpolated in the other instead. Raises UsageError
+    if there are no such points.
     """
     points = [p for p in a.points() if p in b.records and _counts(a.records[p], b.records[p], filled)]
     if not points:
-        raise UsageError("the two tables have no such point in common; measure some lengths in both")
+        needed = "measured in one table and interpolated in the other" if filled else "measured in both tables"
+        raise UsageError(f"no point is {needed}; use tables that have some lengths in common")
     rows = [row for row in a.row_names() if row in set(b.row_names())]
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in points:
@@ -112,7 +120,7 @@ def _counts(one: PointRecord, other: PointRecord, filled: bool) -> bool:
 
 
 def agreement_lines(named: Iterable[tuple[str, Agreement]]) -> list[str]:
-    """A line per name."""
+    """A heading and a line for each name with its agreement."""
     lines = [f"{'':24} {'n':>7} {'mean %':>8} {'median %':>9} {'p99 %':>8} {'within %':>9} {'bias %':>7}"]
     for name, found in named:
         shares = f"{100 * found.mean:8.2f} {100 * found.median:9.2f} {100 * found.p99:8.2f} {100 * found.within:9.2f}"
@@ -121,7 +129,7 @@ def agreement_lines(named: Iterable[tuple[str, Agreement]]) -> list[str]:
 
 
 def table_lines(comparison: Comparison) -> list[str]:
-    """What is printed."""
+    """The lines that are printed."""
     lines = [f"{comparison.points} points in both; within: at most {100 * WITHIN:g} % or {WITHIN_NS:g} ns"]
     lines += [f"conditions differ: {text}" for text in comparison.conditions]
     if comparison.only_one:
@@ -135,7 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("csv", type=Path, nargs=2, help="two tables of LLM-Profile")
-    parser.add_argument("--filled", action="store_true", help="at the points that one of them only interpolated")
+    parser.add_argument(
+        "--filled",
+        action="store_true",
+        help="compare at the points that are measured in one table and interpolated in the other",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     return parser
 

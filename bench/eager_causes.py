@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Find what makes eager steps slow in a process that has measured: one cause in each process, timed by turns.
+"""Find out why eager steps are slower in a process that has run a sweep: a process for each possible cause.
 
 Every process loads the first blocks of Llama-3.1-8B with random weights, does one thing that a sweep does (CAUSES), and
-then waits. In each round every process times a prompt, decode steps and the launch of a small kernel, one process after
-the other within seconds, since a host's speed drifts by more than any cause. A cause's share is its ratio to the two
-fresh processes of the same round; the two show what is noise.
+then waits. In each round, the processes time a prompt, decode steps and the launch of a small kernel, one after the
+other within seconds, since the speed of a host changes by more than any cause. The effect of a cause is the ratio of
+its times to the mean of two fresh processes in the same round; how far these two differ shows the noise.
 
     python3 bench/eager_causes.py --json causes.json
 """
@@ -25,7 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 LAYERS = 8
 PROMPT, STEPS, LAUNCHES = 97, 10, 1000
+"""Tokens of the prompt, decode steps, and launches of a small kernel that are timed in each round."""
+
 FRESH = ("fresh", "fresh again")
+"""Names of the two processes that do nothing before they time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Rounds over a process for each cause. Ratios to the fresh processes of each round, quartiles over rounds."""
+    """Start a process for each cause, let all of them time in turn in each round, and return the figures.
+
+    causes: name -> quantity -> quartiles over rounds of the ratio to the fresh processes. fresh: quantity -> median
+    over rounds of the fresh processes. rounds: all times.
+    """
     environment = {"torn down": {"TEARDOWN_CUPTI": "1"}}
     children = {}
     for name in dict.fromkeys([*FRESH, *arguments.causes]):
@@ -65,7 +72,7 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any
             env=os.environ | environment.get(name, {}),
         )
     for child in children.values():
-        heard(child)  # it is ready
+        next_answer(child)  # an empty one, when the process is ready
     rounds = []
     for _ in range(arguments.rounds):
         found = {}
@@ -73,7 +80,7 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any
             assert child.stdin
             child.stdin.write("go\n")
             child.stdin.flush()
-            found[name] = heard(child)
+            found[name] = next_answer(child)
         rounds.append(found)
     for child in children.values():
         child.kill()
@@ -90,8 +97,8 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any
     return {"model": arguments.model, "layers": arguments.layers, "fresh": middle, "causes": causes, "rounds": rounds}
 
 
-def heard(child: Any) -> Any:
-    """The next answer of a process."""
+def next_answer(child: Any) -> Any:
+    """Wait for the next line of JSON that a process prints, and return its content."""
     for line in child.stdout:
         if line.startswith("{"):
             return json.loads(line)
@@ -99,13 +106,13 @@ def heard(child: Any) -> Any:
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Of values over rounds."""
+    """Quartiles of the values of all rounds."""
     q1, median, q3 = statistics.quantiles(values, n=4)
     return {"q1": q1, "median": median, "q3": q3}
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Make a model, do what the cause says, and time steps whenever a line comes."""
+    """What each process does: load a model, apply the cause of `--child`, and time steps for each line of stdin."""
     import torch
 
     torch.set_grad_enabled(False)
@@ -138,7 +145,10 @@ def load(arguments: argparse.Namespace) -> Any:
 
 
 def timed(model: Any, ids: Any, small: Any, cache: Any) -> dict[str, float]:
-    """Milliseconds of a prompt and of a decode step, microseconds of a launch."""
+    """Milliseconds of a prompt and of a decode step, and microseconds of a launch of a small kernel.
+
+    cache: the in-place cache that `generate` is to use, None for its own.
+    """
     import torch
 
     wait = torch.cuda.synchronize if ids.is_cuda else lambda: None
@@ -168,11 +178,11 @@ def timed(model: Any, ids: Any, small: Any, cache: Any) -> dict[str, float]:
 
 
 def nothing(_model: Any, _ids: Any, _arguments: Any) -> None:
-    """A fresh process."""
+    """Do nothing: a fresh process."""
 
 
 def profiled(model: Any, ids: Any, _arguments: Any) -> None:
-    """A session of torch's profiler, after which CUPTI stays attached."""
+    """Run a session of torch's profiler, after which CUPTI stays attached."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]):
@@ -180,18 +190,18 @@ def profiled(model: Any, ids: Any, _arguments: Any) -> None:
 
 
 def objects(_model: Any, _ids: Any, _arguments: Any) -> Any:
-    """As many Python objects as a sweep leaves."""
+    """Make and keep as many Python objects as a sweep leaves."""
     return [{"n": [number]} for number in range(300_000)]
 
 
 def frozen(_model: Any, _ids: Any, _arguments: Any) -> None:
-    """All objects out of the garbage collector's sight."""
+    """Exclude all objects so far from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 def graphs(model: Any, ids: Any, _arguments: Any) -> Any:
-    """Graphs that stay in memory."""
+    """Capture and keep 100 CUDA graphs."""
     import torch
 
     kept = []
@@ -205,7 +215,7 @@ def graphs(model: Any, ids: Any, _arguments: Any) -> Any:
 
 
 def in_place(model: Any, ids: Any, _arguments: Any) -> Any:
-    """`generate` with the cache of the profile, in place of its own."""
+    """Make an in-place cache, which `generate` then uses instead of its own."""
     from llm_profile.passes.cache import InPlaceCache
 
     cache = InPlaceCache(model.config, ids.shape[1] + STEPS + 2)
@@ -214,7 +224,7 @@ def in_place(model: Any, ids: Any, _arguments: Any) -> Any:
 
 
 def swept(_model: Any, _ids: Any, arguments: Any) -> None:
-    """A sweep of 257 points by run_profile.py in this process."""
+    """Run a sweep of 257 points in this process."""
     import tempfile
 
     import run_profile
@@ -234,7 +244,7 @@ CAUSES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "in place": in_place,
     "swept": swept,
 }
-"""What each process does before it times anything."""
+"""Name -> what the process does before it times anything. `torn down` also has TEARDOWN_CUPTI=1 in its environment."""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Hold the profiler's rows against another clock.
+"""Compare the profiler's rows with another clock: CUDA events.
 
-The passes that the profiler times are replayed once more with no profiler running, and timed with CUDA events. Kernels
-leave gaps of up to a microsecond between them, and events see these too: a pass should be 0.98 to 1.2 times the sum of
-its rows. Passes shorter than their own launch (a tiny model) come out longer.
+The passes that the profiler times are replayed again without a profiler, and timed with CUDA events. Their time
+includes the gaps between kernels, of up to a microsecond each. So a pass should take 0.98 to 1.2 times the sum of its
+rows. Passes that are shorter than their own launch (of a tiny model) take longer.
 
     python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
 """
@@ -30,16 +30,16 @@ from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
-from llm_profile.timing.launching import shares
+from llm_profile.timing.launching import split_evenly
 from llm_profile.timing.pacing import REST
 
 PASSES = 10
-"""Replays that count, by either clock."""
+"""Replays that count, with each clock."""
 
 
 @dataclass(frozen=True)
 class TwoClocks:
-    """One pass: median between CUDA events, and the sum of the profiler's rows."""
+    """The pass of a point by two clocks: its median time by CUDA events, and the sum of the profiler's rows."""
 
     point: SweepPoint
     events_ns: float
@@ -63,10 +63,10 @@ def spread_points(count: int, longest_prompt: int, longest_cache: int) -> list[S
 
 
 def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int = PASSES) -> dict[SweepPoint, float]:
-    """Median nanoseconds of a replayed pass at each point, by CUDA events.
+    """Point -> median nanoseconds of a replayed pass, by CUDA events.
 
-    As the profiler does it: from several graphs, each after a settling replay, and rested, so that both run at the
-    same clock. Raises CaptureError for a model whose passes cannot be captured.
+    As in a sweep, a point has several graphs, an uncounted replay comes first, and the GPU rests afterwards, so that it
+    runs at the same clock. Raises CaptureError for a model whose passes cannot be captured.
     """
     runs = GraphPasses(subject, GRAPHS)
     times: dict[SweepPoint, float] = {}
@@ -75,7 +75,7 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
         for _ in range(2):
             runs.eager(point)
         between: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        for pool, replays in enumerate(shares(passes, min(GRAPHS, passes))):
+        for pool, replays in enumerate(split_evenly(passes, min(GRAPHS, passes))):
             graph = runs.capture(point, pool=pool)
             torch.cuda.synchronize()
             started = time.monotonic()
@@ -90,7 +90,7 @@ def timed_by_events(subject: Subject, points: Sequence[SweepPoint], passes: int 
 
 
 def mark(after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.Event:
-    """An event on the current stream, behind one more replay of `after`."""
+    """A CUDA event that is recorded on the current stream, after a replay of `after` if it is given."""
     event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)
     if after is not None:
         after.replay()
@@ -101,7 +101,7 @@ def mark(after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.Event:
 def summed_rows(
     backend: TorchProfilerBackend, points: Sequence[SweepPoint], passes: int = PASSES
 ) -> dict[SweepPoint, float]:
-    """Sum of the trimmed means of all rows at each point, in nanoseconds. Raises UsageError for a point that fails."""
+    """Point -> sum of the trimmed means of its rows in nanoseconds. Raises UsageError for a point that fails."""
     sums: dict[SweepPoint, float] = {}
     for result in backend.sample(points, StoppingRule(passes, precision=0), warmup=1):
         if isinstance(result, PointFailure):
@@ -116,14 +116,14 @@ def compare_clocks(backend: TorchProfilerBackend, points: Sequence[SweepPoint]) 
         events_ns = timed_by_events(backend.subject, points)
     except CaptureError as error:
         raise UsageError(
-            f"--model: its passes cannot be captured in CUDA graphs ({error}); take another one"
+            f"--model: its passes cannot be captured in CUDA graphs ({error}); use another model"
         ) from error
     rows_ns = summed_rows(backend, points)
     return [TwoClocks(point, events_ns[point], rows_ns[point]) for point in points]
 
 
 def table_lines(results: Sequence[TwoClocks]) -> list[str]:
-    """What is printed."""
+    """The lines that are printed."""
     lines = [f"{'input':>6} {'kv_cache':>8} {'events us':>10} {'rows us':>10} {'ratio':>6}"]
     for result in results:
         point, events_us, rows_us = result.point, result.events_ns / 1e3, result.rows_ns / 1e3
@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_model_arguments(parser)
-    parser.add_argument("--points", type=int, default=8, metavar="N", help="lengths a phase (default %(default)s)")
+    parser.add_argument("--points", type=int, default=8, metavar="N", help="lengths per phase (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     return parser
 

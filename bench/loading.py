@@ -1,4 +1,4 @@
-"""The profiler on a model with random weights, as `run_profile.py --load-format dummy` opens it."""
+"""Opening the GPU backend with random weights, as `run_profile.py --load-format dummy` does."""
 
 import argparse
 from collections import Counter
@@ -12,7 +12,7 @@ from llm_profile.timing.cuda_device import check_cuda
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is measured, and where."""
+    """Add the options that choose the model and the device."""
     add = parser.add_argument
     add("--model", default="meta-llama/Llama-3.1-8B", help="as in run_profile.py (default %(default)s)")
     add("--num-layers", type=int, default=1, metavar="N", help="decoder blocks kept (default %(default)s)")
@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def open_profiler(
     model: str, longest: int, num_layers: int = 1, sdpa_backend: str = "auto", device: str = "cuda"
 ) -> TorchProfilerBackend:
-    """A backend for prompts and caches of up to `longest` tokens.
+    """The GPU backend for prompts and caches of up to `longest` tokens.
 
     Raises UsageError for a model that is not known and for a device that is not there.
     """
@@ -41,11 +41,11 @@ def open_profiler(
 
 
 def longest_of(backend: TorchProfilerBackend, longest: int) -> tuple[int, int]:
-    """Longest prompt and longest cache that may run: none beyond a learned position table."""
+    """Longest prompt and longest cache that may run: `longest`, or what a learned position table allows."""
     learned = backend.learned_positions
     return (longest, longest) if learned is None else (min(longest, learned), min(longest, learned - 1))
 
 
 def sweep_sizes(longest_prompt: int, longest_cache: int) -> Counter[str]:
-    """Points of a full sweep, by phase."""
+    """Kind -> number of points of a full sweep."""
     return Counter(point.kind for point in Sweep("both", longest_prompt, longest_cache).points())

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draw a table as an SVG: latency of one pass of the full model over prompt length and over cache length, by layer.
 
-A pass is each row of the model once and each row of a block times the number of such blocks. `lm_head` counts for one
-token, as a prompt needs it. Each point of the picture is a mean over neighbouring lengths. Text and lines are of a grey
-that can be read on white and on black, and the background is left transparent.
+A pass has each row of the model once, and each row of a block times the number of such blocks. `lm_head` is that of one
+token, since a prompt needs it for its last token only. Each point of a curve is a mean over neighbouring lengths. Text
+and lines are grey, to be readable on white and on black; the background is transparent.
 
     python3 bench/picture.py H200/meta-llama/Llama-3.1-8B.csv docs/latency.svg
 """
@@ -29,24 +29,28 @@ LATENCY = "latency(ns)"
 HEAD_ROW = "lm_head"
 
 GREY = "#787878"
-"""Text and axes: 4.4 times as dark as white, 4.3 times as bright as GitHub's dark background."""
+"""Colour of text and axes. Its contrast ratio to white is 4.4, to GitHub's dark background 4.3."""
 
 WIDTH, HEIGHT = 960, 380
 TOP, BOTTOM = 70, 320
-"""Upper and lower end of both vertical axes, in pixels."""
+"""Upper and lower end of both vertical axes, in pixels from the top."""
 
 PANEL_WIDTH = 310
 MOST_POINTS = 260
-"""Points of a curve: lengths are averaged so that there are no more."""
+"""Most points of a curve; so many neighbouring lengths are averaged that there are no more."""
 
 TOKEN_STEPS = [2**exponent for exponent in range(30)]
 MS_STEPS = [digit * 10.0**exponent for exponent in range(-6, 6) for digit in (1, 2, 5)]
-"""Distances between the numbers at an axis, of which the first that fits is taken."""
+"""Possible distances between the numbers at an axis, ascending; the first that fits is used."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the two diagrams. left: pixels. latency_ms: a line per length in tokens, a column per group."""
+    """One of the two diagrams.
+
+    axis: label of the horizontal axis. left: left edge in pixels. latency_ms: a row per length in tokens, a column per
+    group.
+    """
 
     title: str
     axis: str
@@ -55,12 +59,12 @@ class Panel:
 
     @property
     def right(self) -> int:
-        """Pixels."""
+        """The right edge in pixels."""
         return self.left + PANEL_WIDTH
 
 
 def pass_latencies(csv: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Latency of passes of the full model in ms, over prompt length and over cache length, a column per group.
+    """Latency of a pass of the full model in ms, over prompt length and over cache length, with a column per group.
 
     Raises UsageError for files that are no table of LLM-Profile, and for a table without both phases.
     """
@@ -84,6 +88,7 @@ def pass_latencies(csv: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _by_length(rows: pd.DataFrame, length: str) -> pd.DataFrame:
+    """Sums per group, a column each, over the column `length`; neighbouring lengths are averaged."""
     sums = rows.pivot_table(index=length, columns="group", values="ms", aggfunc="sum", fill_value=0.0)
     sums = sums[[label for label, _, _ in LAYER_GROUPS if label in sums]].reset_index()
     size = -(-len(sums) // MOST_POINTS)
@@ -91,16 +96,16 @@ def _by_length(rows: pd.DataFrame, length: str) -> pd.DataFrame:
 
 
 def ticks(highest: float, steps: Sequence[float], most: int) -> list[float]:
-    """0 and multiples of a step up to the first that is not below `highest`, `most` multiples at most.
+    """The numbers at an axis: 0, and multiples of a step up to the first that is not below `highest`.
 
-    The step is the first of `steps`, ascending, that allows it.
+    steps: possible steps, ascending; the first is used with which there are at most `most` multiples.
     """
     step = next(step for step in steps if ceil(highest / step) <= most)
     return [step * i for i in range(ceil(highest / step) + 1)]
 
 
 def panel_lines(panel: Panel) -> Iterator[str]:
-    """The SVG elements of one diagram: horizontal lines, areas, axes and what stands at them."""
+    """The SVG elements of one diagram: title, horizontal lines, areas, axes and their labels."""
     stacked = panel.latency_ms.cumsum(axis=1)
     tokens_shown = ticks(panel.latency_ms.index[-1], TOKEN_STEPS, 4)
     ms_shown = ticks(stacked.to_numpy().max(), MS_STEPS, 7)
@@ -116,7 +121,7 @@ def panel_lines(panel: Panel) -> Iterator[str]:
         yield f'<path d="M{panel.left} {y(ms):.1f}H{panel.right}" class="grid"/>'
         yield f'<text x="{panel.left - 8}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms:,.4g}</text>'
     colours = {label: colour for label, colour, _ in LAYER_GROUPS}
-    for label in reversed(stacked.columns):  # each area reaches down to the axis, and those below are drawn over it
+    for label in reversed(stacked.columns):  # each area reaches down to the axis, and lower ones are drawn over it
         line = "L".join(
             f"{x(length):.1f} {y(ms):.1f}" for length, ms in zip(stacked.index, stacked[label], strict=True)
         )
@@ -129,7 +134,7 @@ def panel_lines(panel: Panel) -> Iterator[str]:
 
 
 def legend_lines(labels: Sequence[str], left: int) -> Iterator[str]:
-    """A coloured square and a label for each group, in the order of the stack from above."""
+    """The SVG elements of the legend: a coloured square and a label for each group, the top of the stack first."""
     shown = [(label, colour) for label, colour, _ in reversed(LAYER_GROUPS) if label in labels]
     for i, (label, colour) in enumerate(shown):
         y = TOP + 10 + 26 * i
@@ -137,8 +142,8 @@ def legend_lines(labels: Sequence[str], left: int) -> Iterator[str]:
         yield f'<text x="{left + 22}" y="{y + 11}">{label}</text>'
 
 
-def drawn(csv: Path) -> str:
-    """The SVG of a table. Raises UsageError as `pass_latencies` does."""
+def svg_of(csv: Path) -> str:
+    """The picture of a table as SVG. Raises UsageError as `pass_latencies` does."""
     prefill, decode = pass_latencies(csv)
     names = pd.read_csv(csv, nrows=1).iloc[0]
     title = f"{names['model']} on {names['hardware']}: GPU time of one pass of the model, by layer"
@@ -177,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        write_whole(arguments.svg, drawn(arguments.csv).encode())
+        write_whole(arguments.svg, svg_of(arguments.csv).encode())
     except UsageError as error:
         print(f"picture.py: {error}", file=sys.stderr)
         return EXIT_USAGE

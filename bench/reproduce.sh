@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Measures the figures of docs/results.md, in stages of a few minutes each on one H200:
 #     bench/reproduce.sh STAGE [DIR [MODEL...]]
-# Tables and JSON go to DIR/<hardware>/ (default: this repository). docs/results.md names the stage of each figure.
-# Stages of several models (full, families, architectures, graph, eager) measure all, or those that are named.
+# Tables and JSON are written to DIR/<hardware>/ (default: this repository). docs/results.md names the stage of each
+# figure. Stages of several models (full, families, architectures, graph, eager, judge) run the models that are named,
+# or all of theirs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +23,7 @@ validate() { # runtime, models
     local runtime=$1 model
     shift
     for model in "$@"; do
-        # exit code 4 (over the tolerance) is a result, and the next model can still run
+        # exit code 4 (an error over the tolerance) is a result as well, and the next model follows
         python3 validation.py --csv "$dir/$hardware/$model.csv" --scaling-runtime "$runtime" \
             --scaling-output "$dir/$hardware/$model-$runtime.csv" || [ $? = 4 ]
     done
@@ -32,10 +33,10 @@ full=(meta-llama/Llama-3.1-8B facebook/opt-6.7b microsoft/Phi-mini-MoE-instruct)
 families=(Qwen/Qwen3-8B Qwen/Qwen3-32B)
 validated=("${full[@]}" Qwen/Qwen3-8B)
 declare -A options=(
-    [facebook/opt-6.7b]="--decode-max 2047" # its positions end at 2,048 tokens
-    # its rotary table, once a model, takes as long as some layers of one block: two blocks put it in proportion
+    [facebook/opt-6.7b]="--decode-max 2047" # it has positions for 2,048 tokens
+    # its rotary table runs once per pass and takes as long as some layers of a block: two blocks halve its share
     [microsoft/Phi-mini-MoE-instruct]="--num-layers 2"
-    # without packages of kernels
+    # measured without the packages of their kernels
     [Qwen/Qwen3-Next-80B-A3B-Instruct]="--allow-slow-path"
     [tiiuae/falcon-mamba-7b]="--allow-slow-path --prefill-max 256 --decode-max 256"
 )
@@ -58,7 +59,7 @@ case $stage in
             profile "$model" --prefill-step 8 --decode-step 8 --skip-scaling
         done
         ;;
-    architectures) # one block of each kind, on the adaptive grid of all prompts and every 8th cache; what was measured
+    architectures) # one block of each kind, all prompts and every 8th cache on the adaptive grid; keeps measured points
         tables=$(mktemp -d)
         for model in "${named[@]:-${architectures[@]}}"; do
             profile "$model" --grid adaptive --decode-step 8 --skip-scaling --output-dir "$tables"
@@ -70,20 +71,20 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
             cp "$tables/$table.meta.json" "$dir/$table.measured.meta.json"
         done
         ;;
-    hundred) # every 16th length with exactly 100 passes, against the table of the full sweep
+    hundred) # every 16th length with exactly 100 passes, compared with the table of the full sweep
         hardware=$stage profile meta-llama/Llama-3.1-8B --overwrite --skip-scaling \
             --prefill-step 16 --decode-step 16 --repeat 100 --precision 0
         python3 bench/compare_tables.py "$dir"/{"$hardware","$stage"}/meta-llama/Llama-3.1-8B.csv
         ;;
-    clock) # the same passes by CUDA events
+    clock) # the sums of rows compared with the same passes timed by CUDA events
         python3 bench/independent_clock.py --model meta-llama/Llama-3.1-8B
         ;;
-    graph | eager) # estimated against real, at full depth
+    graph | eager) # tables compared with the real model at full depth
         runtime=$stage
         [ "$stage" = eager ] || runtime=cuda-graph
         validate "$runtime" "${named[@]:-${validated[@]}}"
         ;;
-    judge) # the scaled tables of the two stages before, by a script that imports nothing of this project
+    judge) # scaled tables of the stages graph and eager, judged by a script that imports nothing of this project
         for model in "${named[@]:-${validated[@]}}"; do
             for runtime in eager cuda-graph; do
                 python3 bench/as_a_user.py --csv "$dir/$hardware/$model-$runtime.csv" --runtime "$runtime" \
@@ -91,7 +92,7 @@ rows[rows.source == "measured"].to_parquet(sys.argv[2], compression="zstd", inde
             done
         done
         ;;
-    causes) # what makes eager steps slow in a process that has measured
+    causes) # why eager steps are slower in a process that has run a sweep
         python3 bench/eager_causes.py --rounds 15 --json "bench/results/eager_causes_$hardware.json"
         ;;
     deep) # a model whose weights fill most of the card

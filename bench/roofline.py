@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""No matrix product of a table is faster than the hardware allows.
+"""Check that no matrix product of a table is faster than the hardware allows.
 
-Each weight is read once a pass and each token multiplied with all of it, so a row takes at least
+In a pass, each weight is read once and multiplied with each token, so a row takes at least
 max(weight bytes / peak bandwidth, FLOPs / peak dense rate). A row below that was measured wrongly, or its weights
 stayed in a cache from one pass to the next, which they do not in the full model.
 
@@ -31,18 +31,17 @@ GEMM_ROWS = (
     *("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate"),
     "lm_head",
 )
-"""Rows that multiply every token with all of one weight; `<kind>.q_proj` where blocks are of several kinds."""
-
+"""Rows that multiply every token with one whole weight. With several kinds of blocks, tables have `<kind>.q_proj`."""
 
 SHOWN = 20
-"""Violations that are printed; the JSON has all of them."""
+"""Most violations that are printed; the JSON has all of them."""
 
 EXIT_VIOLATIONS = 1
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A row at a point. bound_ns: the least that it can take."""
+    """The latency of a row at a point, and the least that the hardware allows (bound_ns)."""
 
     row: str
     point: SweepPoint
@@ -51,14 +50,14 @@ class Bound:
 
     @property
     def ratio(self) -> float:
-        """latency / bound: below 1 is impossible."""
+        """latency / bound; below 1 is impossible."""
         return self.latency_ns / self.bound_ns
 
 
 def gemm_weights(config: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Shape [out, in] of the weight behind each of GEMM_ROWS that a model has, read from the model itself.
+    """Row -> shape [out, in] of its weight, for the GEMM_ROWS of a model, read from the model built without weights.
 
-    config: fields of config.json. kinds: a table's kinds of blocks; the first block of each stands for it.
+    config: fields of config.json. kinds: the kinds of blocks of a table; shapes are those of the first block of a kind.
     """
     from torch import nn
 
@@ -83,13 +82,19 @@ def gemm_weights(config: Mapping[str, Any], kinds: Sequence[Mapping[str, Any]]) 
 
 
 def bound_ns(shape: tuple[int, int], tokens: int, dtype_bytes: int, bandwidth: float, flops: float) -> float:
-    """Least time of a product of [tokens, in] with a weight of `shape`, in nanoseconds."""
+    """Least time in nanoseconds of the product of [tokens, in] with a weight of this shape.
+
+    bandwidth: bytes/s. flops: 1/s.
+    """
     elements = shape[0] * shape[1]
     return 1e9 * max(elements * dtype_bytes / bandwidth, 2 * tokens * elements / flops)
 
 
 def bounds(table: LatencyTable, bandwidth: float, flops: float) -> list[Bound]:
-    """Every GEMM row at every point. bandwidth: bytes/s, flops: 1/s. Raises UsageError for an unfinished table."""
+    """Every GEMM row at every measured point. bandwidth: bytes/s. flops: 1/s.
+
+    Raises UsageError for a table without its model's configuration or dtype.
+    """
     conditions = table.meta["conditions"]
     if "config" not in table.meta or conditions.get("dtype") not in DTYPE_BYTES:
         raise UsageError(f"the table of {table.model} does not say which dimensions or dtype it was measured with")
@@ -110,7 +115,7 @@ def bounds(table: LatencyTable, bandwidth: float, flops: float) -> list[Bound]:
 
 
 def table_lines(found: Sequence[Bound], all_rows: Sequence[str]) -> list[str]:
-    """What is printed: the tightest point of each row, then what is impossible."""
+    """The lines that are printed: the point of each row that is closest to its bound, then the impossible ones."""
     rows = list(dict.fromkeys(bound.row for bound in found))
     lines = [f"{'row':20} {'points':>7} {'least latency / bound':>22}  at"]
     for row in rows:
@@ -132,8 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 all rows are possible; 1 some are not; 2 usage.",
     )
     parser.add_argument("csv", type=Path, help="a table of LLM-Profile")
-    parser.add_argument("--bandwidth", type=float, required=True, metavar="BYTES/S", help="of the memory, peak")
-    parser.add_argument("--flops", type=float, required=True, metavar="1/S", help="dense, in the table's dtype, peak")
+    parser.add_argument("--bandwidth", type=float, required=True, metavar="BYTES/S", help="peak bandwidth of memory")
+    parser.add_argument(
+        "--flops", type=float, required=True, metavar="1/S", help="peak dense rate of the table's dtype"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     return parser
 

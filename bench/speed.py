@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The documented way of timing layers against this one, in one run on one GPU.
+"""Compare the speed of the documented way of timing layers with that of LLM-Profile, in one run on one GPU.
 
-The documented way: at each point 10 warm-up passes, then 100 eager ones in a torch.profiler session of their own (CPU
-and CUDA) with a range around each layer, and its `key_averages()`. This way: points share a session, and a pass is
-replayed as a CUDA graph until its time is known. Both run the same model, cache and kernels.
+The documented way: each point has 10 warm-up passes, then 100 eager passes in a torch.profiler session of its own (CPU
+and CUDA) with a range around each layer, and the session's `key_averages()`. This way, that of LLM-Profile: points
+share a session, and a pass is replayed as CUDA graphs until its mean is known precisely enough. Both run the same
+model, cache and kernels.
 
-`ratio` is the time of a full sweep the one way over that the other way, each extrapolated from evenly spread points;
-`ratio_at_equal_passes` is the same with exactly 100 passes a point for both. Loading the model is left out.
+`ratio` is the time of a full sweep the documented way over that of this way, each extrapolated from evenly spread
+points; `ratio_at_equal_passes` is the same with exactly 100 passes per point for both. The time to load the model is
+left out.
 
     python3 bench/speed.py --model meta-llama/Llama-3.1-8B
 """
@@ -42,19 +44,21 @@ from llm_profile.timing.session import ROW_RANGE, RangeRecorder
 from llm_profile.validation.estimate import is_unnamed_row
 
 WARMUP, REPEAT = 10, 100
-"""Passes of the documented way at each point."""
+"""Warm-up passes and timed passes of the documented way at each point."""
 
 DENSER = 16
-"""Points of this way for each of the documented way's: sessions of many points that share labels, as in a sweep."""
+"""Points that are timed this way per point that is timed the documented way. With many points, sessions are full and
+points share labelled passes, as in a sweep."""
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
 class Timed:
-    """Points of one phase, timed one way. seconds: wall time. device_ns: GPU time of the passes that count.
+    """The points of one phase, timed one way.
 
-    rows_ns: GPU time per pass of each named row at each point, the trimmed mean over passes that tables carry.
+    seconds: wall time of all points. device_ns: GPU time of the passes that count. rows_ns: point -> named row -> GPU
+    time per pass, the trimmed mean over passes as in tables. passes: number of passes that count, of each point.
     """
 
     seconds: float = 0.0
@@ -67,7 +71,7 @@ class Timed:
         return self.seconds / len(self.rows_ns)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs. gpu_busy: share of the wall time in which passes that count ran."""
+        """The figures as JSON. gpu_busy: share of the wall time in which the GPU ran passes that count."""
         return {
             "points": len(self.rows_ns),
             "s_per_point": self.seconds_per_point,
@@ -77,19 +81,19 @@ class Timed:
 
 
 Phases = Mapping[str, Timed]
-"""phase -> what was timed there."""
+"""Phase -> its points as they were timed."""
 
 
 def kernels_ns(event: Any) -> float:
-    """GPU time of what was launched in a profiler event and in all inside it, in nanoseconds."""
+    """GPU time of what was launched during a profiler event, in nanoseconds, with that of the events inside it."""
     own = sum(kernel.duration for kernel in event.kernels if not kernel.name.startswith(ROW_RANGE))  # us
     return 1e3 * own + sum(kernels_ns(inside) for inside in event.cpu_children)
 
 
 def range_times(events: Iterable[Any], repeat: int) -> dict[str, list[float]]:
-    """Nanoseconds of each row's ranges in each of `repeat` passes, from a session's events.
+    """Row -> nanoseconds of its ranges in each of `repeat` passes, from the events of a session.
 
-    A range counts what is launched in ranges inside it too: rows of containers are not themselves alone.
+    A range contains what was launched in ranges inside it. So rows of containers contain the rows inside them.
     """
     ranges: dict[str, list[Any]] = {}
     for event in events:
@@ -107,7 +111,7 @@ def range_times(events: Iterable[Any], repeat: int) -> dict[str, list[float]]:
 
 
 def documented_point(subject: Subject, point: SweepPoint, timed: Timed, repeat: int = REPEAT) -> None:
-    """Time one point the documented way. Ranges are on."""
+    """Time one point the documented way and add it to `timed`. Call it while `LayerRanges` is open."""
     subject.runner.forget_masks()
     started = time.perf_counter()
     for _ in range(WARMUP):
@@ -120,19 +124,20 @@ def documented_point(subject: Subject, point: SweepPoint, timed: Timed, repeat: 
     _averages_us = {event.key: event.device_time_total / event.count for event in session.key_averages()}
     timed.seconds += time.perf_counter() - started
 
-    times = range_times(session.events() or [], repeat)  # trimmed means, not plain averages: not on the clock
+    # For the comparison of rows: trimmed means, which the documented way does not have. Their time is not counted.
+    times = range_times(session.events() or [], repeat)
     timed.device_ns += sum(times[MODEL_OTHER])
     timed.rows_ns[point] = named_rows_ns(times)
     timed.passes.append(repeat)
 
 
 def named_rows_ns(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The number of each named row, from its times in single passes."""
+    """Named row -> trimmed mean of its nanoseconds in single passes. `_other` rows are left out."""
     return {row: Measurement.of(of_row).trimmed_mean_ns for row, of_row in times.items() if not is_unnamed_row(row)}
 
 
 def documented_way(subject: Subject, points: Sequence[SweepPoint]) -> Timed:
-    """Time points one by one."""
+    """Time points the documented way, one by one."""
     timed = Timed()
     with LayerRanges(subject.model, subject.layout, RangeRecorder()):
         for point in points:
@@ -141,7 +146,7 @@ def documented_way(subject: Subject, points: Sequence[SweepPoint]) -> Timed:
 
 
 def this_way(backend: TorchProfilerBackend, points: Sequence[SweepPoint], rule: StoppingRule) -> Timed:
-    """Time points as run_profile.py does. Raises UsageError for one that fails."""
+    """Time points as run_profile.py does. Raises UsageError for a point that cannot be measured."""
     timed = Timed()
     started = time.perf_counter()
     samples = list(backend.sample(in_measuring_order(points, seed=0), rule, WARMUP))
@@ -161,7 +166,7 @@ def even_lengths(count: int, longest: int) -> list[int]:
 
 
 def agreement(a: Phases, b: Phases) -> dict[str, Agreement]:
-    """Of all rows at the points that both ways timed, by phase."""
+    """Phase -> agreement of all rows at the points that both ways timed."""
     return {
         phase: Agreement.of(
             [
@@ -176,12 +181,12 @@ def agreement(a: Phases, b: Phases) -> dict[str, Agreement]:
 
 
 def sweep_seconds(phases: Phases, sizes: Mapping[str, int]) -> float:
-    """Extrapolated time of a sweep. sizes: its points by phase."""
+    """Extrapolated seconds of a sweep. sizes: phase -> number of points of the sweep."""
     return sum(timed.seconds_per_point * sizes[phase] for phase, timed in phases.items())
 
 
 def summary(documented: Phases, equal: Phases, this: Phases, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The figures, as JSON. equal: this way with as many passes as the documented way."""
+    """The figures of a comparison, as JSON. equal: this way with as many passes as the documented way."""
     ways = {"documented": documented, "equal_passes": equal, "this": this}
     seconds = {name: sweep_seconds(phases, sizes) for name, phases in ways.items()}
     return {
@@ -198,7 +203,7 @@ def summary(documented: Phases, equal: Phases, this: Phases, sizes: Mapping[str,
 
 
 def table_lines(found: Mapping[str, Any]) -> list[str]:
-    """What is printed."""
+    """The lines that are printed. found: the result of `summary`."""
     points = sum(found["sweep_points"].values())
     lines = [f"{'':14} {'phase':8} {'points':>6} {'passes':>7} {'ms a point':>10} {'GPU busy %':>10}"]
     for name, phases in found["ways"].items():
@@ -218,17 +223,20 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def measure(backend: TorchProfilerBackend, count: int, longest: tuple[int, int]) -> dict[str, Any]:
-    """Time both ways at `count` points a phase and summarise. longest: prompt and cache."""
+    """Time both ways and return the figures.
+
+    count: points of each phase that are timed the documented way. longest: prompt and cache, in tokens.
+    """
     dense = {
         "decode": [SweepPoint(1, length) for length in even_lengths(DENSER * (count - 1) + 1, longest[1])],
         "prefill": [SweepPoint(length, 0) for length in even_lengths(DENSER * (count - 1) + 1, longest[0])],
     }
     sparse = {phase: points[::DENSER] for phase, points in dense.items()}
     rule, hundred = StoppingRule(REPEAT), StoppingRule(REPEAT, precision=0)
-    once = [SweepPoint(2, 0)]  # first use of a profiler and of libraries is no point's own cost
-    this_way(backend, once, rule)
-    documented_way(backend.subject, once)
-    # This way first, so that no plan that a library builds for a length has been built for it already.
+    first = [SweepPoint(2, 0)]  # the first use of a profiler and of libraries takes time that belongs to no point
+    this_way(backend, first, rule)
+    documented_way(backend.subject, first)
+    # This way comes first, so that it also has the time in which libraries build plans for new lengths.
     this = {phase: this_way(backend, points, rule) for phase, points in dense.items()}
     equal = {phase: this_way(backend, points, hundred) for phase, points in sparse.items()}
     documented = {phase: documented_way(backend.subject, points) for phase, points in sparse.items()}
@@ -244,7 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=16,
         metavar="N",
-        help="lengths in each phase timed the documented way, about 5 s each (default %(default)s)",
+        help="lengths of each phase that are timed the documented way, about 5 s each (default %(default)s)",
     )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="where the figures go (default: bench/results/speed_*.json)"

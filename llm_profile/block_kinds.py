@@ -1,11 +1,15 @@
-"""Decoder blocks of a model that are alike. No torch."""
+"""A kind of decoder block: blocks of one structure, which are measured once for all. No torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BlockKind:
-    """Decoder blocks that are alike. count: in the full model. layers: their original indices. profiled: kept ones."""
+    """Decoder blocks of the same structure, such as all blocks with a mixture of experts.
+
+    count: how many the full model has. layers: their indices in the full model. profiled: those of `layers` that are
+    measured.
+    """
 
     name: str
     count: int

@@ -1,13 +1,13 @@
-"""Short names of GPUs: the folder and the `hardware` column of their tables. Imports no torch.
+"""Short names of GPUs, used as the folder and the `hardware` column of their tables. Imports no torch.
 
-Cards that differ in speed have different names. What a driver calls most of them becomes a short name by a rule; CARDS
-has those that people call otherwise.
+GPUs that differ in speed get different names. A rule shortens the name that the driver reports; CARDS lists the GPUs
+whose usual name the rule does not give.
 """
 
 import re
 
 CARDS: dict[str, str] = {
-    # how the driver's name begins, without the words of DECORATION -> what people call that card
+    # beginning of the driver's name, without the words of DECORATION -> the usual name of that GPU
     "P100-PCIE-16GB": "P100",
     "P100-PCIE-12GB": "P100-12GB",
     "P100-SXM2-16GB": "P100SXM2",
@@ -28,7 +28,7 @@ CARDS: dict[str, str] = {
     "H100 80GB HBM3": "H100",
     "H100 80GB HBM2e": "H100PCIe",
     "H20-3e": "H20-141GB",
-    "GH200 480GB": "GH200",  # memory of its CPU; its GPU has 96 GB
+    "GH200 480GB": "GH200",  # 480 GB is the memory of its CPU; its GPU has 96 GB
     "GH200 120GB": "GH200",
     "GH200 144G HBM3e": "GH200-144GB",
     "B300 SXM6 AC": "B300",
@@ -51,22 +51,23 @@ CARDS: dict[str, str] = {
 DECORATION = frozenset(
     {"NVIDIA", "AMD", "GeForce", "Quadro", "Tesla", "Instinct", "Radeon", "Generation", "Edition", "Graphics", "GPU"}
 )
-"""Words of a device's name that say nothing about its speed."""
+"""Words of the driver's name that are left out, because they do not tell GPUs of different speed apart."""
 
 MEMORY_SIZE = re.compile(r"\d+GB?")
 MEMORY_TYPE = re.compile(r"HBM\w*")
 SLICE = "MIG"
-"""The word before the part of a card that is used as one of its own: `1g.5gb` has another speed."""
+"""NVIDIA multi-instance GPU: the word before the size of a slice, `1g.5gb`; slices of other sizes differ in speed."""
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
-"""What is left out of the names of files."""
+"""Characters that are removed, because the short name is used as the name of a folder."""
 
 
 def short_device_name(name: str) -> str:
     """`NVIDIA GeForce RTX 3090` -> `RTX3090`, `NVIDIA H100 80GB HBM3` -> `H100`, `NVIDIA H100 PCIe` -> `H100PCIe`.
 
-    Cards of no line of CARDS: the words joined, a size of memory with a hyphen (some cards have other chips by it:
-    `GeForce GTX 1060 6GB` -> `GTX1060-6GB`), a type of memory left out. A slice is named after its card and size.
+    GPUs that are not in CARDS: the words are joined. A memory size is kept behind a hyphen, because some GPUs of one
+    name have different chips for different sizes (`GeForce GTX 1060 6GB` -> `GTX1060-6GB`); a memory type is left out.
+    A slice of a GPU (MIG) is named after the GPU and the size of the slice.
     """
     card, _, part = name.partition(f" {SLICE} ")
     words = [word for word in card.split() if word not in DECORATION]

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and the exit code that says so (docs/options.md, "Exit codes")."""
+"""Errors that a user can fix, helpers for their messages, and the exit codes (docs/options.md, "Exit codes")."""
 
 from contextlib import suppress
 from decimal import Decimal
@@ -13,51 +13,54 @@ EXIT_INTERRUPTED = 130
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """An error's text without line breaks, cut to `most` characters."""
+    """An error's text with every run of white space as one space, cut to `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
-def typed_line(error: BaseException) -> str:
-    """An error's type and text: many texts are a mere value, or nothing."""
+def type_and_text(error: BaseException) -> str:
+    """`KeyError: 'relu7'`: the type stands in front because the text alone may be empty or a bare value."""
     return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
 
 
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says, in an error of no type of its own, when the host has no memory left."""
+"""Part of torch's message when the host's memory is used up. torch raises it as a plain RuntimeError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: the host's, or that of a GPU (torch.OutOfMemoryError)."""
+    """Whether an error means that the memory of the host or of a GPU (torch.OutOfMemoryError) was used up."""
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_OUT_OF_MEMORY in str(error)
     )
 
 
 class UsageError(Exception):
-    """A mistake that the user can mend: one line with what was wrong, what is allowed and which option to change.
+    """An error that the user can fix. Its text is one line: what was wrong, what is allowed, which option to change.
 
-    Commands print it to stderr without a traceback and exit with 2.
+    The commands print that line to stderr without a traceback and exit with 2.
     """
 
 
 class CheckpointError(UsageError):
-    """Real weights that cannot be used: `--load-format auto` takes random ones in their place."""
+    """Real weights that cannot be used; `--load-format auto` then uses random weights instead."""
 
 
 def check_at_least_one(field: str, value: object) -> None:
-    """Raise UsageError for a field of a config.json that makes no model when it is less, or no number."""
+    """Raise UsageError where the value of a config.json's field is no number or is below 1.
+
+    For fields that no model can be built with otherwise, such as the number of blocks.
+    """
     if not isinstance(value, int | float) or not value >= 1:
-        raise UsageError(f"--model: its {field} is {shown(value)}, and has to be at least 1; mend its config.json")
+        raise UsageError(f"--model: its {field} is {shown(value)}, and must be at least 1; correct its config.json")
 
 
 def number_between(what: str, value: object, least: float, most: float) -> float:
-    """A number that a caller gave, of whatever type (numpy's and Decimal too), as a float.
+    """A number of any numeric type (numpy's and Decimal included) as a float.
 
-    Raises UsageError, naming it, for what is no number or lies outside `least`..`most`.
+    what: how the message calls the value. Raises UsageError for what is no number or lies outside `least`..`most`.
     """
     number = nan
     if type(value) is not bool and isinstance(value, Real | Decimal):
-        with suppress(OverflowError, ValueError):  # a whole number beyond any float, a signalling nan
+        with suppress(OverflowError, ValueError):  # an integer too large for a float; a signalling NaN of Decimal
             number = float(value)
     if not least <= number <= most:
         raise UsageError(f"{what} {shown(value)}: must be a number from {least:g} to {most:g}")
@@ -65,8 +68,8 @@ def number_between(what: str, value: object, least: float, most: float) -> float
 
 
 def shown(value: object) -> str:
-    """A value as an error names it."""
+    """A value as messages show it: its repr, cut to 80 characters."""
     try:
         return one_line(repr(value), 80)
-    except ValueError:  # whole numbers of thousands of digits
+    except ValueError:  # Python converts no integer of more than some thousands of digits to text
         return f"of type {type(value).__name__}"

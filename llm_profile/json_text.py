@@ -1,13 +1,13 @@
-"""JSON as other programs wrote it. Imports no torch."""
+"""Reading JSON that may be broken or hostile. Imports no torch."""
 
 import json
 from typing import Any
 
 
 def parse_json(text: str | bytes, constants: bool = True) -> Any:
-    """The value that a JSON text holds. Raises ValueError for anything else, for brackets without end as well.
+    """The value that a JSON text holds. Raises ValueError for text that is not JSON or is nested too deep to be read.
 
-    constants: take NaN and Infinity, which are no JSON and stand in many a config.json.
+    constants: accept NaN and Infinity, which the JSON standard lacks but many config.json files contain.
     """
     try:
         return json.loads(text, parse_constant=float if constants else _no_number)
@@ -20,7 +20,7 @@ def _no_number(name: str) -> None:
 
 
 def nesting(value: Any) -> int:
-    """How many lists and objects are one inside the other."""
+    """The greatest number of lists and objects that are nested one inside the other in a value."""
     depth, level = 0, [value]
     while level := [outer for outer in level if isinstance(outer, dict | list)]:
         depth += 1

@@ -1,4 +1,4 @@
-"""What a user asked for: every option of run_profile.py as one checked, typed value. Imports no torch."""
+"""The options of run_profile.py as typed, checked values: `Request` and `ScalingRequest`. Imports no torch."""
 
 import math
 import re
@@ -13,36 +13,41 @@ from llm_profile.sweep import SERIES, Pair, Sweep
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
 
 CLOCKS = {"cuda": "gpu-kernel", "cpu": "cpu-wall", "fake": "fake"}
-"""Kind of device -> `clock` of the tables that are measured on it: what their nanoseconds are."""
+"""Kind of device -> `clock` of the tables that are measured on it: which time their nanoseconds are."""
 
 LONGEST = 100_000_000
-"""Most tokens of a length: no model takes a tenth of it."""
+"""Largest --prefill-max or --decode-max, in tokens: more than ten times what any model takes."""
 
 MOST_POINTS = 1_000_000
-"""Most points of a sweep: they take hours, at 100 a second. Lengths that make more are typing errors."""
+"""Most points of a sweep: a million takes hours at 100 points a second, so more is taken for a typing error."""
 
 LARGEST_SEED = 2**63 - 1
-"""torch takes seeds of 64 bits, signed."""
+"""torch takes seeds up to the largest signed integer of 64 bits."""
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 DTYPES = ("auto", *DTYPE_BYTES)
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
 CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
-"""Those that torch has on a CPU."""
+"""The ones that torch can use on a CPU."""
 ROUTINGS = ("balanced", "random", "model")
-"""Who chooses the experts of a token: all experts alike, chance, or the router with its (random) weights."""
+"""How the experts of a token are chosen: evenly over all experts, at random, or by the model's router."""
 
 
 @dataclass(frozen=True)
 class ScalingRequest:
-    """How the estimate is held against the real model: the options of validation.py.
+    """How a table is validated against the real model: the options of validation.py.
 
-    pairs: (input, output) lengths in tokens. num_layers: depth of the real model, None for its own. other_depths: timed
-    beside it, None for half of a depth that is not the model's own. repeat: timings of each step in each process.
-    processes: fresh processes that time the real model, None for the runtime's own number. runtime: how the real model
-    runs. mode: the scaling to apply; only `curve` keeps both TTFT and TPOT right, with rows that add up to real
-    steps in a simulator. tolerance: largest held-out error, as a ratio. output: path of the scaled table, None for
-    `<model>-scaled.csv`. add_new_column: keep `latency(ns)` as measured and add a column.
+    pairs: (input, output) lengths in tokens.
+    num_layers: number of blocks that the real model runs with; None for its full depth.
+    other_depths: further depths that are timed too; None for half of `num_layers` if that is not the full depth.
+    repeat: how often each step is timed in each process.
+    processes: number of fresh processes that time the real model; None for the default of the runtime.
+    runtime: `eager` or `cuda-graph`, see validation.py.
+    mode: the scaling that the scaled table is written with. Only `curve` keeps both TTFT and TPOT right and makes rows
+    that a simulator adds up to the time of real steps.
+    tolerance: largest accepted held-out error, as a ratio.
+    output: path of the scaled table; None for `<model>-scaled.csv`.
+    add_new_column: keep `latency(ns)` as measured and write the scaled latency into a column of its own.
     """
 
     pairs: tuple[Pair, ...]
@@ -70,7 +75,7 @@ class ScalingRequest:
             raise UsageError(f"--scaling-tolerance {100 * self.tolerance:g}: must be a percentage of at least 0")
 
     def as_json(self) -> Mapping[str, Any]:
-        """For the report: a later run compares it with its own request to see whether this validation was done."""
+        """As the report records it. A later run compares it with its own request, to skip what was validated before."""
         fields = {
             "pairs": [list(pair) for pair in self.pairs],
             "other_depths": self.other_depths and list(self.other_depths),
@@ -81,11 +86,11 @@ class ScalingRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """One run of the profiler. Field names are those of the command's flags.
+    """One run of the profiler. A field has the name of its option and means the same (docs/options.md).
 
-    model: a Hub id, a local folder or a name of the built-in table. hardware: None for the device's short name.
-    scaling: None to skip validation. report: whether to write the page of the table. hf_token is never printed or
-    written.
+    model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the short
+    name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip validation.
+    report: whether to write the page of the table. hf_token: never printed or written to a file.
     """
 
     model: str
@@ -139,11 +144,11 @@ class Request:
         for name in SERIES:
             longest, step = self.sweep.longest_and_step(name)
             if longest > LONGEST:
-                raise UsageError(f"--{name}-max {longest}: {LONGEST} tokens are the most; lower it")
+                raise UsageError(f"--{name}-max {longest}: must be at most {LONGEST} tokens")
             if longest // step > MOST_POINTS:
                 raise UsageError(
-                    f"--{name}-max {longest}: {longest // step} points at --{name}-step {step}, where {MOST_POINTS} "
-                    f"are the most; lower it, or raise --{name}-step"
+                    f"--{name}-max {longest}: {longest // step} points at --{name}-step {step}, but at most "
+                    f"{MOST_POINTS} are allowed; lower it, or raise --{name}-step"
                 )
         if not 0 <= self.precision < 1:
             raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")

@@ -1,14 +1,16 @@
 # shellcheck shell=bash
-# The set-up that run.sh and tests/run.sh share: source it, then `set_up FILE...` with requirement files.
+# The set-up that run.sh and tests/run.sh share: source this file, then call `set_up FILE...` with requirement files.
 #
-# What it installs is the tested set: constraints/ has one for each Python. A torch and a transformers that are there
-# stay, if requirements.txt allows them. One line says what was taken.
+# It installs versions that were tested together: constraints/ has a set for each Python. An installed torch and an
+# installed transformers are kept if requirements.txt allows them. One line says which versions are used.
 #
-# PYTHON  the interpreter to start from (python3). set_up leaves in it the one that has the packages: this one if it
-#         has them all already or is in a virtual environment, else the one in VENV.
-# VENV    where the virtual environment is made, and found again (.venv). It sees an installed torch and keeps it.
-# TORCH   the torch that pip looks for ("torch": any that is there, else the tested one), e.g. "torch==2.12.0".
-# LATEST  1: the newest that requirements.txt allows instead, also in place of what is there.
+# PYTHON  the interpreter to start from (default python3). set_up sets it to the interpreter that has the packages: the
+#         same one if it has all of them or is in a virtual environment, otherwise the one in VENV.
+# VENV    folder in which the virtual environment is made and later found again (default .venv). A torch that is
+#         installed outside is visible in it and kept.
+# TORCH   the torch that pip installs, e.g. "torch==2.12.0". Default "torch": keep an installed one, or install the
+#         tested one.
+# LATEST  1: install the newest versions that requirements.txt allows, and replace installed ones.
 : "${PYTHON:=python3}" "${VENV:=.venv}" "${TORCH:=torch}" "${LATEST:=0}"
 
 set_up() {
@@ -43,7 +45,7 @@ install() {
         pip_install "$TORCH" "${files[@]}" --upgrade --upgrade-strategy eager
     else
         if [ "$TORCH" != torch ]; then
-            pip_install "$TORCH"  # first, and then it is kept: the tested set need not allow it
+            pip_install "$TORCH"  # before the pins are chosen, which then keep it: the tested set may have another
         fi
         pins=$(choose pins "$@") || fail "$PYTHON could not choose versions (see above)"
         pip_install "$TORCH" "${files[@]}" -c <(printf '%s\n' "$pins")
@@ -52,7 +54,7 @@ install() {
 
 pip_install() {
     "$PYTHON" -m pip install "$@" ||
-        fail "pip could not install $* (see above); mend that, remove $VENV if it is broken, take the newest with LATEST=1, or set PYTHON to an interpreter that has all"
+        fail "pip could not install $* (see above); fix that, remove $VENV if it is broken, install the newest versions with LATEST=1, or set PYTHON to an interpreter that has all packages"
 }
 
 choose() {
@@ -80,18 +82,18 @@ is_new_enough() {
 make_venv() {
     is_new_enough
     if [ -e "$VENV" ]; then
-        fail "$VENV is there but is no virtual environment of this machine; remove it, or name another: VENV=.venv2"
+        fail "$VENV exists but is no virtual environment of this machine; remove it, or name another: VENV=.venv2"
     fi
     local options=()
     if has_module torch || has_module transformers; then
         options+=(--system-site-packages)
         if has_module pip; then
-            options+=(--without-pip)  # the system's pip serves; Debian has no ensurepip without python3-venv
+            options+=(--without-pip)  # the system's pip is used; on Debian, installing pip would need python3-venv
         fi
     fi
     echo "set-up: making a virtual environment in $VENV" >&2
     if ! "$PYTHON" -m venv ${options[@]+"${options[@]}"} "$VENV"; then
-        rm -rf "$VENV"  # half made, it would be taken for a whole one
+        rm -rf "$VENV"  # otherwise the next run would take the incomplete folder for a virtual environment
         fail "$PYTHON could not make $VENV (on Debian and Ubuntu: apt install python3-venv)"
     fi
 }

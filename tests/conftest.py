@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Settings for all tests."""
 
 import os
 
@@ -6,12 +6,12 @@ import pytest
 
 from llm_profile import versions
 
-# Tests run side by side, and tiny models gain nothing from threads: those would wait for each other. Before torch.
+# Set before torch is imported. Tests run in parallel processes, and the threads of tiny models would only slow them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
 def tested_releases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is installed is of the tested range: no warning among the lines that tests look at, whatever CI runs on."""
+    """Pretend that tested releases are installed, so that no warning is among the lines that tests check."""
     newest = {name: release for name, (_, release) in versions.TESTED.items()}
     monkeypatch.setattr(versions, "installed", lambda: newest)

@@ -1,6 +1,7 @@
-"""The whole command on a fake device that can be told to be slow or to fail.
+"""`run_profile.py` on a fake device that can be slow or fail.
 
-`python3 -m tests.fake_command '{"delay_s": 0.1}' --model ...` takes FakeBackend's arguments, then the command's.
+`python3 -m tests.fake_command '{"delay_s": 0.1}' --model ...` takes the arguments of TroubledBackend as JSON, then
+those of the command.
 """
 
 import json
@@ -21,19 +22,20 @@ from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.backends.fake import FakeBackend
 
 OPTIONS = ["--model", "tiny-llama", "--device", "fake", "--skip-scaling", "--prefill-max", "6", "--decode-max", "6"]
-"""A sweep of 12 points, (1, 0) among them once."""
+"""A sweep of 12 points. (1, 0), which belongs to both phases, counts once."""
 
 POINTS = 12
 
 CSV = Path("FAKE", "tiny-llama.csv")
-"""Where its table is, in the output folder."""
+"""Path of the table of that sweep in the output folder."""
 
 
 class TroubledBackend(FakeBackend):
-    """learned_positions: of the pretended model. crash_at: total length at which the device raises an error of its own.
+    """A fake device that can fail.
 
-    clocks: SM clocks in MHz of a point, one per time that it is measured; others run at 1,980 MHz.
-    asked: every point, in the order in which it was measured.
+    learned_positions: of the model that it pretends to run. crash_at: at a point of this total length it raises an
+    error that nothing handles. clocks: point -> its SM clocks in MHz, one for each time that it is measured; further
+    measurements and other points have 1,980 MHz. asked: all points, in the order in which they were measured.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ def use(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
 
 
 def opener(options: Mapping[str, object]) -> Callable[[Request, ModelSource], Backend]:
-    """An entry of BACKENDS: a troubled device for the request's model."""
+    """An entry of BACKENDS that opens a TroubledBackend with these arguments."""
     return lambda request, source: TroubledBackend(4, request.num_layers, **options)  # type: ignore[arg-type]
 
 

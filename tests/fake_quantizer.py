@@ -1,8 +1,9 @@
-"""A method of quantisation for a CPU, in transformers' own registry: weights in one byte, a scale for each output.
+"""A made-up method of quantisation that runs on a CPU: weights of one byte, and a scale for each output.
 
-Fields of its configuration: `modules_to_not_convert`; `dequantize`, asked for or (`gives_up`) set by the quantizer
-itself; `missing`, the name of an error that checking the environment raises; `decompresses`, at the first use;
-`needs_kernel`, that no pass finds.
+It is registered with transformers as `bytes`. Fields of its quantization_config:
+modules_to_not_convert: paths that are not quantised. dequantize: whether weights are dequantised on request.
+gives_up: the quantizer itself sets `dequantize`, with a warning. missing: name of an error that it raises when it
+checks the environment. decompresses: weights are dequantised in their first pass. needs_kernel: passes fail.
 """
 
 import builtins
@@ -31,7 +32,7 @@ class BytesConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class ByteLinear(nn.Module):
-    """weight: int8 [outputs, inputs]; scale: [outputs, 1]."""
+    """A linear layer with quantised weights. weight: int8 [outputs, inputs]. scale: [outputs, 1]."""
 
     def __init__(self, linear: nn.Linear, fields: dict[str, Any]) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class BytesQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def quantise(folder: Path, left_out: list[str], **fields: Any) -> None:
-    """Turn the linears of a sharded checkpoint into bytes, but for those below a path of `left_out`."""
+    """Quantise the linear layers of a sharded checkpoint to bytes, without those below a path in `left_out`."""
     index_file = folder / "model.safetensors.index.json"
     index = json.loads(index_file.read_text())
     for shard in set(index["weight_map"].values()):

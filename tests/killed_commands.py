@@ -1,6 +1,7 @@
-"""The whole command, killed at random instants (SIGKILL) and started again: `python3 -m tests.killed_commands FOLDER`.
+"""`run_profile.py`, killed at random instants (SIGKILL) and started again: `python3 -m tests.killed_commands FOLDER`.
 
-As in tests.killed_runs an instant is a count of lines of the package, so each is as likely on any machine.
+As in tests.killed_runs, an instant is a number of executed lines of the package, so that it does not depend on the
+machine's speed.
 """
 
 import os
@@ -20,11 +21,11 @@ from tests.killed_runs import at_line
 
 KILLS = 20
 LINES = 24_000
-"""More than an uninterrupted run comes to."""
+"""Upper bound of the random instants: more lines than an uninterrupted run executes, so that some runs end."""
 
 
 def run(folder: Path, kill_at: int | None = None) -> bool:
-    """The command in a process of its own. True if it was killed."""
+    """Run the command in a child process. kill_at: number of lines after which it is killed. True if it was killed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -41,10 +42,10 @@ def run(folder: Path, kill_at: int | None = None) -> bool:
 
 
 def known_points(folder: Path) -> int:
-    """How many points the files in the folder have, an unfinished journal included."""
+    """Number of points in the table of the folder, with those of an unfinished journal."""
     try:
         return len(read_table(folder / CSV).records)
-    except UsageError:  # nothing there yet
+    except UsageError:  # there is no table yet
         return 0
 
 
@@ -56,7 +57,7 @@ def check_whole(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Each run goes on where the last was killed; one that comes to its end is followed by a fresh start."""
+    """Kill and resume runs KILLS times. A run that ends is checked, and the next one starts from nothing."""
     assert not run(folder / "whole")
     chance = random.Random(0)
     kills, before, resumed = 0, 0, 0
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
         if run(folder / "killed", chance.randrange(1, LINES)):
             kills += 1
             after = known_points(folder / "killed")
-            assert after >= before, "a kill lost points that were known"
+            assert after >= before, "a kill lost points that were known before"
             resumed += before > 0
             before = after
         else:

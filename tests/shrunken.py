@@ -1,7 +1,7 @@
-"""A tiny configuration of every causal-LM type: one generic program, and a table of what it cannot know.
+"""A tiny configuration of every type of causal LM: sizes set by the name of their field, and exceptions in a table.
 
-Sizes are set by the field's name; fields of blocks (`layer_types` and its like) are left to the configuration class,
-which derives them from the number of layers. What a class cannot derive stands in FIELDS.
+Lists with an entry per block, such as `layer_types`, are left to the configuration class, which derives them from the
+number of blocks. Fields that no class derives are in FIELDS.
 """
 
 from typing import Any
@@ -10,13 +10,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-"""Every model type that AutoModelForCausalLM knows."""
+"""Every model type of AutoModelForCausalLM."""
 
 DEPTH = 6
-"""Blocks of a tiny model: enough for every kind of block of nearly every type."""
+"""Number of blocks of a tiny model: with six, nearly every type has blocks of all its kinds."""
 
 SIZES: dict[str, int] = {
-    # field of a configuration -> its tiny value; several names are one thing
+    # field of a configuration -> its tiny value; types have different names for the same size
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers"), DEPTH),
     **dict.fromkeys(("encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks"), DEPTH),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "dim_model", "dim"), 64),
@@ -50,7 +50,7 @@ LARGEST_TOKEN_ID = SIZES["vocab_size"] - 1
 
 
 def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
-    """The tiny values of those fields of a default configuration that are sizes, and tokens within the vocabulary."""
+    """Tiny values for the fields of a default configuration that are sizes, and token ids within the vocabulary."""
     tiny: dict[str, Any] = {
         key: SIZES[key]
         for key, value in fields.items()
@@ -61,7 +61,7 @@ def shrunk(fields: dict[str, Any]) -> dict[str, Any]:
             tiny[key] = 1
         elif key == "is_decoder":
             tiny[key] = True
-    if "kv_lora_rank" in tiny:  # latent attention: every head has keys of its own, and head_dim is the rotary part
+    if "kv_lora_rank" in tiny:  # latent attention has as many heads of keys as of queries
         tiny |= {"num_key_value_heads": SIZES["num_attention_heads"]}
     return tiny
 
@@ -130,7 +130,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
-"""Type -> fields that generic shrinking gets wrong or cannot know."""
+"""Type -> fields that `shrunk` does not set, or sets to values that the type refuses."""
 
 
 def _music(name: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     },
     **{name: _music(name) for name in ("musicgen", "musicgen_melody")},
 }
-"""Type -> its whole config.json, where the class cannot write what it reads."""
+"""Type -> its whole config.json, for classes whose `to_json_string` writes what they cannot read."""
 
 
 def tiny_config(model_type: str) -> Any:

@@ -1,6 +1,6 @@
-"""Every causal-LM type that transformers knows, tiny and random, through the whole command on the CPU.
+"""Every type of causal LM that transformers has, as a tiny model with random weights, profiled on the CPU.
 
-docs/supported-models.md is written by this file: `python -m tests.test_architectures`. Tests fail when it is stale.
+`python -m tests.test_architectures` writes docs/supported-models.md. Tests fail when that file is out of date.
 """
 
 import json
@@ -36,7 +36,7 @@ from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 POINTS = [SweepPoint(1, 0), SweepPoint(5, 0), SweepPoint(9, 0), SweepPoint(1, 1), SweepPoint(1, 5), SweepPoint(1, 9)]
 SHOWS_LOOPS = 20
-"""Tokens of the longest prompt that a model is opened for: enough to tell loops over tokens."""
+"""Longest prompt that models are opened for, in tokens: long enough that loops over tokens are found."""
 
 SWEEP = ["--prefill-max", "9", "--prefill-step", "4", "--decode-max", "9", "--decode-step", "4"]
 QUICK = ["--device", "cpu", "--load-format", "dummy", "--repeat", "2", "--precision", "0", "--warmup", "1"]
@@ -45,10 +45,10 @@ QUICK += ["--allow-slow-path"]
 CANNOT_BE_BUILT: dict[str, str] = {
     "gemma3n": "needs timm, pillow and torchvision; gemma3n_text needs nothing",
 }
-"""Types that transformers does not make a tiny model of here."""
+"""Type -> why no tiny model of it can be built in these tests."""
 
 EXCEPTIONS: dict[str, str] = {**UNSUPPORTED, **CANNOT_BE_BUILT}
-"""Type -> why it is not profiled. Everything else is."""
+"""Type -> why it is not profiled. All other types are."""
 
 NO_DEFAULT: dict[str, str] = {
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), "no head_dim"),
@@ -65,10 +65,13 @@ NO_DEFAULT: dict[str, str] = {
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "supported-models.md"
 LINES = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.count("|") == 6][2:]
-"""The table of supported types, as committed."""
+"""The lines of the committed table of supported types."""
 
 RELEASE = "5.17"
-"""The release of transformers that the table is of. Of another, the types in the table are tried, not their lines."""
+"""The release of transformers that the table was made with.
+
+With another release, the types in the table are profiled, but their lines are not compared.
+"""
 
 OF_RELEASE = transformers.__version__.startswith(f"{RELEASE}.")
 
@@ -81,7 +84,10 @@ OUTSIDE = "outside the model"
 
 
 class RowsOfOperators(TorchDispatchMode):
-    """A recorder of ranges that notes in which row each operator ran."""
+    """A recorder of ranges that collects in which row each operator of `is_kernel` ran.
+
+    open: rows of the open ranges. rows: all rows seen. kernels: pairs of a row and the name of an operator or scan.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +104,7 @@ class RowsOfOperators(TorchDispatchMode):
 
     @contextmanager
     def scans_of(self, model: nn.Module) -> Iterator[None]:
-        """Notes scans of the model's modelling files as well: of reference implementations, operators show little."""
+        """While open, calls of scan functions are collected too: reference implementations run only small operators."""
 
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def scan(*args: Any, **kwargs: Any) -> Any:
@@ -119,7 +125,7 @@ class RowsOfOperators(TorchDispatchMode):
 
 
 def write_model(model_type: str, folder: Path) -> dict[str, Any]:
-    """A folder with a tiny config.json. Returns its fields."""
+    """Make `folder` with the config.json of a tiny model. Returns the fields of the file."""
     folder.mkdir(parents=True)
     if model_type in WRITTEN:
         text = json.dumps(WRITTEN[model_type])
@@ -137,7 +143,7 @@ def open_subject(fields: dict[str, Any], num_layers: int = 1) -> Subject:
 
 
 OTHER_TOWERS = re.compile("vision|visual|image|audio|depth_decoder")
-"""Parts of composite models that do not run on text."""
+"""Paths of the parts of composite models that process no text."""
 
 LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "attention_layers")
 """Lists of a configuration that name each block's type."""
@@ -149,13 +155,13 @@ SWITCHES: dict[str, str] = {
     "is_kv_shared_layer": "no keys and values of its own",
     "store_full_length_kv": "leaves keys and values to blocks that share them; where none does, it does nothing",
 }
-"""Attribute of a module in a block -> what blocks do differently that have equal parameters and another value of it."""
+"""Attribute of a module in a block -> how blocks with equal parameters differ where its value differs."""
 
 
 def counted_kinds(model: Any) -> list[tuple[int, ...]]:
-    """Another count of kinds: the blocks of each, of a model at full depth.
+    """The blocks of each kind of a full model, found in another way than `find_kinds` does.
 
-    Alike are blocks with equal parameters (name, shape, type) that the configuration and SWITCHES say the same of.
+    Blocks are of one kind if their parameters (name, shape, type), their entries in LISTS and their SWITCHES are equal.
     """
     text_config = model.config.get_text_config(decoder=True)
     lists = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and not OTHER_TOWERS.search(p)]
@@ -173,7 +179,7 @@ def counted_kinds(model: Any) -> list[tuple[int, ...]]:
 
 
 def switched(block: nn.Module, text_config: Any) -> frozenset[tuple[str, bool]]:
-    """Which SWITCHES of a block's modules are there, and on."""
+    """The SWITCHES that the modules of a block have, each with whether it is on."""
     names = set(SWITCHES) - (set() if getattr(text_config, "num_kv_shared_layers", 0) else {"store_full_length_kv"})
     return frozenset((name, bool(vars(m)[name])) for m in block.modules() for name in names & vars(m).keys())
 
@@ -193,7 +199,7 @@ def test_type(model_type: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", [name for name in SUPPORTED if name not in NO_DEFAULT])
 def test_kinds_of_the_default_model(model_type: str) -> None:
-    """At the depth and with the pattern of blocks that its configuration class has by itself."""
+    """With the depth and the pattern of blocks that the configuration class has by default."""
     model = meta_model(make_config({"model_type": model_type}))
     stacks = [stack for stack in find_stacks(model) if not OTHER_TOWERS.search(stack.paths[0])]
     kinds = [kind.layers for stack in stacks for kind in kinds_of(find_kinds(model, stack), ())]
@@ -208,7 +214,7 @@ def test_defaults_that_are_left_out_cannot_be_built(model_type: str) -> None:
 
 
 def check_identity(table: LatencyTable) -> None:
-    """Rows add up to the pass: of two passes the trimmed mean is the mean, and means add up as passes do."""
+    """Check that rows add up to the pass. Of two passes, nothing is trimmed, so the means must add up as well."""
     assert table.records and not table.missing
     for record in table.records.values():
         assert record.whole_pass.n == 2
@@ -217,11 +223,11 @@ def check_identity(table: LatencyTable) -> None:
 
 
 def check_passes(model_type: str, fields: dict[str, Any]) -> None:
-    """Hooks change no output; every operator runs in a row, and those that are a layer's work in a named one."""
+    """Check that hooks change no output, and that every operator of `is_kernel` runs in the row of a layer."""
     subject = open_subject(fields)
     try:
         check_names(subject)
-        for point in POINTS:  # caches get their buffers
+        for point in POINTS:  # the first pass at a length makes the buffers of the cache
             subject.runner.run(point)
         for point in POINTS:
             plain = logits_of(subject, point)
@@ -240,7 +246,7 @@ def check_passes(model_type: str, fields: dict[str, Any]) -> None:
 
 
 def check_names(subject: Subject) -> None:
-    """A row is of one place. The ends of the model are one place each, whatever their parts are called."""
+    """Check that a row is of one place only. The embedding and the head are one place each, with all of their parts."""
     model: Any = subject.model
     parts = {"embedding": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
     ends = {id(module): row for row, end in parts.items() for module in end.modules()}
@@ -276,7 +282,7 @@ CACHES = {
 
 
 def described(model_type: str, subject: Subject) -> str:
-    """A line of the table of supported types: kinds of blocks, cache and slow path of the tiny model, rows."""
+    """The line of a type in the table: kinds of blocks, cache and slow path of the tiny model, rows of its blocks."""
     recorder = RowsOfOperators()
     with LayerRanges(subject.model, subject.layout, recorder):
         for point in POINTS:
@@ -292,13 +298,13 @@ def described(model_type: str, subject: Subject) -> str:
 
 
 def is_used(layer: Any) -> bool:
-    """Whether a pass wrote to this layer of a cache: keys, or states."""
+    """Whether a pass wrote keys or states to this layer of a cache."""
     states = getattr(layer, "_past", None)
     return bool(states) or bool(getattr(layer, "is_initialized", False))
 
 
 def document(lines: list[str]) -> str:
-    """docs/supported-models.md. lines: of the table."""
+    """The text of docs/supported-models.md. lines: the lines of its table."""
     refused = [f"| {name} | {reason} |" for name, reason in sorted(EXCEPTIONS.items())]
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Backends without a GPU: rows add up to the pass, and what a request opens."""
+"""The backends of the CPU and of the fake device: rows add up to the pass. And which backend a request opens."""
 
 import itertools
 import subprocess
@@ -34,7 +34,7 @@ def samples_of(backend: Backend, points: list[SweepPoint], rule: StoppingRule = 
 
 
 def check_sums(sample: PointSample) -> None:
-    """For every single pass, the rows add up to the pass exactly: nothing is lost, nothing counted twice."""
+    """In every single pass, the rows add up to the pass exactly."""
     for number, pass_ns in enumerate(sample.pass_ns):
         assert sum(row.pass_ns[number] for row in sample.rows.values()) == pass_ns
     assert {len(row.pass_ns) for row in sample.rows.values()} == {len(sample.pass_ns)}
@@ -75,7 +75,7 @@ def test_the_fake_device_runs_out_of_memory() -> None:
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_cpu_rows_add_up_to_every_pass(name: str) -> None:
-    """For every family, with three blocks of four."""
+    """For each family of models, with three of four blocks profiled."""
     backend = CpuWallBackend(tiny.subject(name, num_layers=3))
     try:
         samples = samples_of(backend, POINTS)
@@ -144,11 +144,11 @@ def test_the_host_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_range_is_charged_its_own_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    squares = (n * n for n in itertools.count())  # no two gaps between readings are alike
+    squares = (n * n for n in itertools.count())  # so that all differences between readings of the clock differ
     monkeypatch.setattr("llm_profile.timing.backends.cpu_wall.time.perf_counter_ns", lambda: next(squares))
     recorder = WallRecorder()
     recorder.start()
-    recorder.enter("model_other")  # reads the clock at 0, and at 1 when its own work is done
+    recorder.enter("model_other")  # reads the clock twice, at its start (0) and its end (1)
     recorder.enter("q_proj")  # 4, 9
     recorder.leave()  # 16, 25
     recorder.enter("q_proj")  # 36, 49
@@ -164,7 +164,7 @@ def test_a_range_is_charged_its_own_time_alone(monkeypatch: pytest.MonkeyPatch) 
     assert recorder.launches == {"model_other": 1, "q_proj": 2, "attn": 1}
 
 
-# ---- what a request opens
+# ---- which backend a request opens
 
 
 @pytest.mark.parametrize("device", ["cpu", "fake"])
@@ -195,7 +195,7 @@ def test_no_cuda_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         open_backend(Request("tiny", device="cuda:1"), source)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(UsageError, match="--device cuda:1: there are 1 GPUs"):
+    with pytest.raises(UsageError, match="--device cuda:1: torch sees 1 GPU.s.; the last one is cuda:0"):
         open_backend(Request("tiny", device="cuda:1"), source)
 
 

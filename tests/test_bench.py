@@ -1,4 +1,4 @@
-"""The parts of bench/ that need no GPU: statistics, bounds, what is printed, exit codes."""
+"""The parts of bench/ that need no GPU: statistics, bounds, printed lines, exit codes."""
 
 import ast
 import json
@@ -74,7 +74,7 @@ def in_bfloat16(table: LatencyTable) -> None:
 
 
 def usage_error(main: Callable[[Sequence[str]], int], arguments: list[Any], capsys: Any) -> str:
-    """What a command says as it refuses: one line."""
+    """Run a command that refuses its arguments, and return the one line that it prints."""
     assert main([str(argument) for argument in arguments]) == 2
     said: str = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -101,7 +101,7 @@ def test_every_command_has_help(command: Any, capsys: pytest.CaptureFixture[str]
 
 
 def test_agreement_by_hand() -> None:
-    """Differences of 0, 2/99, 200/900 and 100/150; by share the first two are within, the last by its 100 ns."""
+    """Relative differences of 0, 2/99, 200/900 and 100/150. The first two are at most 5 %, the last is 100 ns."""
     found = Agreement.of([(50.0, 50.0), (98.0, 100.0), (800.0, 1000.0), (100.0, 200.0)])
     assert found.n == 4
     assert found.median == pytest.approx((2 / 99 + 200 / 900) / 2)
@@ -132,7 +132,7 @@ def test_a_table_agrees_with_itself(fake_csv: Path) -> None:
         assert all(agreement.p99 == 0 and agreement.within == 1 for agreement in of_row.values())
 
 
-def test_an_adaptive_grid_is_tried_out_on_a_full_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adaptive_grid_is_judged_on_a_full_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = "--model tiny-llama --device fake --hardware Fake --prefill-max 128 --decode-max 128 --skip-scaling"
     assert run_profile.main([*command.split(), "--output-dir", str(tmp_path)]) == 0
     csv = tmp_path / "Fake" / "tiny-llama.csv"
@@ -145,7 +145,7 @@ def test_an_adaptive_grid_is_tried_out_on_a_full_table(tmp_path: Path, capsys: p
     assert prefill.startswith("rows of prefill") and int(n) + int(of_decode) == 19 * (256 - measured)
     assert prefill_passes.startswith("passes of prefill")
     assert int(prefill_passes.split()[3]) + int(decode_passes.split()[3]) == 256 - measured
-    assert float(mean) < 1, "the fake device is a line, and its noise 0.4 % a pass"
+    assert float(mean) < 1, "the fake device's times are linear in the length, with a noise of 0.4 % per pass"
     assert len(floors) == 2
     told = json.loads((tmp_path / "found.json").read_text())
     assert told["measured"] == measured and told["rows"]["prefill"]["n"] == int(n)
@@ -160,7 +160,7 @@ def filled_in(table: LatencyTable, point: SweepPoint) -> dict[SweepPoint, PointR
     return {point: replace(table.records[point], source=FILLED)}
 
 
-def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: Path, tmp_path: Path) -> None:
+def test_filled_points_are_compared_with_measured_ones_only_when_asked(fake_csv: Path, tmp_path: Path) -> None:
     def fill_two(table: LatencyTable) -> None:
         for point in (SweepPoint(3, 0), SweepPoint(1, 5)):
             table.records |= filled_in(table, point)
@@ -168,7 +168,7 @@ def test_filled_points_are_held_against_measured_ones_only_when_asked(fake_csv: 
     whole, part = read_table(fake_csv), read_table(changed(fake_csv, tmp_path, fill_two))
     assert compare(whole, part).points == len(whole.records) - 2
     assert compare(whole, part, filled=True).points == compare(part, whole, filled=True).points == 2
-    with pytest.raises(UsageError, match="no such point"):
+    with pytest.raises(UsageError, match="no point is measured in one table and interpolated in the other"):
         compare(whole, whole, filled=True)
 
 
@@ -201,7 +201,7 @@ def test_tables_without_a_common_point_are_refused(
     fake_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = changed(fake_csv, tmp_path, lambda table: table.records.clear())
-    assert "no such point in common" in usage_error(compare_tables.main, [fake_csv, empty], capsys)
+    assert "no point is measured in both tables" in usage_error(compare_tables.main, [fake_csv, empty], capsys)
     assert "no latency table there" in usage_error(compare_tables.main, [fake_csv, tmp_path / "none.csv"], capsys)
 
 
@@ -281,7 +281,7 @@ def test_roofline_command(fake_csv: Path, tmp_path: Path, capsys: pytest.Capture
     csv = str(changed(fake_csv, tmp_path, in_bfloat16))
     assert roofline.main([csv, "--bandwidth", "4.8e12", "--flops", "989e12"]) == 0
     assert "0 of 128 are faster" in capsys.readouterr().out
-    # 0.35 MB in 30 us are 11.7e9 bytes/s, which this memory does not have; no other row needs as many
+    # 0.35 MB in 30 us are 11.7e9 bytes/s, more than this memory's 11e9; all other rows need less
     path = tmp_path / "found.json"
     assert roofline.main([csv, "--bandwidth", "11e9", "--flops", "989e12", "--json", str(path)]) == 1
     out = capsys.readouterr().out
@@ -291,7 +291,7 @@ def test_roofline_command(fake_csv: Path, tmp_path: Path, capsys: pytest.Capture
     written = json.loads(path.read_text())
     assert {violation["row"] for violation in written["violations"]} == {"gate_proj", "up_proj", "down_proj"}
     assert len(written["violations"]) == 48 and written["checked"] == 128 and 0.9 < written["least_ratio"] < 1
-    # 8 tokens are 2.8e6 FLOPs; in 31 us that is more than this device can, 4 tokens are not
+    # 8 tokens are 2.8e6 FLOPs, in 31 us more than this device's 8e10 per second; 4 tokens are not
     assert roofline.main([csv, "--bandwidth", "1e15", "--flops", "8e10"]) == 1
     out = capsys.readouterr().out
     assert "gate_proj at input 8, " in out and "gate_proj at input 4, " not in out
@@ -299,7 +299,7 @@ def test_roofline_command(fake_csv: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_what_cannot_be_checked_is_refused(fake_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peaks = ["--bandwidth", "1e12", "--flops", "1e15"]
-    assert "dtype" in usage_error(roofline.main, [fake_csv, *peaks], capsys)  # the fake device has none
+    assert "dtype" in usage_error(roofline.main, [fake_csv, *peaks], capsys)  # tables of the fake device have no dtype
     assert "--flops" in usage_error(roofline.main, [fake_csv, "--bandwidth", "1", "--flops", "0"], capsys)
 
 
@@ -323,7 +323,7 @@ def test_ratios_are_printed() -> None:
 
 
 def test_no_point_lies_beyond_learned_positions() -> None:
-    """Running one kills the CUDA context."""
+    """A pass beyond learned positions would kill the CUDA context."""
     learned: Any = SimpleNamespace(learned_positions=2048)
     assert longest_of(learned, 2048) == (2048, 2047)
     assert longest_of(learned, 100) == (100, 100)
@@ -333,7 +333,7 @@ def test_no_point_lies_beyond_learned_positions() -> None:
 
 
 def seen(point: SweepPoint, **rows: tuple[int, ...]) -> Any:
-    """A profiler that saw these rows of two blocks at a point, whichever points it is asked for."""
+    """A backend whose result is always this point with these rows, each of two blocks."""
     samples = {name: RowSample(pass_ns, blocks=2) for name, pass_ns in rows.items()}
     pass_ns = tuple(sum(column) for column in zip(*rows.values(), strict=True))
     return SimpleNamespace(sample=lambda *_args, **_options: [PointSample(point, samples, pass_ns, "fake")])
@@ -342,7 +342,7 @@ def seen(point: SweepPoint, **rows: tuple[int, ...]) -> Any:
 def test_rows_of_a_pass_add_up_by_the_number_that_tables_carry() -> None:
     point = SweepPoint(4, 0)
     backend = seen(point, q_proj=(10, 10, 10, 40, 90), mlp_other=(7, 1, 3, 2, 2))
-    # 20 + 7/3 without the fastest and the slowest of five; by their medians 12
+    # trimmed means of 20 and 7/3, without the fastest and the slowest of five; the medians would be 10 and 2
     assert independent_clock.summed_rows(backend, [point]) == {point: pytest.approx(20 + 7 / 3)}
 
 
@@ -358,7 +358,7 @@ def test_no_gpu_is_a_usage_error(
 
 
 def event(name: str, start: float, kernels_us: Sequence[float] = (), inside: Sequence[Any] = ()) -> Any:
-    """As torch.profiler gives it. A range on the device's side stands among the kernels of its host range."""
+    """An event as torch.profiler returns it. A range also has itself among its kernels, as an event of the device."""
     kernels = [SimpleNamespace(name="a kernel", duration=us) for us in kernels_us]
     kernels += [SimpleNamespace(name=name, duration=1e6)] if name.startswith(ROW_RANGE) else []
     return SimpleNamespace(
@@ -371,7 +371,7 @@ def event(name: str, start: float, kernels_us: Sequence[float] = (), inside: Seq
 
 
 def test_range_times_by_hand() -> None:
-    """Two passes, each with two calls of q_proj inside the model's own range."""
+    """Two passes, each with two calls of q_proj inside the range of the whole model."""
     events = []
     for number in range(2):
         calls = [
@@ -390,7 +390,7 @@ def test_range_times_by_hand() -> None:
 
 
 def test_range_times_of_a_real_session() -> None:
-    """All rows of a model on the CPU are there in every pass; a CPU has no kernels."""
+    """On a CPU, every row of a model is there in every pass, with a time of 0 since there are no kernels."""
     tiny = subject("llama", 2)
     with LayerRanges(tiny.model, tiny.layout, RangeRecorder()), profile(activities=[ProfilerActivity.CPU]) as session:
         for _ in range(3):
@@ -427,7 +427,7 @@ def timed(seconds_per_point: float, row_ns: float, passes: int, lengths: Sequenc
 
 
 def test_both_ways_give_the_number_that_tables_carry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of named rows alone, over all blocks."""
+    """The trimmed mean over passes, of named rows only and over all blocks."""
     point = SweepPoint(4, 0)
     q_proj = (10, 10, 10, 40, 90)
     this = speed.this_way(seen(point, q_proj=q_proj, mlp_other=(1, 2, 3, 2, 2)), [point], StoppingRule())

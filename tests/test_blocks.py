@@ -1,4 +1,4 @@
-"""The model of few blocks is the full model without the others, and its caches go on where a pass stopped."""
+"""Models of few blocks: which blocks are kept, and that they compute what they compute in the full model."""
 
 import copy
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_keys_and_values_that_blocks_share_come_from_a_kept_block(tmp_path: Path
 
 
 def kinds_of_type(model_type: str, **fields: Any) -> tuple[list[str], list[str]]:
-    """The kinds of a tiny model's blocks, and the lists of its configuration that its code does not read."""
+    """The kind of each block of a tiny model, and the lists of its configuration that its code does not read."""
     full: Any = meta_model(make_config(tiny_config(model_type).to_dict() | fields))
     (stack,) = find_stacks(full)
     return find_kinds(full, stack), unread_lists(full, DEPTH)

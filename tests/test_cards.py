@@ -1,4 +1,4 @@
-"""Names as drivers report them (nvidia-smi, torch.cuda.get_device_name), and what people call those cards."""
+"""Short names of GPUs, from the names that drivers report (nvidia-smi, torch.cuda.get_device_name)."""
 
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_a_card_goes_by_what_people_call_it(product: str, short: str) -> None:
 
 
 SAME_CARD = {"GeForce RTX 3090", "RTX A6000", "A100-SXM4-40GB", "AMD Instinct MI250X / MI250"}
-"""Names of older drivers for cards that have another above."""
+"""Names that older drivers give to GPUs that PRODUCTS also has under a newer name."""
 
 
 def test_cards_of_different_speed_have_different_names() -> None:

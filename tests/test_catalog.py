@@ -1,4 +1,4 @@
-"""The built-in table, and what follows from a config: parameters and memory."""
+"""The built-in table of models, and the parameters and the memory that are computed from a config.json."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def kept_parameters(config: dict[str, Any], num_layers: int) -> int:
-    """Of the model that a run keeps: so many blocks of each kind."""
+    """Parameters of the built model with `num_layers` blocks of each kind, counted from its tensors."""
     from llm_profile.models.blocks import blocks_of_each_kind, keep_blocks
     from llm_profile.models.building import make_config, meta_model
 
@@ -27,7 +27,7 @@ def kept_parameters(config: dict[str, Any], num_layers: int) -> int:
 
 
 RECURRENT = ("Qwen/Qwen3-Next-80B-A3B-Instruct", "tiiuae/falcon-mamba-7b")
-"""What the scans of these hold depends on the kernels that are installed, so a plan says nothing of them."""
+"""Models whose memory is unknown: what their scans need depends on the kernels that are installed."""
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -41,7 +41,7 @@ def test_every_entry_builds_and_the_weights_that_a_run_keeps_are_counted(model_i
 @pytest.mark.parametrize(
     ("model_id", "billions"),
     [
-        # as published with the models
+        # parameters of the full model, in 1e9, as published with it
         ("meta-llama/Llama-3.1-8B", 8.03),
         ("meta-llama/Llama-3.1-70B", 70.55),
         ("facebook/opt-125m", 0.125),
@@ -89,7 +89,7 @@ def test_parameter_count_is_exact_for_any_dimensions(data: st.DataObject) -> Non
     }
     if model_type == "opt":
         del config["num_key_value_heads"]
-    if model_type == "phi3":  # the default is beyond so small a vocabulary
+    if model_type == "phi3":  # the default id is outside so small a vocabulary
         config["pad_token_id"] = 0
     if not latent and (model_type in HEAD_DIM_NEEDED or data.draw(st.booleans()) and model_type != "opt"):
         config["head_dim"] = 2 * data.draw(st.integers(1, 5))
@@ -101,7 +101,7 @@ def test_parameter_count_is_exact_for_any_dimensions(data: st.DataObject) -> Non
 
 
 HEAD_DIM_NEEDED = ("gemma3_text", "gpt_oss", "llama4_text", "qwen3", "qwen3_moe")
-"""Types whose default is no part of the hidden size."""
+"""Types whose default head_dim is a constant, not hidden_size / num_attention_heads."""
 
 WIDTH, COUNT, BLOCKS = st.integers(1, 40), st.integers(1, 4), st.lists(st.integers(0, 5), unique=True)
 EXPERTS: dict[str, Any] = {"num_local_experts": st.integers(2, 4), "num_experts_per_tok": st.just(2)}
@@ -135,13 +135,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": WIDTH,
     },
 }
-"""Type -> what its dimensions are drawn from, beyond those of all types."""
+"""Type -> strategies for its own fields, beside the fields that all types have."""
 
 
 @pytest.mark.parametrize("types", [["sliding_attention", "full_attention", "full_attention"], None])
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama4_text", "gpt_oss", "llama"])
 def test_types_of_blocks_that_a_configuration_names(model_type: str, types: list[str] | None) -> None:
-    """By a list they are counted, by windows that some blocks have they are unknown."""
+    """With a list of types, parameters are counted. Without one, sliding windows in some blocks make them unknown."""
     config = {
         **catalog.MODELS["tiny-llama"],
         **{"model_type": model_type, "num_hidden_layers": 3, "head_dim": 32, "num_local_experts": 2},

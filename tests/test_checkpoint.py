@@ -1,4 +1,4 @@
-"""Real weights: which files are read, and that the model of few blocks is the full model's beginning."""
+"""Real weights: which files are read, and that the kept blocks get the weights that they have in the full model."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def full_model(model_type: str) -> Any:
 
 @pytest.fixture
 def folder(full_model: Any, tmp_path: Path) -> Path:
-    """A checkpoint of about ten shards, in the tensors that are published (an expert's own, not fused ones)."""
+    """A checkpoint of about ten shards, with a tensor per expert as in published checkpoints, not fused ones."""
     full_model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
     return tmp_path / "model"
 
@@ -147,7 +147,7 @@ def test_unneeded_tensors_are_not_brought_into_memory(tmp_path: Path) -> None:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the tensors of a checkpoint of one file."""
+    """Apply `change` to the tensors of a checkpoint that is one file."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -223,7 +223,7 @@ def test_broken_index_is_refused(llama: Any, llama_file: Path, index: str) -> No
 
 
 class Payload:
-    """A pickle that leaves a trace where it is read."""
+    """An object whose pickle creates the file `trace` when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -311,7 +311,7 @@ def test_blocks_from_the_middle_keep_their_weights(llama: Any, llama_file: Path)
 
 
 def test_keys_without_the_base_model_in_front(tmp_path: Path) -> None:
-    """OPT checkpoints were saved from the base model: `decoder.layers.0`, and no head."""
+    """Published OPT checkpoints were saved from the base model: `decoder.layers.0` without `model.`, and no head."""
     opt: Any = AutoModelForCausalLM.from_config(make_config("opt"), dtype=torch.float32)
     opt.save_pretrained(tmp_path / "opt")
 

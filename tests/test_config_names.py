@@ -1,4 +1,4 @@
-"""Depth and positions, read from a config.json, are what the class of the configuration has."""
+"""Depth and positions read from a config.json are compared with those of the configuration class."""
 
 import subprocess
 import sys
@@ -13,10 +13,10 @@ from tests.shrunken import TYPES, WRITTEN, tiny_config
 
 FIELDS = ("num_hidden_layers", "max_position_embeddings")
 WORKED_OUT_AT_MOST = 50
-"""Of some 380: answers that need the class itself, so that a plan of them takes seconds."""
+"""Most fields, of some 380, that only the class itself can compute, which takes a plan seconds."""
 
 ALIASES = {"gpt-sw3"}
-"""Types that transformers reads with the class of another."""
+"""Types that transformers reads with the configuration class of another type."""
 
 
 def fields_of(model_type: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def test_every_type_is_read_as_transformers_reads_it() -> None:
             try:
                 fields = fields_of(model_type) if written else {"model_type": model_type}
                 config = make_config(fields).get_text_config(decoder=True)
-            except Exception:  # a class that cannot do without some field, or with one of its own
+            except Exception:  # a class that has no default for some field, or cannot read what it wrote
                 continue
             for name in FIELDS:
                 try:

@@ -1,4 +1,4 @@
-"""Tokens per expert, as the metadata has them, against the routing that is known."""
+"""Tokens per expert, as the metadata has them, compared with a routing that is known."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def test_the_router_is_watched() -> None:
     gate = tiny.model.model.layers[0].mlp.gate
     with torch.no_grad():
         gate.weight[0] = 0
-        gate.weight[1:] *= 100  # its choice is far from even
+        gate.weight[1:] *= 100  # so that some experts get far more tokens than others
     handle = gate.register_forward_hook(lambda _m, _a, output: routers.append(output[-1]))
     tiny.runner.run(SweepPoint(LONGEST, 0))
     handle.remove()
@@ -103,7 +103,7 @@ def test_what_is_recorded_is_counted_once_and_leaves_nothing(routing: str) -> No
     ],
 )
 def test_experts_that_are_told_counts_are_counted(model_type: str, tmp_path: Path) -> None:
-    """Against the logits of their routers: JetMoE has one for its attention too."""
+    """Compared with the logits of all routers; JetMoE has one for its attention too."""
     tiny = open_subject(write_model(model_type, tmp_path / model_type))
     experts, top_k = SIZES["num_experts"], SIZES["top_k"]
     counts: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Hooks change nothing while they are on and leave nothing behind when they are off."""
+"""Hooks and patches around layers: outputs stay the same while they are there, and none is left afterwards."""
 
 import sys
 from typing import Any
@@ -13,7 +13,7 @@ from tests.tiny import CONFIGS, subject
 
 
 class Counting:
-    """A recorder that checks nesting."""
+    """A recorder that counts how many ranges are open."""
 
     def __init__(self) -> None:
         self.entered: list[str] = []
@@ -28,7 +28,7 @@ class Counting:
 
 
 def footprint(model: torch.nn.Module) -> dict[str, Any]:
-    """Everything a hook or a patch could leave behind: hook tables, instance attributes, module globals."""
+    """Everything that a hook or a patch could have changed: hook tables, instance attributes, globals of modules."""
     files = {type(m).__module__ for m in model.modules()} | {"transformers.masking_utils", "torch.nn.functional"}
     return {
         "modules": {
@@ -49,7 +49,7 @@ def test_outputs_are_bit_equal_and_nothing_stays(name: str) -> None:
     tiny = subject(name, 4)
     torch.manual_seed(0)
     points = [SweepPoint(6, 0), SweepPoint(1, 9)]
-    for point in points:  # the cache gets its buffers
+    for point in points:  # the first pass at a length makes the buffers of the cache
         tiny.runner.run(point)
     before = footprint(tiny.model)
     plain = [tiny.runner.run(point).logits.clone() for point in points]

@@ -1,4 +1,4 @@
-"""Values that no model has and no user means: each is refused in a line, at once, before it takes memory."""
+"""Absurd values in options and config.json files: each is refused in one line, before anything takes much memory."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from llm_profile.errors import UsageError
 from llm_profile.models import construction, memory
 from llm_profile.models.building import make_config, meta_model
 from llm_profile.models.memory import available_bytes
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from tests.tiny import CONFIGS
 
 LLAMA = CONFIGS["llama"] | {"dtype": "float32"}
@@ -21,7 +21,7 @@ HUGE = str(10**21)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *options: str) -> str:
-    """The one line of a command that is refused."""
+    """Run run_profile.py, which must exit with 2. Returns the one line that says why."""
     assert run_profile.main([*SMALL, "--output-dir", str(tmp_path / "out"), *options]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_profile.py: ")]
     return line
@@ -125,7 +125,7 @@ def test_the_host_has_memory_left() -> None:
 
 def test_memory_that_runs_out_while_a_model_is_opened() -> None:
     told = r"llama does not fit in memory \(MemoryError\); use fewer blocks"
-    with pytest.raises(UsageError, match=told), told_in_a_line("llama", "check it"):
+    with pytest.raises(UsageError, match=told), as_usage_error("llama", "check it"):
         raise MemoryError
 
 
@@ -149,7 +149,7 @@ def test_huge_prompts(options: list[str], more: list[str], tmp_path: Path, capsy
 def test_huge_numbers(options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         line = refusal(capsys, tmp_path, "--model", "tiny-llama", "--device", "cpu", *options)
-    except SystemExit as refused:  # of the parser of options: more digits than Python reads
+    except SystemExit as refused:  # argparse itself refuses more digits than Python converts to an integer
         assert refused.code == 2
         line = capsys.readouterr().err
     assert told in line
@@ -178,4 +178,4 @@ def test_a_constructor_that_makes_modules_without_end(monkeypatch: pytest.Monkey
     monkeypatch.setattr(construction, "MOST_MODULES", made // 2)
     with pytest.raises(UsageError, match=f"^--model: it has more than {made // 2} modules"):
         meta_model(config)
-    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(made)))  # nothing else is counted
+    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(made)))  # outside of meta_model, modules are not counted

@@ -1,4 +1,4 @@
-"""Finding models: folders, the table, the cache, and a local server that answers as the hub does, well and badly."""
+"""Finding models in folders, the table, the cache and on the hub, which a local server imitates with its errors."""
 
 import hashlib
 import json
@@ -48,7 +48,11 @@ FILES = {
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub: repositories by name, what it was asked, and how it misbehaves (`trouble` sees every request first)."""
+    """A server that answers as the hub does.
+
+    repositories: name -> files. asked: method and path of each request. trouble: is called first with each request, and
+    returns True if it has answered it itself (with an error).
+    """
 
     daemon_threads = True
 
@@ -198,7 +202,7 @@ def test_only_needed_shards_are_fetched(hub: Hub) -> None:
     assert [file.name for file in view.files] == ["one.safetensors", "three.safetensors"]
     assert hub.fetched() == ["config.json", "model.safetensors.index.json", "one.safetensors", "three.safetensors"]
     assert all(file.read_bytes() == FILES[file.name] for file in view.files)
-    # the commit that was resolved, no other
+    # shards are asked for by the hash of the commit, not by a name that may move
     assert all(f"/resolve/{COMMIT}/" in path for _, path in hub.asked if not path.endswith("config.json"))
 
 
@@ -219,7 +223,7 @@ def test_folder(tmp_path: Path) -> None:
 def test_folder_before_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny-llama").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert find_model("tiny-llama", load_format="dummy").origin == "table"  # a folder of results is no model
+    assert find_model("tiny-llama", load_format="dummy").origin == "table"  # a folder without a config.json is no model
     (tmp_path / "tiny-llama" / "config.json").write_text(json.dumps(CONFIG))
     assert find_model("tiny-llama", load_format="dummy").origin == "folder"
 
@@ -294,7 +298,7 @@ def test_auto_without_any_config_is_an_error(hub: Hub) -> None:
     hub.trouble = lambda answer: answer.refuse(500) is None
     with pytest.raises(HubUnreachable):
         find_model(REPO, load_format="auto")
-    with pytest.raises(HubUnreachable):  # a revision is one of the hub: the table does not stand in for it
+    with pytest.raises(HubUnreachable):  # with a revision, the table is not used
         find_model(LLAMA, load_format="auto", revision="v1")
 
 
@@ -341,7 +345,7 @@ def test_nobody_listens(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_model(LLAMA, load_format="auto").origin == "table"
 
 
-# --- the hub's bad answers ---
+# --- errors of the hub ---
 
 
 def stall(answer: Answer) -> bool:
@@ -387,7 +391,7 @@ def no_hub_at_all(answer: Answer) -> bool:
 
 
 BAD_ANSWERS: dict[str, tuple[Callable[[Answer], bool], str | None, type[UsageError], str, int]] = {
-    # what the server does, the token, what is raised, its message, most requests
+    # what the server does, the token, type and part of the error, most requests that are made
     "401 missing": (refusal(401), None, ModelNotFound, "--hf-token or HF_TOKEN", 1),
     "401 gated": (refusal(401, "GatedRepo"), None, HubError, "gated; set --hf-token or HF_TOKEN", 1),
     "403 gated": (refusal(403, "GatedRepo"), TOKEN, HubError, "account has no access", 1),
@@ -423,7 +427,7 @@ def test_bad_answers_are_one_line_soon(
     hub: Hub, case: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.INFO, "httpcore")  # at DEBUG it repeats what servers say
+    caplog.set_level(logging.INFO, "httpcore")  # at DEBUG, httpcore logs the headers of answers
     hub.trouble, token, error_type, message, most_requests = BAD_ANSWERS[case]
     with pytest.raises(error_type, match=message) as raised:
         find_model(REPO, load_format="hf", token=token)
@@ -453,7 +457,7 @@ def test_passing_trouble_is_outlasted(hub: Hub, trouble: Callable[[Answer], bool
 
 
 def test_a_download_that_gets_on_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body cut again and again is resumed, for more tries than a body that gets nowhere would have."""
+    """A download that breaks off but makes progress is resumed, more often than one without progress is retried."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4)
     body = FILES["config.json"]
 
@@ -541,7 +545,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: p
         find_model(REPO, load_format="dummy")
 
 
-# --- a process of its own: the environment is read as users set it ---
+# --- in a new process, so that huggingface_hub reads the environment variables that users set ---
 
 
 def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -590,7 +594,7 @@ def test_every_table_name_can_be_found() -> None:
         (b"", r"is no JSON: .* at line 1, column 1"),
         (b"[" * 100_000, r"nested too deeply"),
         (b'{"model_type": "\xff"}', r"cannot be read \(.*utf-8"),
-        (b"[1]", r"holds a list where a JSON object has to be"),
+        (b"[1]", r"holds a list where a JSON object is expected"),
         (b"null", r"holds null where"),
         (b"Infinity", r"holds a number where"),
     ],

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command starts: no traceback, whenever it comes."""
+"""Ctrl-C while a command is starting shows no traceback."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ SWEEP = ["--model", "tiny-llama", "--device", "fake", "--skip-scaling", "--hardw
 COMMANDS = {"run_profile.py": SWEEP, "validation.py": ["--csv", "none.csv"]}
 TIMEOUT_S = 60
 TRIES = 3
-"""A busy machine may look too late."""
+"""Attempts to send SIGINT in time: on a busy machine the command may end before it is sent."""
 
 
 def wait_for(process: subprocess.Popen[str], caught: bool) -> None:
-    """Until a handler of the process is there for SIGINT, or none is; or until it ends."""
+    """Wait until the process catches SIGINT with a handler (`caught`) or no longer does, or until it ends."""
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
         mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
@@ -27,12 +27,14 @@ def wait_for(process: subprocess.Popen[str], caught: bool) -> None:
 
 
 def interrupted(command: str, after_s: float, folder: Path) -> tuple[int, str] | None:
-    """Exit status and stderr of a command that is sent SIGINT so long after it set its handler aside; None if it had
-    ended before."""
+    """Send SIGINT to a command `after_s` seconds after it called `end_quietly`. Returns its exit status and stderr.
+
+    None if it ended before.
+    """
     arguments = [sys.executable, str(ROOT / command), *COMMANDS[command]]
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
-        wait_for(process, caught=True)  # what Python does before is its own
+        wait_for(process, caught=True)  # Python has started and installed its own handler
         wait_for(process, caught=False)
         time.sleep(after_s)
         ended = process.poll() is not None
@@ -50,7 +52,7 @@ def test_an_early_interrupt_shows_no_traceback(after_s: float, tmp_path: Path) -
 
 @pytest.mark.parametrize("after_s", [0, 0.01, 0.03])
 def test_validation_likewise(after_s: float, tmp_path: Path) -> None:
-    """It has less to do, and may have said what it has to say."""
+    """The same for validation.py. It ends sooner, so it may have printed its error and exited with 2."""
     tries = (interrupted("validation.py", after_s, tmp_path) for _ in range(TRIES))
     status, err = next(seen for seen in tries if seen)
     assert status in (-signal.SIGINT, 130, 2) and "Traceback" not in err
@@ -58,7 +60,7 @@ def test_validation_likewise(after_s: float, tmp_path: Path) -> None:
 
 def test_a_command_that_ignores_interrupts_goes_on_doing_so() -> None:
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from llm_profile import interrupt as i;"
-    code += "i.end_quietly(); i.raise_again(); print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    code += "i.end_quietly(); i.raise_keyboard_interrupt(); print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "True\n"
 
 

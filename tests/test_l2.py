@@ -1,4 +1,4 @@
-"""Which models' weights would stay in the L2 cache."""
+"""For which models the L2 cache is emptied before each pass."""
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ MB = 2**20
 @pytest.mark.parametrize(
     ("profiled", "full", "flushes"),
     [
-        (15, 200, True),  # a block stays, the model does not
-        (90, 200, True),  # the cache may keep part of it
-        (101, 200, False),  # pushes itself out
-        (15, 49, False),  # the whole model stays, as it does in use
+        # MB of the profiled and of the full model; the cache has 50
+        (15, 200, True),  # the profiled weights stay in the cache, those of the full model do not
+        (90, 200, True),  # part of the profiled weights may stay
+        (101, 200, False),  # the profiled weights evict themselves
+        (15, 49, False),  # the full model stays in the cache too
     ],
 )
 def test_the_cache_is_emptied_where_the_full_model_would_do_it(profiled: int, full: int, flushes: bool) -> None:

@@ -117,9 +117,13 @@ def test_only_learned_positions_end(name: str, positions: int | None) -> None:
 @pytest.mark.parametrize(
     ("model_type", "rows", "others"),
     [
-        ("zamba", {"hybrid.mamba", "hybrid.in_proj", "hybrid.out_proj"}, {"hybrid.experts"}),  # matrices of mamba heads
-        ("xlnet", {"attn"}, {"experts"}),  # matrices of attention heads
-        ("dbrx", {"experts"}, {"mlp"}),  # the matrices of its experts lie one below the other
+        (
+            "zamba",
+            {"hybrid.mamba", "hybrid.in_proj", "hybrid.out_proj"},
+            {"hybrid.experts"},
+        ),  # its 3-D parameters have a matrix per head
+        ("xlnet", {"attn"}, {"experts"}),  # its 3-D parameters have a matrix per head
+        ("dbrx", {"experts"}, {"mlp"}),  # the matrices of its experts are stacked into one 2-D parameter
     ],
 )
 def test_experts_are_told_from_heads(model_type: str, rows: set[str], others: set[str], tmp_path: Path) -> None:

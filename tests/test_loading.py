@@ -14,7 +14,7 @@ OPTIONS = ModelOptions(1, "cpu", "float32")
 
 def test_random_weights_do_not_stand_in_for_quantised_ones() -> None:
     config = {**CONFIGS["llama"], "quantization_config": {"quant_method": "fp8"}}
-    with pytest.raises(UsageError, match="someone/fp8: its weights are fp8.*--load-format hf"):
+    with pytest.raises(UsageError, match="someone/fp8: its weights are quantised .fp8.*--load-format hf"):
         subject_options(ModelSource("someone/fp8", config, "hub"), OPTIONS, max_input=8, max_total=8)
 
 

@@ -1,4 +1,4 @@
-"""Which model a configuration makes."""
+"""Which model is built from a configuration, and how configurations that no model can be built from are refused."""
 
 from typing import Any
 

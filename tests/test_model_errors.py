@@ -1,4 +1,8 @@
-"""What of a model cannot run: one line for its own errors, a traceback for ours, and a table of what did run."""
+"""Models, or points of them, that cannot run.
+
+An error of the model's code is refused in one line, an error of this project shows its traceback, and a point at which
+the model fails is missing from the table, which has all others.
+"""
 
 import json
 from collections.abc import Callable
@@ -13,7 +17,7 @@ import run_profile
 from llm_profile.errors import UsageError
 from llm_profile.layers.ranges import LayerRanges
 from llm_profile.models.building import ModelOptions
-from llm_profile.models.model_errors import place, told_in_a_line
+from llm_profile.models.model_errors import as_usage_error, line_of_model_code
 from llm_profile.passes import runner as passes
 from llm_profile.passes.cache import BOUND_POSITIONS
 from llm_profile.passes.options import SubjectOptions
@@ -28,7 +32,10 @@ Command = Callable[..., tuple[int, str, str, LatencyTable | None]]
 
 @pytest.fixture
 def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command on a tiny model of a type, with fields of its config.json replaced: code, out, err, table."""
+    """A function that runs run_profile.py on a tiny model of a type, with some fields of its config.json replaced.
+
+    It returns the exit code, stdout, stderr, and the table if one was written.
+    """
 
     def run(model_type: str, /, *arguments: str, **fields: Any) -> tuple[int, str, str, LatencyTable | None]:
         folder = tmp_path / model_type
@@ -66,11 +73,11 @@ SMALL = ["--prefill-max", "4", "--decode-max", "4"]
             *("llama", {"head_dim": 15}, "llama does not run: RuntimeError: The size of tensor a (15) must"),
             marks=pytest.mark.skipif(not OF_RELEASE, reason="later releases refuse the configuration"),
         ),
-        ("llama", {"vocab_size": 0}, "its vocab_size is 0, and has to be at least 1; mend its config.json"),
-        ("llama", {"model_type": ["llama"]}, "its model_type is ['llama'], and has to be a name"),
+        ("llama", {"vocab_size": 0}, "its vocab_size is 0, and must be at least 1; correct its config.json"),
+        ("llama", {"model_type": ["llama"]}, "its model_type is ['llama'], and must be a name"),
         ("mixtral", {"num_experts_per_tok": 8, "num_local_experts": 4}, "mixtral does not run: RuntimeError: "),
         ("mixtral", {"num_local_experts": 0}, "mixtral does not run: RuntimeError: "),
-        ("gemma3_text", {"sliding_window": 0}, "its sliding_window is 0, and has to be at least 1"),
+        ("gemma3_text", {"sliding_window": 0}, "its sliding_window is 0, and must be at least 1"),
         ("rwkv", {"num_hidden_layers": 1}, "rwkv does not run: ZeroDivisionError: division by zero (modeling_rwkv.py:"),
     ],
 )
@@ -84,8 +91,8 @@ def test_a_configuration_that_does_not_run(
 
 
 def test_an_error_of_ours_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
-    """Torch raises it in a pass, but the model's code did not call torch."""
-    monkeypatch.setattr("llm_profile.passes.cache.BufferLayer.stored", lambda _layer: 1000)
+    """The error is raised by torch during a pass, but the code that called torch is this project's cache."""
+    monkeypatch.setattr("llm_profile.passes.cache_layers.BufferLayer.stored", lambda _layer: 1000)
     with pytest.raises(RuntimeError):
         command("llama", *SMALL)
 
@@ -96,13 +103,13 @@ def test_memory_that_ran_out_is_no_fault_of_the_model(monkeypatch: pytest.Monkey
     with pytest.raises(torch.OutOfMemoryError) as raised:
         subject.runner.run(SweepPoint(4, 0))
     subject.close()
-    assert place(raised.value) is None
+    assert line_of_model_code(raised.value) is None
 
 
 # ---- where positions end
 
 ENDS = {
-    # type -> positions of a tiny model that declares 64
+    # type -> positions that a tiny model has whose config.json declares 64
     **dict.fromkeys(("codegen", "ctrl", "gptj", "mpt", "musicgen", "musicgen_melody", "whisper", "gpt2", "git"), 64),
     "prophetnet": 62,
     "reformer": 64,
@@ -110,10 +117,13 @@ ENDS = {
 
 
 PROMPTS_GO_ON = ("musicgen", "musicgen_melody")
-"""Longer prompts make their tables anew, steps do so in later releases alone. One limit is for both."""
+"""Types that make a longer table of positions for a longer prompt, so that a prompt does not fail beyond the limit.
+
+Decode steps fail there in transformers 5.17, and no longer in later releases. The profiler applies one limit to both.
+"""
 
 STOP_EARLIER = ("reformer",)
-"""Steps behind a whole chunk want what only a longer prompt leaves."""
+"""Types that cannot decode at the last position: a step behind a whole chunk needs what only a longer prompt stores."""
 
 
 @pytest.mark.parametrize("model_type", ENDS)
@@ -156,7 +166,7 @@ def test_points_beyond_a_table_of_positions_are_missing(model_type: str, command
 
 
 def test_a_point_that_the_model_fails_at_is_missing(command: Command) -> None:
-    """Reformer cannot go on from a whole chunk, which nothing in its configuration says."""
+    """Reformer cannot decode behind a prompt of a whole chunk, and its configuration does not say so."""
     code, out, err, table = command("reformer", "--mode", "decode", "--decode-max", "63", "--decode-step", "62")
     assert code == 3 and table is not None
     where = "the model fails with TypeError (modeling_reformer.py:"
@@ -199,7 +209,7 @@ def test_attention_that_cannot_be_profiled_is_refused(name: str, command: Comman
 
 
 def test_layers_that_run_behind_longer_caches_have_rows(tmp_path: Path) -> None:
-    """DeepSeek V4 compresses its keys each four tokens."""
+    """DeepSeek V4 compresses its keys once every four tokens, so some of its layers run at some cache lengths only."""
     subject = opened("deepseek_v4", tmp_path, 1, 41)
     recorder = RowsOfOperators()
     for kv_len in range(9):
@@ -233,5 +243,5 @@ def test_the_past_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_told_as_it_is() -> None:
-    with pytest.raises(UsageError, match="^--model: refused$"), told_in_a_line("llama", "check it"):
+    with pytest.raises(UsageError, match="^--model: refused$"), as_usage_error("llama", "check it"):
         raise UsageError("--model: refused")

@@ -1,13 +1,13 @@
 import pytest
 from torch import nn
 
-from llm_profile.layers.naming import Named, distinct, without_indices
+from llm_profile.layers.naming import Named, distinct_rows, without_indices
 
 
 def rows_of(places: dict[str, str], taken: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Path -> row, of modules with these paths that would have these rows."""
+    """Path -> distinct row. places: path -> the row that its module would get if no other had it."""
     named = [Named(nn.Identity(), without_indices(path), row) for path, row in places.items()]
-    return {path: row for path, (_, row) in zip(places, distinct(named, taken), strict=True)}
+    return {path: row for path, (_, row) in zip(places, distinct_rows(named, taken), strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def rows_of(places: dict[str, str], taken: frozenset[str] = frozenset()) -> dict
     ],
 )
 def test_places_have_rows_of_their_own(places: dict[str, str], rows: list[str] | None) -> None:
-    """Without rows: their paths."""
+    """rows: None where each row has to be the whole path."""
     assert list(rows_of(places).values()) == (rows or list(places))
 
 

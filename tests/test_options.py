@@ -1,4 +1,4 @@
-"""The options of the commands: what a command line without them asks for."""
+"""The defaults of the commands' options, and where the token of the Hub comes from."""
 
 import pytest
 

@@ -11,10 +11,11 @@ from tests.tiny import CONFIGS, subject
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_in_place_cache_decodes_like_the_model_does(name: str) -> None:
-    """Prefill in one pass, then step by step on the in-place cache: the logits of one long pass with a fresh cache."""
+    """A prefill and decode steps on the in-place cache give the logits of one long pass on transformers' own cache."""
     tiny = subject(name, 4, routing="model")
     ids, argument = tiny.runner.input_ids, tiny.runner.cache_argument
-    prompt, total = (4, 7) if name == "gemma3" else (12, 20)  # within its window of 8
+    # Gemma 3 within its window of 8 tokens: beyond it the in-place cache does not hold the latest tokens.
+    prompt, total = (4, 7) if name == "gemma3" else (12, 20)
     with torch.no_grad():
         fresh = {argument: DynamicCache(config=tiny.model.config)}
         whole = tiny.model(input_ids=ids[:, :total], **fresh).logits
@@ -49,7 +50,7 @@ def test_passes_start_from_the_same_state(name: str) -> None:
     tiny.runner.run(SweepPoint(5, 0))
     keys = tiny.runner.cache.layers[-1].keys
     assert tiny.runner.cache.get_seq_length() == 5
-    assert keys is not None and keys.abs().min() > 0 or keys.std() > 0.5  # random past, never zeros
+    assert keys is not None and keys.abs().min() > 0 or keys.std() > 0.5  # the past is random numbers, not zeros
     again = tiny.runner.run(point).logits
     tiny.runner.run(point)
     assert tiny.runner.cache.get_seq_length() == 12

@@ -1,4 +1,4 @@
-"""bench/picture.py: what it adds up, what it draws, what it refuses."""
+"""bench/picture.py: the sums that it draws, its SVG, and the files that it refuses."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_the_picture_of_a_small_table(tmp_path: Path) -> None:
 
 def test_the_committed_picture_is_of_the_committed_table() -> None:
     committed = ROOT / "docs" / "latency.svg"
-    assert committed.read_text(encoding="utf-8") == picture.drawn(ROOT / "H200" / "meta-llama" / "Llama-3.1-8B.csv")
+    assert committed.read_text(encoding="utf-8") == picture.svg_of(ROOT / "H200" / "meta-llama" / "Llama-3.1-8B.csv")
     assert committed.stat().st_size < 100_000
 
 

@@ -1,11 +1,11 @@
-"""Weights at other places in memory: used while asked for, and never lost."""
+"""Copies of weights: used inside their context, after which the original weights are back."""
 
 import pytest
 import torch
 from torch import nn
 
 from llm_profile.passes import placement
-from llm_profile.passes.placement import WeightCopies, copied, weight_copies
+from llm_profile.passes.placement import WeightCopies, copied_parameters, weight_copies
 
 
 def model() -> nn.Sequential:
@@ -48,7 +48,7 @@ def test_tied_weights_stay_tied() -> None:
 def test_large_weights_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     monkeypatch.setattr(placement, "LARGEST_BYTES", 16)
-    assert copied(net) == [net[0].bias]
+    assert copied_parameters(net) == [net[0].bias]
 
 
 def test_no_copies_where_memory_is_short() -> None:

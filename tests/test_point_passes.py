@@ -1,4 +1,4 @@
-"""What becomes of a point's passes: labelled, waiting for labels, run again, given up."""
+"""The passes of a point: matched with labelled passes, waiting for one, not counted, or timed eagerly instead."""
 
 import pytest
 from hypothesis import given
@@ -76,7 +76,7 @@ def test_a_pass_with_a_memset_is_none_with_a_copy_until_it_is_labelled_itself() 
 
 
 def test_all_passes_of_a_point_run_the_same_kernels() -> None:
-    """A replay that lost an event may look like another point's pass."""
+    """A replay that lost an event may have the kernels of another point's labelled pass, and still does not count."""
     labels = Labels()
     for names in (NAMES, NAMES[1:]):
         labels.learn(labelled(names))
@@ -112,12 +112,12 @@ def test_sessions_without_kernels_are_of_another_profiler(empty: list[LabelledPa
 
 
 def test_events_that_stop_in_the_middle_of_a_sweep_are_of_another_profiler() -> None:
-    """The point that was under way had some; the next one has none."""
+    """The first point has events, the next one has none."""
     labels, first, second = Labels(), a_point(), a_point()
     first.add([labelled()], [kernels()], labels)
     assert first.passes
     second.add([], [], labels)
-    with pytest.raises(UsageError, match="another one holds the GPU's events"):
+    with pytest.raises(UsageError, match="another profiler receives the GPU's events"):
         second.add([], [], labels)
 
 
@@ -138,8 +138,8 @@ def test_rows_of_a_sample_add_up_and_keep_their_kernels() -> None:
 
 
 @given(st.data(), st.integers(1, 20))
-def test_it_ends_whatever_is_lost(data: st.DataObject, repeat: int) -> None:
-    """Each replay may be as labelled, cut short or gone; labelled passes may be cut short, too."""
+def test_a_point_ends_whatever_events_are_lost(data: st.DataObject, repeat: int) -> None:
+    """Each replay may have all kernels, lack one, or have none; a labelled pass may lack one as well."""
     rule = StoppingRule(repeat, precision=0)
     labels, point = Labels(), a_point(rule.first_passes)
     whole = st.sampled_from([NAMES, NAMES, NAMES[1:], ()])
@@ -153,7 +153,7 @@ def test_it_ends_whatever_is_lost(data: st.DataObject, repeat: int) -> None:
         if not point.replays and not point.wanted:
             break
     else:
-        pytest.fail("it goes on and on")
+        pytest.fail("the point does not end")
     assert len(point.passes) == repeat
     assert sum(point.pass_ns()) == sum(sum(k.duration_ns for k in one.kernels) for one in point.passes)
     for one in point.passes:

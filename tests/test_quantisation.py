@@ -1,4 +1,4 @@
-"""Quantised checkpoints: a made-up method for the path through transformers, and what is real where it can run."""
+"""Quantised checkpoints: a made-up method that runs on a CPU (fake_quantizer.py), and real methods where they run."""
 
 import importlib.util
 import json
@@ -27,9 +27,12 @@ from llm_profile.store.table import LatencyTable
 from tests.fake_quantizer import METHOD, ByteLinear, quantise, set_config
 from tests.test_checkpoint import CONFIGS, index_of, only
 from tests.test_checkpoint import make_config as llama_config
+from tests.worker_here import WorkerHere, worker_here
+
+__all__ = ["worker_here"]  # a fixture
 
 PLAIN = "model.layers.2.mlp"
-"""What the checkpoint of these tests does not quantise."""
+"""Path of the modules that the checkpoint of these tests does not quantise."""
 
 ON_CPU = ModelOptions(1, "cpu")
 LLAMA = {"model_type": "llama", **CONFIGS["llama"], "dtype": "bfloat16"}
@@ -37,7 +40,7 @@ LLAMA = {"model_type": "llama", **CONFIGS["llama"], "dtype": "bfloat16"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A llama of four blocks in several shards, its linears in bytes."""
+    """A Llama checkpoint of four blocks in several shards, whose linear layers are quantised to bytes."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(llama_config("llama"), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "bytes", max_shard_size="10KB")
@@ -78,12 +81,15 @@ def test_the_command_profiles_quantised_weights_and_says_which(
     assert "decompress" not in capsys.readouterr().err
 
 
-def test_quantised_weights_are_validated_at_full_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantised_weights_are_validated_at_full_depth(
+    folder: Path, capsys: pytest.CaptureFixture[str], worker_here: list[WorkerHere]
+) -> None:
     pairs = ["--scaling-input-min", "1", "--scaling-input-max", "2", "--scaling-input-step", "1"]
     assert profile(folder, "--decode-max", "5") == 0
     csv = str(folder.parent / "CPU" / f"{folder.name}.csv")
     lax = ["--scaling-repeat", "1", "--scaling-tolerance", "1e9"]
     assert validation.main(["--csv", csv, *pairs, *lax]) == 0, capsys.readouterr().err
+    assert len(worker_here) == 3
 
 
 def test_other_parameters_are_other_conditions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,14 +142,15 @@ def test_missing_tensors_of_quantised_weights_are_named(folder: Path) -> None:
 def test_weights_that_are_decompressed_are_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile(with_fields(folder, decompresses=True)) == 0
     assert table_of(folder).meta["conditions"]["quantisation"]["decompressed"] is True
-    assert "decompresses the weights at their first use: products are those of float16" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "decompresses the weights at their first use: matrix products are those of plain float16 weights" in told
 
 
 # ---- refusals
 
 
 def refusal_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which the command ends."""
+    """Profile a model that is refused with exit code 2. Returns the line that says why."""
     assert profile(folder, "--load-format", "hf") == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and told.startswith("run_profile.py: --model")
@@ -208,14 +215,15 @@ def test_methods_that_need_a_gpu(folder: Path, method: str, capsys: pytest.Captu
 
 def test_random_weights_are_refused_for_quantised_ones(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile(folder, "--load-format", "dummy") == 2
-    assert "its weights are bytes, and random ones would not be; use --load-format hf" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "its weights are quantised (bytes), and random ones would not be; use --load-format hf" in told
 
 
-# ---- what is real
+# ---- real methods
 
 
 def test_fp8_weights_made_plain_on_demand(tmp_path: Path) -> None:
-    """`dequantize` in the configuration: transformers multiplies blocks of 16 x 16 by their scales as it loads."""
+    """With `dequantize` in the configuration, transformers multiplies blocks of 16 x 16 weights by their scales."""
     pytest.importorskip("accelerate")
     from safetensors.torch import save_file
 

@@ -1,8 +1,8 @@
-"""Configurations of every type with one field that is wrong, through `--plan` and through a run of two points on a CPU.
+"""Configurations of any type with one wrong field, given to `--plan` and to a run of two points on a CPU.
 
-Whatever the field, the command ends with 0, 2 or 3, with a line where it refuses, within a minute. RANDOM_CONFIGS in
-the environment is how many are tried. `python -m tests.test_random_configs 500 SEED` tries other ones and lists what
-ends otherwise.
+Whatever the field is, the command has to exit within a minute, with 0, 2 or 3, and with one line of error for 2. The
+environment variable RANDOM_CONFIGS sets how many configurations are tried. `python -m tests.test_random_configs 500
+SEED` tries 500 others and lists those where the command does not end so.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ from tests.test_architectures import SUPPORTED
 EXAMPLES = int(os.environ.get("RANDOM_CONFIGS", "60"))
 MOST_S = 60
 MOST_BYTES = 8 * 2**30
-"""Address space that a run may take beyond what the tests have: enough for a tiny model, not for one of wrong sizes."""
+"""Address space that a run may add to that of the tests: enough for a tiny model, but not for one with huge sizes."""
 
 TWO_POINTS = ["--load-format", "dummy", "--skip-scaling", "--allow-slow-path", "--device", "cpu", "--repeat", "1"]
 TWO_POINTS += ["--precision", "0", "--warmup", "0", "--prefill-max", "1", "--decode-max", "1"]
 
 
 NEVER_READ = ("id2label", "label2id", "_name_or_path", "transformers_version")
-"""Fields that no causal LM is built by: a wrong one shows nothing."""
+"""Fields that have no effect on a model, so that wrong values test nothing."""
 
 DROPPED = object()
-"""In place of a value: the field is not there."""
+"""Stands for a value: the field is removed."""
 
 SPOILT: dict[str, Callable[[Any], Any]] = {
-    # what happens to a field's value
+    # name of a change -> function from a field's value to a wrong one
     "dropped": lambda value: DROPPED,
     "null": lambda value: None,
     "retyped": lambda value: str(value) if not isinstance(value, str) else 7,
@@ -72,12 +72,12 @@ SPOILT: dict[str, Callable[[Any], Any]] = {
 
 
 class Hangs(BaseException):
-    """No Exception: what catches errors of a model's code must not catch it."""
+    """The command took longer than MOST_S. It is no Exception, so handlers of errors of a model's code let it pass."""
 
 
 @cache
 def tiny_fields(model_type: str) -> Mapping[str, Any]:
-    """The fields of a tiny config.json of a type."""
+    """The fields of the config.json of a tiny model of a type."""
     if model_type in WRITTEN:
         return WRITTEN[model_type]
     config = tiny_config(model_type)
@@ -86,7 +86,7 @@ def tiny_fields(model_type: str) -> Mapping[str, Any]:
 
 
 def places(fields: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where a field is: its own name, after those of the objects that hold it."""
+    """The place of every field: the names of the objects that hold it, from outside, then its own name."""
     for name, value in fields.items():
         if name in NEVER_READ:
             continue
@@ -97,7 +97,7 @@ def places(fields: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[t
 
 @st.composite
 def spoilt_configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A configuration with one wrong field, and what was done, in words."""
+    """What was changed, in words, and the fields of a configuration with one wrong field."""
     model_type = draw(st.sampled_from(SUPPORTED))
     fields: dict[str, Any] = copy.deepcopy(dict(tiny_fields(model_type)))
     place = draw(st.sampled_from(sorted(places(fields))))
@@ -115,7 +115,7 @@ def spoilt_configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Raises Hangs after MOST_S. Memory ends at MOST_BYTES more than there is now, as an error, not as a kill."""
+    """While open, Hangs is raised after MOST_S, and allocations fail beyond MOST_BYTES more than are used now."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise Hangs(f"still running after {MOST_S} s")
@@ -134,7 +134,7 @@ def guarded() -> Iterator[None]:
 
 
 def wrong_ending(fields: Mapping[str, Any], *options: str) -> str | None:
-    """How the command ended, where that is not as promised."""
+    """Run the command. How it ended, if that is not as the first lines of this file say; else None."""
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
@@ -174,7 +174,7 @@ def test_a_wrong_field_ends_in_a_line(spoilt: tuple[str, dict[str, Any]]) -> Non
 
 
 def list_wrong(examples: int, number: int) -> int:
-    """Tries other configurations than the test does. Prints what ends otherwise than promised; returns how many do."""
+    """Try configurations other than those of the test. Prints the wrong endings and returns how many there are."""
     found: list[str] = []
 
     @seeded(number)

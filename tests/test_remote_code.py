@@ -1,4 +1,4 @@
-"""Code of a model repository: it runs where that is asked for, and nowhere else."""
+"""Code that a model repository brings: it runs with --trust-remote-code, and never without."""
 
 import json
 import sys
@@ -16,8 +16,9 @@ import validation
 from llm_profile.store.files import read_table
 from tests.test_hub import COMMIT, OLD_COMMIT, Hub, hub
 from tests.tiny import COMMON
+from tests.worker_here import WorkerHere, worker_here
 
-__all__ = ["hub"]  # a fixture
+__all__ = ["hub", "worker_here"]  # fixtures that pytest finds by their names here
 
 REPO = "someone/small"
 TRUST = "--trust-remote-code"
@@ -71,8 +72,9 @@ PAIRS += ["--scaling-tolerance", "1e9"]
 
 @pytest.fixture(autouse=True)
 def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """transformers copies code into a folder of modules: one of this test's own."""
+    """Let transformers copy code of repositories into a folder of this test, and forget the modules afterwards."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for processes of the real model
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
@@ -81,7 +83,7 @@ def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Where the code of the repository leaves its mark when it is imported."""
+    """The file that the code of the repository appends to when it is imported."""
     return tmp_path / "trace"
 
 
@@ -126,8 +128,12 @@ def test_without_the_flag_no_code_runs(
 def test_a_model_of_its_own_code_is_profiled_and_validated(
     folder: Path, tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert profile(folder, tmp_path, TRUST, *PAIRS) == 0, capsys.readouterr().err
+    """In a process of the real model as well, which imports the code for itself."""
+    options = ["--scaling-processes", "1"]
+    assert profile(folder, tmp_path, TRUST, *PAIRS, *options) == 0, capsys.readouterr().err
     told = capsys.readouterr().err
+    marks = trace.read_text().split()
+    assert marks[: len(marks) // 2] == marks[len(marks) // 2 :], "once in each process"
     assert set(trace.read_text().split()) == {"configuration", "modeling"}
     table = read_table(csv_of(tmp_path))
     assert {"q_proj", "attn", "rope", "widen", "narrow", "mlp_other", "lm_head"} <= set(table.row_names())
@@ -147,7 +153,7 @@ def test_transformers_has_forgotten_the_code_afterwards(folder: Path, tmp_path: 
 
 
 def test_validation_asks_for_the_flag_again_and_for_the_same_code(
-    folder: Path, tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str], worker_here: list[WorkerHere]
 ) -> None:
     assert profile(folder, tmp_path, TRUST) == 0
     trace.unlink()
@@ -203,7 +209,7 @@ def test_real_weights_of_a_model_of_its_own_code(folder: Path, tmp_path: Path, t
 
 
 def test_code_of_the_hub_is_that_of_the_commit(
-    hub: Hub, tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str], worker_here: list[WorkerHere]
 ) -> None:
     code = {name: text.replace("{trace!r}", repr(str(trace))).encode() for name, text in CODE.items()}
     hub.repositories[REPO] = {"config.json": json.dumps(CONFIG).encode(), **code}

@@ -1,4 +1,4 @@
-"""The whole command: on the fake device for its logic, on the CPU for its truth."""
+"""run_profile.py as a whole: mostly on the fake device, which is fast, and in some tests on a real CPU."""
 
 import csv
 import json
@@ -11,23 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import pytest
 
 import run_profile
-from llm_profile.cli import summary
+from llm_profile.cli import summary, table_validation
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
 from llm_profile.store.files import CSV_HEADER, read_table
-from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS
 from llm_profile.timing.backends.fake import ROWS, row_ns
+from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
 from tests import tiny
 from tests.fake_command import CSV, OPTIONS, POINTS, TroubledBackend, opener, use
@@ -37,7 +36,7 @@ TOKEN = "hf_" + "Secret9" * 5
 CPU = ["--model", "tiny-llama", "--device", "cpu", "--prefill-max", "4", "--decode-max", "4", "--repeat", "2"]
 PAIRS = ["--scaling-input-min", "1", "--scaling-input-max", "2", "--scaling-input-step", "1", "--scaling-repeat", "1"]
 LAX = ["--scaling-tolerance", "1e9"]
-"""A machine that runs other tests as well is too noisy to be judged."""
+"""While other tests run beside, wall times are too noisy for any tolerance."""
 
 
 class Outcome(NamedTuple):
@@ -58,7 +57,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """main(), with the output folder set."""
+    """Runs `main` with `--output-dir` set to the test's folder."""
 
     def run(*arguments: str) -> Outcome:
         code = run_profile.main(["--output-dir", str(tmp_path), *arguments])
@@ -68,7 +67,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def command(*arguments: str, module: Sequence[str] = ("run_profile.py",), **options: Any) -> Outcome:
-    """The command in a process of its own."""
+    """Run the command in a process of its own."""
     done = subprocess.run([sys.executable, *module, *arguments], cwd=ROOT, capture_output=True, text=True, **options)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -89,7 +88,7 @@ def config_folder(folder: Path, **fields: Any) -> str:
     return str(folder)
 
 
-# ---- a sweep, again, and on
+# ---- a sweep: measured, repeated, resumed
 
 
 def test_a_sweep_ends_with_a_whole_table(run: Run, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_ctrl_c_is_a_clean_stop_and_one_writes_at_a_time(run: Run, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=20)[1]
     assert process.returncode == 130
-    assert error.splitlines()[-1] == "run_profile.py: interrupted; the same command goes on from here"
+    assert error.splitlines()[-1] == "run_profile.py: interrupted; the same command resumes from here"
     assert "Traceback" not in error
     assert not (tmp_path / CSV).exists()
     done = run(*OPTIONS)
@@ -306,7 +305,7 @@ def test_overwrite_starts_anew_and_keeps_the_old_table(run: Run, tmp_path: Path)
     assert table.meta["conditions"]["num_layers"] == 2 and len(table.records) == 9
 
 
-def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
+def test_an_example_is_renamed_and_kept(run: Run, tmp_path: Path) -> None:
     run(*OPTIONS)
     meta = (tmp_path / CSV).with_suffix(".meta.json")
     meta.write_text(meta.read_text().replace('"origin": "measured"', '"origin": "example"'))
@@ -316,7 +315,7 @@ def test_an_example_gives_way_and_is_kept(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / CSV).with_name("tiny-llama.example.csv").exists()
 
 
-# ---- points that are missing
+# ---- adaptive grids, and points that are missing
 
 
 WIDE = [*OPTIONS[:-4], "--prefill-max", "256", "--decode-max", "256"]
@@ -439,7 +438,7 @@ def test_a_model_with_learned_positions_on_the_cpu(run: Run, tmp_path: Path) -> 
 
 
 def test_positions_that_only_the_model_tells_of(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs are refused after loading, and still before anything is measured."""
+    """If only the loaded model says how many positions it has, pairs are refused before anything is measured."""
     backend = TroubledBackend(learned_positions=4)
     monkeypatch.setitem(BACKENDS, "cpu", lambda request, source: backend)
     refused = run(*CPU, "--scaling-input-min", "3", "--scaling-input-max", "3")
@@ -459,18 +458,17 @@ def test_rotary_models_run_on_with_one_warning(run: Run, tmp_path: Path) -> None
 
 
 class MadeUpReality:
-    """Steps whose times nothing can predict, the same in each repeat."""
+    """A real model whose steps take random times, the same ones in each repeat, so that no scaling fits them."""
 
     runtime = "eager"
 
     def __init__(self) -> None:
         self.notices: list[str] = []
+        self.seconds: dict[str, float] = {}
 
-    def prefill(self, input_lens: Sequence[int], repeat: int) -> Iterator[StepTimes]:
-        return self.batched([SweepPoint(n, 0) for n in input_lens], repeat)
-
-    def decode(self, windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
-        return self.batched([SweepPoint(1, k) for window in windows for k in window], repeat)
+    def steps(self, input_lens: Sequence[int], windows: Sequence[Sequence[int]], repeat: int) -> Iterator[StepTimes]:
+        decode = [SweepPoint(1, k) for window in windows for k in window]
+        return self.batched([*(SweepPoint(n, 0) for n in input_lens), *decode], repeat)
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         for point in points:
@@ -482,15 +480,15 @@ class MadeUpReality:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes `--device cpu` a fake device with a made-up reality. The depths of the real models that were opened."""
+    """`--device cpu` is a fake device with a MadeUpReality. The depths at which real models were opened so far."""
     depths: list[int] = []
 
-    def open_reality(runtime: str, table: LatencyTable, depth: int, *_access: Any) -> MadeUpReality:
+    def open_reality(_runtime: str, _profiled: Profiled, depth: int, *_access: Any, **_options: Any) -> MadeUpReality:
         depths.append(depth)
         return MadeUpReality()
 
     monkeypatch.setitem(BACKENDS, "cpu", opener({}))
-    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setattr(table_validation, "ProcessReality", open_reality)
     return depths
 
 
@@ -521,7 +519,7 @@ def test_a_validation_is_not_repeated_without_need(run: Run, tmp_path: Path, ope
     before = files_in(tmp_path)
     again = run(*strict)
     assert again.code == 4, "the error is still above the tolerance"
-    assert "complete: " in again.err and "held against the real model before" in again.err
+    assert "complete: " in again.err and "validated against the real model before" in again.err
     assert opened == [4] and files_in(tmp_path) == before
     assert run(*JUDGED, *LAX).code == 0
     assert opened == [4, 4], "other options"
@@ -546,7 +544,7 @@ def test_pairs_that_ran_out_of_memory_are_told(
     monkeypatch.setitem(BACKENDS, "cpu", opener({"out_of_memory_at": 3}))
     done = run(*CPU, *PAIRS)
     assert done.code == 3 and opened == []
-    assert "not held against the real model: (input 2, output 2) needs input 1, kv_cache 2" in done.err
+    assert "not validated against the real model: (input 2, output 2) needs input 1, kv_cache 2" in done.err
     assert "missing: 5 of 8 points: out of memory" in done.out
     assert (tmp_path / "CPU" / "tiny-llama.csv").exists()
 
@@ -558,7 +556,7 @@ def test_pairs_may_be_of_the_table_that_is_added_to(run: Run, opened: list[int])
 
 
 def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
-    """Everything from the model to the scaled table, with nothing made up."""
+    """From the model to the scaled table without any fakes."""
     done = run(*CPU, *PAIRS, *LAX)
     assert done.code == 0, done.err
     folder = tmp_path / "CPU"
@@ -566,7 +564,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
         f"tiny-llama{ending}"
         for ending in (
             *(".csv", ".meta.json", ".rows.parquet", ".validation.json"),
-            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet"),
+            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet", ".host.csv"),
         )
     )
     table = read_table(folder / "tiny-llama.csv")
@@ -580,7 +578,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
     assert asked == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert told["provenance"]["conditions"] == table.meta["conditions"]
     assert json.loads((folder / "tiny-llama-scaled.meta.json").read_bytes())["scaling"]["source"] == "tiny-llama.csv"
-    assert "held against the real model before" in run(*CPU, *PAIRS, *LAX).err
+    assert "validated against the real model before" in run(*CPU, *PAIRS, *LAX).err
 
 
 def test_real_weights_of_a_local_folder(run: Run, tmp_path: Path) -> None:
@@ -665,7 +663,7 @@ MISTAKES = {
         f"{option} {value}": ([*CPU, *PAIRS, option, value], f"{option} {value}")
         for option in (
             *(f"--scaling-{what}-{bound}" for what in ("input", "output") for bound in ("min", "max", "step")),
-            *("--scaling-num-layers", "--scaling-repeat"),
+            *("--scaling-num-layers", "--scaling-repeat", "--scaling-processes"),
         )
         for value in ("0", "-1")
     },
@@ -710,7 +708,7 @@ def test_no_gpu_is_told_before_weights_are_fetched(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: list[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(run_profile, "settled_weights", lambda request, source: pytest.fail("weights are fetched"))
+    monkeypatch.setattr(run_profile, "with_weights", lambda request, source: pytest.fail("weights are fetched"))
     refused = run("--model", "tiny-llama", *hardware)
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "--device cuda: " in refused.err and "--device cpu" in refused.err
@@ -786,7 +784,7 @@ def test_a_token_in_the_wrong_place_is_not_repeated(run: Run) -> None:
         assert refused.code == 2 and TOKEN not in refused.err + refused.out
 
 
-# ---- what is said
+# ---- what is printed
 
 
 def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -807,7 +805,7 @@ def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytes
 
 
 def without_warning(err: str) -> list[str]:
-    """The lines of a process of its own, without the one that it has where CI runs on the newest releases."""
+    """The lines of stderr without the warning about releases that are newer than the tested ones."""
     return [line for line in err.splitlines() if not line.startswith("newer than tested: ")]
 
 
@@ -824,7 +822,7 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     try:
         while data := os.read(leader, 65536):
             drawn += data
-    except OSError:  # Linux: how a pty ends
+    except OSError:  # Linux raises EIO when the other side of a pty is closed
         pass
     os.close(leader)
     assert process.wait() == 3

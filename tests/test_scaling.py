@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from llm_profile.validation.steps import (
     WINDOW_STEPS,
     WINDOWS,
     MeasuredSteps,
+    StepPlan,
+    StepTimes,
     decode_windows,
     plan_steps,
     relative_spread,
@@ -68,7 +71,7 @@ def test_windows_alternate_and_never_meet(first, more):
     assert len(windows) % 2 == 1 and len(windows) <= WINDOWS
     assert windows[0].start == first and windows[-1].stop == last + 1
     assert all(low.stop <= high.start and len(low) for low, high in zip(windows, windows[1:], strict=False))
-    assert more < 32 or len(windows) >= 32
+    assert more < WINDOWS or len(windows) == WINDOWS
     assert more < WINDOWS * WINDOW_STEPS or {len(window) for window in windows} == {WINDOW_STEPS}
     if more < WINDOWS * WINDOW_STEPS:
         assert sum(map(len, windows)) == more + 1, "every step of a short range"
@@ -119,7 +122,7 @@ def test_the_documented_grid_is_fitted_whole_and_judged_between():
     assert held_out.input_lens == tuple(range(192, 1024, 128))
     assert len(held_out.pairs) == 49
     steps = sum(map(len, fitted.windows)) + sum(map(len, held_out.windows))
-    assert steps < 620, "a pair's steps are shared, or validation takes an hour"
+    assert steps < 150, "a pair's steps are shared, or validation takes an hour"
 
 
 def test_missing_points_are_never_run():
@@ -145,6 +148,71 @@ def test_a_pair_is_composed_from_medians_of_its_steps():
     }
     assert steps.pair((8, 1)).tpot_ns is None and steps.spread((8, 1))["tpot"] is None
     assert relative_spread([2, 3, 4]) == pytest.approx(2 / 3)
+
+
+PROMPT, STEP = SweepPoint(8, 0), SweepPoint(1, 8)
+
+
+def test_spreads_and_drift_of_several_processes():
+    """Three rounds in each of two processes, then two in a third, of a prompt and a step of eight tokens."""
+    steps = MeasuredSteps(
+        {PROMPT: (100, 110, 120, 200, 200, 240, 160, 176), STEP: (10, 10, 11, 20, 22, 24, 30, 33)},
+        ((8,),),
+        (0, 0, 0, 1, 1, 1, 2, 2),
+    )
+    pair = steps.pair((8, 2))
+    assert (pair.ttft_ns, pair.tpot_ns, pair.total_ns) == (168, 21, 189), "medians over all rounds"
+    within = steps.spread((8, 2))
+    assert within["ttft"] == pytest.approx((20 / 110 + 40 / 200 + 16 / 168) / 3)
+    assert within["tpot"] == pytest.approx((1 / 10 + 4 / 22 + 3 / 31.5) / 3)
+    assert within["total"] == pytest.approx((21 / 120 + 44 / 222 + 19 / 199.5) / 3)
+    between = steps.spread_between((8, 2))
+    assert between["ttft"] == pytest.approx((200 - 110) / 168)
+    assert between["tpot"] == pytest.approx((31.5 - 10) / 22)
+    assert between["total"] == pytest.approx((222 - 120) / 199.5)
+    # last / first of each process: 1.2, 1.2 and 1.1 of the prompt, 1.1, 1.2 and 1.1 of the step
+    assert steps.drift == pytest.approx(0.15)
+    assert steps.spread_between((8, 1))["tpot"] is steps.spread((8, 1))["tpot"] is None
+
+
+def test_one_process_has_no_spread_to_another():
+    walls = {PROMPT: (100, 130, 110), STEP: (10, 12, 11)}
+    for steps in (MeasuredSteps(walls, ((8,),)), MeasuredSteps(walls, ((8,),), (0, 0, 0))):
+        assert steps.spread_between((8, 2)) == {"ttft": None, "tpot": None, "total": None}
+        assert steps.spread((8, 2))["ttft"] == pytest.approx(30 / 110)
+        assert steps.drift == pytest.approx(0.1)
+
+
+def test_one_round_in_each_process_has_no_spread_inside():
+    steps = MeasuredSteps({PROMPT: (100, 130), STEP: (10, 12)}, ((8,),), (0, 1))
+    assert steps.spread((8, 2)) == {"ttft": 0, "tpot": 0, "total": 0}
+    assert steps.spread_between((8, 2))["ttft"] == pytest.approx(30 / 115)
+    assert steps.drift == 0
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=5), st.integers(1, 4))
+def test_processes_that_differ_by_a_factor_differ_between_and_not_within(speeds, repeat):
+    plans = plan_steps(PAIRS, ESTIMATE)
+    reality = FakeReality(lambda *_: 0, process_speeds=tuple(speeds))
+    for steps, plan in zip(time_steps(reality, plans, repeat), plans, strict=True):
+        assert steps.processes == tuple(number for number in range(len(speeds)) for _ in range(repeat))
+        for quantity, within in steps.spread(plan.pairs[0]).items():
+            assert within == pytest.approx(0, abs=1e-9)
+            between = steps.spread_between(plan.pairs[0])[quantity]
+            assert between == pytest.approx(relative_spread(speeds), rel=1e-3, abs=1e-3)
+        assert steps.drift == pytest.approx(0, abs=1e-9)
+
+
+def test_only_steps_of_every_process_are_kept():
+    """Of processes that timed anything: one without memory for a single step says nothing of the others."""
+    times = [
+        StepTimes(PROMPT, (1, 2), 2),
+        StepTimes(STEP, (3, 4), 0),
+        StepTimes(PROMPT, (5, 6), 0),
+    ]
+    (steps,) = time_steps(SimpleNamespace(steps=lambda *_: iter(times)), [StepPlan((), (8,), (range(8, 9),))], 2)
+    assert steps.steps == {PROMPT: (5, 6, 1, 2)} and steps.windows == ()
+    assert steps.processes == (0, 0, 2, 2)
 
 
 def test_a_window_is_the_mean_of_its_steps():

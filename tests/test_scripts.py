@@ -1,4 +1,4 @@
-"""The shell scripts, run for real in a copy of their own with fake `python3`, `nvidia-smi` and `docker` on PATH."""
+"""The shell scripts, run in a copy of the repository with fake `python3`, `nvidia-smi` and `docker` on PATH."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DOCUMENTED = """
 """
 
 FAKE_PYTHON = f"""#!{sys.executable} -IS
-# Answers the probes of setup_env.sh from state.json, notes everything else in calls.jsonl.
+# Answers the questions of setup_env.sh from state.json, and appends all other calls to calls.jsonl.
 import json, os, shutil, sys
 from pathlib import Path
 
@@ -45,7 +45,7 @@ if arguments[0] == "constraints/choose.py":
         sys.exit(me not in state["ready"])
     print({{"pins": "torch==1.2.3", "taken": "torch 1.2.3 (the tested set)", "newest": "torch 9.0"}}[arguments[1]])
     sys.exit(0)
-if "-c" in arguments:  # constraints of pip: what stands in the file, in place of its name
+if "-c" in arguments:  # a file of constraints for pip: record its content instead of its name
     arguments[arguments.index("-c") + 1] = Path(arguments[arguments.index("-c") + 1]).read_text().strip()
 with open(fake / "calls.jsonl", "a") as calls:
     print(json.dumps({{"me": me, "arguments": arguments, "token": os.environ.get("HF_TOKEN")}}), file=calls)
@@ -69,7 +69,7 @@ exit 7
 
 @dataclass
 class Call:
-    """One call of a fake: which file was called, with which arguments, and the token in its environment."""
+    """One call of the fake Python. me: the file that was called. token: HF_TOKEN in its environment."""
 
     me: str
     arguments: list[str]
@@ -77,7 +77,7 @@ class Call:
 
 
 class Sandbox:
-    """A fresh clone with the scripts alone, and the fakes."""
+    """A folder `clone` with the scripts, and a folder `fake` with the fake commands, which is first on PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.clone, self.fake = folder / "clone", folder / "fake"
@@ -104,7 +104,7 @@ class Sandbox:
         self.executable("nvidia-smi", f"#!/bin/sh\n{answer}\n")
 
     def state(self, ready: list[str], **changes: object) -> None:
-        """ready: the interpreters that have all packages, `python3` being the one on PATH."""
+        """Write state.json. ready: interpreters that have all packages; `python3` is the one on PATH."""
         defaults = {"in_venv": False, "modules": [], "torch_cuda": False, "new_enough": True, "codes": []}
         known = {"ready": [str(self.fake / each) if each == "python3" else each for each in ready]}
         failures = {"venv_fails": 0, "pip_fails": 0}
@@ -126,7 +126,7 @@ class Sandbox:
         return [Call(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
 
     def profiles(self) -> list[list[str]]:
-        """The arguments of each run_profile.py call."""
+        """The arguments of each call of run_profile.py."""
         return [call.arguments[1:] for call in self.calls() if call.arguments[0] == "run_profile.py"]
 
 
@@ -293,7 +293,7 @@ def test_an_active_virtual_environment_is_filled(sandbox: Sandbox) -> None:
 
 
 def test_torch_and_venv_can_be_chosen(sandbox: Sandbox) -> None:
-    """A torch that is named comes first, outside the tested set, and the rest is chosen around it."""
+    """The torch of TORCH is installed first; the versions of the other packages are then chosen to fit it."""
     sandbox.state(ready=[])
     sandbox.run("run.sh", TORCH="torch==2.12.0", VENV=".venv-other")
     venv, torch, pip, _ = sandbox.calls()
@@ -373,20 +373,20 @@ def test_the_test_command_makes_every_check(sandbox: Sandbox, gpu: bool) -> None
 
 
 def legs_of(sandbox: Sandbox) -> list[list[list[str]]]:
-    """What .ci/run did in each of its environments: arguments after `-m` of each call but the one that made it."""
+    """For each environment of .ci/run, its calls without the one that made it, as the arguments after `-m`."""
     legs: list[list[list[str]]] = []
     for call in sandbox.calls():
         if call.arguments[:2] == ["-m", "venv"]:
             made = f"{call.arguments[-1]}/bin/python3"
             legs.append([])
-        elif "--dry-run" not in call.arguments:  # a question before a leg
+        elif "--dry-run" not in call.arguments:  # pip's dry run is outside the environments
             assert call.me == made
             legs[-1].append(call.arguments[1:])
     return legs
 
 
 FREE = {"room": 100 << 20, "no room": 1 << 20}
-"""KiB that `df` finds."""
+"""KiB of free disk that the fake `df` prints."""
 
 
 @pytest.mark.parametrize("free", FREE)

@@ -1,4 +1,4 @@
-"""What is read of a session's events, from made-up ones."""
+"""Reading the events of a profiling session, from made-up events."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ HOST, DEVICE = DeviceType.CPU, DeviceType.CUDA
 
 @dataclass(frozen=True)
 class Event:
-    """One event as torch's profiler gives it."""
+    """An event with the methods of those of torch's profiler."""
 
     text: str
     device: DeviceType

@@ -1,4 +1,4 @@
-"""Layers without their kernels are refused unless they are allowed, and then marked. No others are."""
+"""Layers that run slowly for lack of a kernel: refused unless allowed, and then marked in the table."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ FLA = "without causal_conv1d, flash-linear-attention"
 LOOP = "a Python loop over tokens"
 
 SLOW: dict[str, dict[str, str]] = {
-    # none of these packages runs on a CPU: no machine that runs these tests on one has them
+    # row -> reason; none of these packages runs on a CPU, so machines that run these tests on one do not have them
     "falcon_mamba": {"mixer": MAMBA},
     "mamba": {"mixer": MAMBA},
     "mamba2": {"mixer": MAMBA},
@@ -61,7 +61,7 @@ def test_other_models_have_no_slow_rows(name: str) -> None:
 
 def test_experts_may_loop_over_experts() -> None:
     options = ModelOptions(1, "cpu", "float32", experts_implementation="eager")
-    many = CONFIGS["mixtral"] | {"num_local_experts": 256}  # each further token reaches further experts
+    many = CONFIGS["mixtral"] | {"num_local_experts": 256}  # so that each further token reaches further experts
     Subject(SubjectOptions(many, options, 32, 32)).close()
 
 

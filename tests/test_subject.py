@@ -1,4 +1,4 @@
-"""The model under measurement: who chooses its experts, and what computes its attention."""
+"""The model under measurement: how its experts are chosen, and which SDPA backend computes its attention."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tests import tiny
 from tests.test_architectures import OF_RELEASE, RELEASE, write_model
 
 ARIA = pytest.param("aria_text", marks=pytest.mark.skipif(not OF_RELEASE, reason=f"as in transformers {RELEASE}"))
-"""Later releases tell its experts who was chosen."""
+"""In later releases its experts get the numbers of the chosen ones."""
 
 
 def opened(model_type: str, folder: Path, **options: Any) -> Subject:
@@ -44,9 +44,9 @@ def test_where_experts_are_told_no_choice_the_router_chooses(model_type: str, ro
     "model_type",
     [
         "mixtral",
-        "zaya",  # one expert a token
-        "dbrx",  # its matrices lie below the module that is told
-        "inkling_text",  # beside its experts are some that all tokens take
+        "zaya",  # one expert per token
+        "dbrx",  # its expert matrices are in a module below the one that gets the choice
+        "inkling_text",  # it also has experts that every token uses
     ],
 )
 def test_where_experts_are_told_a_choice_it_is_replaced(model_type: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Clock samples: which of them belong to a point, and a driver that is not there."""
+"""Samples of the GPU's clock: which of them count for a point, and machines without NVML."""
 
 import statistics
 import sys
@@ -33,7 +33,7 @@ def test_the_median_is_of_the_samples_within_and_one_on_each_side(
 
 
 class FakeNvml:
-    """A driver whose GPU runs at `clock` MHz for `reasons`. broken: calls that fail."""
+    """A fake `pynvml` with a GPU at `clock` MHz. reasons: bits of throttle reasons. broken: functions that fail."""
 
     NVML_CLOCK_SM = 1
 
@@ -79,7 +79,7 @@ def wait_for(condition: Any) -> None:
 
 
 def test_clocks_and_reasons_are_sampled(nvml: FakeNvml) -> None:
-    nvml.reasons = 0x1 | 0x4 | 0x40  # idle, power cap, heat
+    nvml.reasons = 0x1 | 0x4 | 0x40  # gpu_idle, sw_power_cap, hw_thermal_slowdown
     started = time.time_ns()
     watcher = Telemetry("00000000:01:00.0")
     try:

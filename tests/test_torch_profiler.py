@@ -1,4 +1,4 @@
-"""The GPU backend's sessions without a GPU: a made-up device that writes the events a profiler would."""
+"""The sessions of the GPU backend without a GPU: a fake device writes the events that torch's profiler would record."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ from llm_profile.timing import pacing, session, trace
 from llm_profile.timing.backends import torch_profiler
 from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
-from llm_profile.timing.launching import shares
+from llm_profile.timing.launching import split_evenly
 from llm_profile.timing.pacing import REST
 from llm_profile.timing.session_size import FIRST_POINTS, SESSION_POINTS, SESSION_S
 
@@ -27,7 +27,12 @@ ROWS = ("embedding", "q_proj", "attn", "lm_head")
 
 
 class Device:
-    """Writes launches and kernels into the open session. A pass has one kernel a row, of 100 ns times its length."""
+    """Writes launches and kernels into the open session. A pass has one kernel per row, of 100 ns times `total_len`.
+
+    captures, eager_passes: points, in the order of these calls. kernels, graph_kernels: point -> names of the kernels
+    of an eager pass and of a replay. too_long: total length from which on memory does not suffice. noise: nanoseconds
+    to add to each kernel.
+    """
 
     def __init__(self) -> None:
         self.clock = count(step=1000)
@@ -164,7 +169,7 @@ def test_as_many_first_passes_as_the_rule_says(
 
 
 def test_labels_of_the_same_kernels_are_shared(device: Device, backend: TorchProfilerBackend) -> None:
-    """Until the first session is read, each point has a labelled pass of its own; from then on, new kernels have."""
+    """Each point of the sessions before the first one is read has a labelled pass; later only new kernels have one."""
     found = samples(backend, StoppingRule())
     labelled = len(device.eager_passes) - len(POINTS)
     assert FIRST_POINTS <= labelled <= FIRST_POINTS + SESSION_POINTS
@@ -185,7 +190,7 @@ def test_kernels_not_seen_before_are_labelled_and_their_replays_kept(
     assert found.timed_by == "graph-replay" and len(found.pass_ns) == MIN_PASSES
     assert found.rows["embedding"].kernels == ("split",)
     assert len(device.captures) == GRAPHS, "captured once"
-    assert len(device.eager_passes) == 3, "first use in each session, and one with labels"
+    assert len(device.eager_passes) == 3, "one before each of two sessions, and a labelled one"
 
 
 @pytest.mark.parametrize(("fits", "copies"), [(True, GRAPHS - 1), (False, 0)])
@@ -220,7 +225,7 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
 
     @contextmanager
     def busy_range(index: int) -> Iterator[None]:
-        """The device is busy for a second a pass."""
+        """The device is busy for one second per pass."""
         start, before = now, len(device.session.kernels)
         with burst_range(index):
             yield
@@ -240,7 +245,7 @@ def test_the_device_rests_after_each_pass_of_many_tokens(
 def test_events_are_read_while_the_next_session_runs(
     device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each reader but the last waits for the session after its own to begin."""
+    """Reading the events of a session, except the last one, waits until the next session has begun."""
     begun = [threading.Event() for _ in range(1 - (FIRST_POINTS - len(POINTS)) // SESSION_POINTS)]
     number = count()
 
@@ -265,7 +270,7 @@ def test_events_are_read_while_the_next_session_runs(
 def test_a_session_of_slow_points_has_few_of_them(
     seconds: float, device: Device, backend: TorchProfilerBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each point takes so many seconds; the first session is to find that out."""
+    """Each point takes so many seconds, which is known after the first session."""
     now = 0.0
     sessions: list[list[int]] = []
     run = backend._launcher.run
@@ -301,7 +306,7 @@ def test_a_noisy_point_comes_again_and_keeps_its_passes(device: Device, backend:
     assert all(len(row.pass_ns) == counts[p] for p, sample in found.items() for row in sample.rows.values())
 
 
-def test_a_graph_with_other_kernels_gives_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+def test_a_point_whose_graph_runs_other_kernels_is_timed_eagerly(device: Device, backend: TorchProfilerBackend) -> None:
     odd = SweepPoint(7, 0)
     device.graph_kernels = lambda point: (*ROWS, "a copy") if point == odd else ROWS
     found = samples(backend, StoppingRule())
@@ -325,7 +330,7 @@ def test_single_replays_that_do_not_match_are_run_again(
     assert expected * 0.8 < backend.facts()["unmatched_replays"] < expected * 1.25
 
 
-def test_replays_that_hardly_ever_match_give_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+def test_a_point_whose_replays_rarely_match_is_timed_eagerly(device: Device, backend: TorchProfilerBackend) -> None:
     number = count()
     device.graph_kernels = lambda _point: ROWS if next(number) % 6 == 0 else ROWS[1:]
     found = samples(backend, StoppingRule())
@@ -333,7 +338,7 @@ def test_replays_that_hardly_ever_match_give_way_to_eager_passes(device: Device,
     assert all(sample.pass_ns == (400 * point.total_len,) * MIN_PASSES for point, sample in found.items())
 
 
-def test_replays_that_are_lost_give_way_to_eager_passes(device: Device, backend: TorchProfilerBackend) -> None:
+def test_a_point_whose_replays_have_no_events_is_timed_eagerly(device: Device, backend: TorchProfilerBackend) -> None:
     lost = SweepPoint(7, 0)
     device.graph_kernels = lambda point: () if point == lost else ROWS
     found = samples(backend, StoppingRule())
@@ -382,7 +387,7 @@ def test_memory_for_fewer_graphs_is_asked_for_once(
     assert {len(sample.pass_ns) for sample in found.values()} == {MIN_PASSES}
     assert asked.count(2) == 1 and len(device.captures) == 2 * len(POINTS)
     assert [text for text in backend.notices if "memory" in text] == [
-        f"memory suffices for 2 of {GRAPHS} captures of a pass: rows vary a little more"
+        f"memory suffices for 2 of {GRAPHS} captures of a pass: rows vary a little more from run to run"
     ]
 
 
@@ -408,7 +413,7 @@ def test_the_cache_is_emptied_before_each_pass_and_counts_to_none(
 
 
 def test_kernels_that_run_side_by_side_are_marked(device: Device, backend: TorchProfilerBackend) -> None:
-    device.clock = count(step=50)  # the next kernel starts before the last has ended
+    device.clock = count(step=50)  # each kernel starts before the one before it has ended
     found = samples(backend, StoppingRule())
     assert found[SweepPoint(70, 0)].overlap > 0.5
     assert found[SweepPoint(70, 0)].notes == ("kernels overlap",)
@@ -420,6 +425,6 @@ def test_no_kernels_at_all_is_an_error_not_a_zero(device: Device, backend: Torch
         list(backend.sample([SweepPoint(1, 0)], StoppingRule(), warmup=1))
 
 
-@pytest.mark.parametrize(("total", "parts", "dealt"), [(10, 4, [3, 3, 2, 2]), (3, 3, [1, 1, 1]), (100, 1, [100])])
-def test_replays_are_dealt_out_evenly(total: int, parts: int, dealt: list[int]) -> None:
-    assert shares(total, parts) == dealt
+@pytest.mark.parametrize(("total", "parts", "split"), [(10, 4, [3, 3, 2, 2]), (3, 3, [1, 1, 1]), (100, 1, [100])])
+def test_replays_are_split_evenly_among_graphs(total: int, parts: int, split: list[int]) -> None:
+    assert split_evenly(total, parts) == split

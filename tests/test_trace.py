@@ -1,4 +1,5 @@
-"""The recorded trace: tiny Llama (2 blocks of 64, one kept) on an H200, torch 2.11, two points, three replays each."""
+"""Arithmetic on a recorded trace: a tiny Llama (hidden size 64, one of two blocks) on an H200 with torch 2.11, at two
+points with a labelled pass and three replays each."""
 
 import gzip
 import json
@@ -34,9 +35,9 @@ def test_every_kernel_of_the_labelled_pass_has_its_row(recorded: Trace) -> None:
         rows = passes[0].rows
         assert set(rows) >= {"embedding", "q_proj", "k_proj", "v_proj", "rope", "attn", "o_proj", "lm_head"}
         assert rows[0] == "embedding" and rows[-1] == "lm_head"
-        assert sum(row == "attn_other" for row in rows) == 2  # keys and values into the cache
-        assert sum(row == "block_other" for row in rows) == 2  # two residual adds
-        assert sum(row == "mlp_other" for row in rows) == 1  # gate times up
+        assert sum(row == "attn_other" for row in rows) == 2  # writes of keys and of values to the cache
+        assert sum(row == "block_other" for row in rows) == 2  # two residual additions
+        assert sum(row == "mlp_other" for row in rows) == 1  # the product of gate and up
 
 
 def test_replays_take_the_rows_of_the_labelled_pass(recorded: Trace) -> None:
@@ -55,7 +56,7 @@ def test_replays_take_the_rows_of_the_labelled_pass(recorded: Trace) -> None:
 
 
 def test_only_replays_inside_a_pass_count(recorded: Trace) -> None:
-    """Settling replays run between the ranges: two a point, in the session and in no pass."""
+    """The session has two more replays per point, which ran outside the ranges of passes and do not count."""
     launches = [launch for launch in recorded.launches if launch.name == "cudaGraphLaunch"]
     assert len(launches) == 2 * (3 + 2)
     assert sum(map(len, trace.graph_replays(recorded).values())) == 2 * 3

@@ -1,4 +1,4 @@
-"""Names that the project takes from transformers are there in the installed release, for every type of model."""
+"""The names in transformers that this project relies on exist in the installed release, for every type of model."""
 
 import re
 from typing import Any
@@ -21,11 +21,11 @@ from llm_profile.models.transformers_names import (
     cache_argument,
     takes,
 )
-from llm_profile.passes.cache import IN_PLACE
+from llm_profile.passes.cache_layers import IN_PLACE
 from tests.shrunken import TYPES
 
 CACHE_FREE = re.compile("no cache|keys and values")
-"""In the reasons of UNSUPPORTED: types whose cache has no name to be known."""
+"""Matches the reasons in UNSUPPORTED of types that have no cache, or only that of another model."""
 
 
 @pytest.mark.parametrize("model_type", [name for name in TYPES if not CACHE_FREE.search(UNSUPPORTED.get(name, ""))])
@@ -59,7 +59,7 @@ def test_names_outside_of_models_are_there() -> None:
 
 
 def test_every_layer_of_the_dynamic_cache_has_one_in_place() -> None:
-    """Quantised layers and those of static caches are never in a dynamic cache that a configuration makes."""
+    """Quantised and static layers are left out, since a dynamic cache that is made from a configuration has none."""
     dynamic = {
         value
         for name, value in vars(cache_utils).items()

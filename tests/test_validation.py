@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from llm_profile.cli import table_validation
 from llm_profile.cli.parsing import OneLineParser
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
+from llm_profile.cli.table_validation import known_exit_code
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, PointSample, RowSample
 from llm_profile.points import SweepPoint
@@ -332,12 +335,13 @@ def test_a_curve_leaves_rope_and_attn_at_kernel_time(tmp_path):
 def test_fitted_and_held_out_lengths_have_runs_of_their_own_in_the_same_rounds():
     reality = FakeReality(overhead)
     report = fit_and_judge(TABLE, reality, PAIRS, repeat=4)
-    prefill, decode = reality.asked
+    (asked,) = reality.asked
+    prefill, decode = ([point for point in asked if (point.kv_len > 0) == is_decode] for is_decode in (False, True))
     held_out = {step.point for step in report.steps if step.held_out}
     fitted_on = {step.point for step in report.steps if not step.held_out}
     assert held_out and fitted_on and not held_out & fitted_on
-    assert len(prefill) + len(decode) == len(held_out | fitted_on), "no step is timed for both"
-    assert {*prefill, *decode} == held_out | fitted_on
+    assert len(asked) == len(held_out | fitted_on), "no step is timed for both"
+    assert {*asked} == held_out | fitted_on
     assert prefill == sorted(prefill) and decode == sorted(decode), "neither goes before the other"
     assert all(len(step.wall_ns) == 4 for step in report.steps)
     fitted = {(pair.measured.input_len, pair.measured.output_len) for pair in report.pairs if not pair.held_out}
@@ -371,6 +375,68 @@ def test_the_error_is_held_against_tolerance_and_spread():
     noisy = fit_and_judge(TABLE, FakeReality(bumpy, noise=0.2), PAIRS, repeat=9)
     assert 0.05 < noisy.errors["curve"]["ttft"].mean < noisy.spread["ttft"]
     assert noisy.exit_code == 0
+
+
+def over_tolerance(ttft_error, tolerance, spread, between):
+    """What a report says whose held-out prompts are off by so much."""
+    report = fit_and_judge(TABLE, FakeReality(overhead), PAIRS)
+    errors = {**report.errors["curve"], "ttft": replace(report.errors["curve"]["ttft"], mean=ttft_error)}
+    spreads = {"tpot": 0.0, "total": 0.0}
+    changed = replace(
+        report,
+        tolerance=tolerance,
+        errors=report.errors | {"curve": errors},
+        spread={"ttft": spread, **spreads},
+        spread_between={"ttft": between, **spreads},
+    )
+    assert (changed.exit_code == 4) == bool(changed.over_tolerance or changed.noisy)
+    return changed.over_tolerance
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "spread", "between", "is_over"),
+    [
+        (0.05, 0.01, 0.02, True),
+        (0.05, 0.06, None, True),
+        (0.08, 0.01, 0.02, False),
+        (0.05, 0.08, 0.02, False),
+        (0.05, 0.01, 0.08, False),
+        (0.05, 0.08, None, False),
+        (0.06, 0.065, 0.069, True),
+    ],
+)
+def test_the_error_is_held_against_both_spreads(tolerance, spread, between, is_over):
+    assert over_tolerance(0.07, tolerance, spread, between) == (["ttft"] if is_over else [])
+
+
+def noisy_report(speeds, **options):
+    return fit_and_judge(TABLE, FakeReality(overhead, process_speeds=speeds), PAIRS, **options)
+
+
+def test_a_host_whose_processes_differ_is_too_noisy():
+    """No quantity is over the tolerance, since the spread is larger, and yet it is no success."""
+    report = noisy_report((1.0, 1.1, 1.3))
+    assert report.processes == 3 and report.over_tolerance == []
+    assert report.noisy == pytest.approx(dict.fromkeys(("ttft", "tpot", "total"), 0.3 / 1.1), rel=1e-3)
+    assert report.exit_code == 4
+    told = report.as_json()
+    assert told["noisy"] == report.noisy and told["processes"] == 3
+    assert told["spread_between_processes"] == report.spread_between
+    assert told["pairs"][0]["spread_between_processes"]["total"] == pytest.approx(0.3 / 1.1, rel=1e-3)
+
+
+def test_little_noise_is_none():
+    for report in (noisy_report((1.0, 1.0, 1.09)), noisy_report((1.0,)), noisy_report((1.0, 1.3), tolerance=0.4)):
+        assert report.noisy == {} and report.exit_code == 0
+    assert noisy_report((1.0, 1.0, 1.11)).exit_code == 4
+    assert noisy_report((1.0, 1.5), tolerance=0.3).exit_code == 4, "the tolerance is the limit where it is larger"
+
+
+def test_noise_is_seen_where_nothing_is_held_out():
+    report = fit_and_judge(TABLE, FakeReality(overhead, process_speeds=(1.0, 1.3)), [(1, 1)])
+    assert not any(pair.held_out for pair in report.pairs)
+    assert report.noisy == {name: pytest.approx(0.3 / 1.15, rel=1e-3) for name in ("ttft", "total")}
+    assert report.exit_code == 4
 
 
 def test_spread_above_ten_percent_names_the_pair_and_what_to_do():
@@ -523,7 +589,7 @@ def test_json_has_all_pairs_and_steps(tmp_path):
     assert told["applied"]["mode"] == "curve" and set(told["scalings"]) == {"global", "phase", "curve"}
     assert told["average_scaling_factor"] == told["scalings"]["global"]["factor"]
     assert set(told["scalings"]["curve"]["held_out_errors"]["tpot"]) == {"mean", "p90", "worst", "n"}
-    assert told["provenance"] == {"gpu": "none"}
+    assert told["provenance"] == {"gpu": "none", "seconds": {}}
     assert told["recombination"]["recombined"]["worst"] < 0.02
 
 
@@ -552,14 +618,14 @@ def test_people_see_pairs_modes_and_warnings():
 
 @pytest.fixture
 def real_model(monkeypatch):
-    """Stands in for llm_profile.validation.reality, which imports torch."""
-    opened = []
+    """Stands in for the processes of the real model. What they were told; their speeds, by their number."""
+    opened = SimpleNamespace(told=[], speeds={})
 
-    def open_reality(runtime, table, depth, device, token, trust_remote_code):
-        opened.append((runtime, table.model, depth, device, token))
-        return FakeReality(overhead, depth)
+    def open_reality(runtime, profiled, depth, device, token, trust_remote_code, *, processes, tell):
+        opened.told.append((runtime, profiled.meta["model"], depth, device, token, trust_remote_code, processes))
+        return FakeReality(overhead, depth, process_speeds=opened.speeds.get(processes, (1.0,) * processes))
 
-    monkeypatch.setitem(sys.modules, "llm_profile.validation.reality", SimpleNamespace(open_reality=open_reality))
+    monkeypatch.setattr(table_validation, "ProcessReality", open_reality)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return opened
 
@@ -567,11 +633,17 @@ def real_model(monkeypatch):
 GRID = ["--scaling-input-min", "32", "--scaling-input-max", "128", "--scaling-input-step", "32"]
 
 
+def scaling_request(*options):
+    parser = OneLineParser()
+    add_scaling_arguments(parser)
+    return parse_scaling(parser.parse_args(options))
+
+
 def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     source = write_table(tmp_path)
     argv = ["--csv", str(source), *GRID, "--device", "cuda:1", "--hf-token", "hf_secret"]
     assert main([*argv, "--scaling-runtime", "cuda-graph"]) == 0
-    assert real_model == [("cuda-graph", "org/fake", 6, "cuda:1", "hf_secret")]
+    assert real_model.told == [("cuda-graph", "org/fake", 6, "cuda:1", "hf_secret", False, 1)]
     told = json.loads(source.with_name("fake.validation.json").read_bytes())
     assert len([pair for pair in told["pairs"] if not pair["held_out"]]) == 16
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
@@ -580,6 +652,44 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     assert "curve (applied)" in capsys.readouterr().out
     assert not [path for path, data in contents(tmp_path).items() if b"hf_secret" in data]
     assert main([*argv, "--scaling-mode", "global", "--scaling-tolerance", "0.01"]) == 4
+    assert main([*argv, "--trust-remote-code", "--scaling-processes", "5"]) == 0
+    assert [told[0] for told in real_model.told[1:]] == ["eager", "eager"]
+    assert [told[-2:] for told in real_model.told[1:]] == [(False, 3), (True, 5)]
+
+
+def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_model, capsys):
+    source = write_table(tmp_path)
+    real_model.speeds[3] = (1.0, 1.1, 1.3)
+    argv = ["--csv", str(source), *GRID]
+    wanted = [scaling_request(*GRID, *more) for more in ([], ["--scaling-processes", "1"])]
+    assert main(argv) == 4
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == last
+    assert last.startswith("Too noisy: the same steps differ between processes: TTFT by 27.3 %, TPOT by 27.3 %, total")
+    assert "No error below 10.0 % can be told" in last
+    scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
+    assert scaling["noisy"] is True and scaling["processes"] == 3
+    assert scaling["spread_between_processes"]["ttft"] == pytest.approx(0.3 / 1.1, rel=1e-3)
+    table = read_table(source)
+    assert [known_exit_code(table, source, request) for request in wanted] == [4, None]
+    assert main([*argv, "--scaling-processes", "1"]) == 0
+    assert "Too noisy" not in capsys.readouterr().out
+    scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
+    assert scaling["noisy"] is False
+    assert scaling["spread_between_processes"] == {"ttft": None, "tpot": None, "total": None}
+    assert [known_exit_code(table, source, request) for request in wanted] == [None, 0]
+
+
+def test_a_report_of_a_version_that_knew_no_noise_is_made_anew(tmp_path, real_model):
+    source = write_table(tmp_path)
+    assert main(["--csv", str(source), *GRID]) == 0
+    table, wanted = read_table(source), scaling_request(*GRID)
+    assert known_exit_code(table, source, wanted) == 0
+    path = source.with_name("fake.validation.json")
+    told = json.loads(path.read_bytes())
+    del told["noisy"]
+    path.write_text(json.dumps(told))
+    assert known_exit_code(table, source, wanted) is None
 
 
 @pytest.mark.parametrize(
@@ -592,6 +702,7 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
         (["--scaling-input-step", "0"], "--scaling-input-step 0"),
         (["--scaling-output-min", "0"], "--scaling-output-min 0"),
         (["--scaling-repeat", "0"], "--scaling-repeat 0"),
+        (["--scaling-processes", "0"], "--scaling-processes 0"),
         (["--scaling-tolerance", "-1"], "--scaling-tolerance -1"),
         (["--scaling-mode", "magic"], "--scaling-mode"),
     ],
@@ -600,7 +711,7 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, na
     assert main(["--csv", str(write_table(tmp_path)), *argv]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
-    assert real_model == []
+    assert real_model.told == []
 
 
 @pytest.mark.parametrize(
@@ -627,7 +738,7 @@ def test_devices_that_a_table_cannot_be_held_against(tmp_path, real_model, capsy
     assert main(["--csv", str(write_table(tmp_path, table)), *GRID, *argv]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
-    assert real_model == [] and before.items() <= contents(tmp_path).items()
+    assert real_model.told == [] and before.items() <= contents(tmp_path).items()
 
 
 def test_a_refused_device_is_told_before_torch_is_imported(tmp_path):
@@ -650,23 +761,22 @@ def test_a_scaled_table_is_not_validated(tmp_path, real_model, capsys):
     assert main(["--csv", str(scaled), *GRID]) == 2
     assert "scaled already" in capsys.readouterr().err
     assert main(["--csv", str(tmp_path / "none.csv"), *GRID]) == 2
-    assert real_model == []
+    assert real_model.told == []
 
 
 def test_nothing_is_measured_for_an_output_that_cannot_be(tmp_path, real_model, capsys):
     source = write_table(tmp_path)
     assert main(["--csv", str(source), *GRID, "--scaling-output", str(source)]) == 2
     assert "--scaling-output" in capsys.readouterr().err
-    assert real_model == []
+    assert real_model.told == []
 
 
 def test_output_lengths_take_the_grid_of_inputs():
-    parser = OneLineParser()
-    add_scaling_arguments(parser)
-    default = parse_scaling(parser.parse_args([]))
+    default = scaling_request()
     assert default.pairs == tuple((i, o) for i in range(128, 1025, 128) for o in range(128, 1025, 128))
     assert (default.num_layers, default.repeat, default.mode, default.tolerance) == (None, 3, "curve", 0.05)
-    own = parse_scaling(parser.parse_args(["--scaling-output-min", "1", "--scaling-output-max", "10"]))
+    assert (default.runtime, default.processes) == ("eager", None)
+    own = scaling_request("--scaling-output-min", "1", "--scaling-output-max", "10")
     assert {output for _input, output in own.pairs} == {1}
 
 

@@ -1,4 +1,4 @@
-"""Releases newer or older than tested, as both commands speak of them."""
+"""What both commands do and print where torch or transformers are newer or older than tested."""
 
 import os
 import re
@@ -27,7 +27,7 @@ OLDER = {"torch": "2.10.1", "transformers": "5.16.4"}
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Called with versions, it makes a machine that has these in place of tested ones."""
+    """A function that pretends that these versions are installed; packages that are not given have tested ones."""
 
     def has(**found: str) -> None:
         monkeypatch.setattr(versions, "installed", lambda: TESTED | found)
@@ -36,14 +36,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, list[str]]:
-    """A command's exit code and lines on stderr."""
+    """Run a command. Returns its exit code and the lines that it wrote to stderr."""
     main = {"run_profile": run_profile.main, "validation": validation.main}[command]
     code = main([*COMMANDS[command], *more])
     return code, capsys.readouterr().err.splitlines()
 
 
-def check_way_back(line: str, environment: Path = Path(sys.executable)) -> None:
-    """A line ends with a command for this interpreter, and its files are there."""
+def check_install_command(line: str, environment: Path = Path(sys.executable)) -> None:
+    """Check that a line ends with a pip command of this interpreter, and that the files that it names exist."""
     words = shlex.split(line[line.index(str(environment)) :])
     assert words[1:4] == ["-m", "pip", "install"]
     assert all(Path(word).is_file() for word in words[4:] if word.endswith(".txt"))
@@ -68,7 +68,7 @@ def test_a_newer_release_is_used_with_one_line_of_warning(
     (line,) = [line for line in lines if "tested" in line]
     oldest, newest = versions.TESTED[name]
     assert f"{name} {NEWER[name]} (tested: {oldest} to {newest})" in line
-    check_way_back(line)
+    check_install_command(line)
     assert code == {"run_profile": 0, "validation": 2}[command], "as it would be without"
 
 
@@ -81,7 +81,7 @@ def test_an_older_release_is_refused_in_one_line(
     code, (line,) = run(command, capsys)
     assert code == 2
     assert line.startswith(f"{command}.py: {name} {OLDER[name]} is older than {versions.TESTED[name][0]}")
-    check_way_back(line)
+    check_install_command(line)
 
 
 def test_a_mistake_of_the_user_is_told_before(machine: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +90,7 @@ def test_a_mistake_of_the_user_is_told_before(machine: Callable[..., None], caps
     assert (code, len(lines)) == (2, 1)
 
 
-def test_an_unforeseen_error_ends_with_the_suspicion(
+def test_an_unforeseen_error_ends_with_its_possible_cause(
     machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(request: object) -> None:
@@ -101,8 +101,8 @@ def test_an_unforeseen_error_ends_with_the_suspicion(
     with pytest.raises(KeyError) as raised:
         run_profile.main(COMMANDS["run_profile"])
     (note,) = raised.value.__notes__
-    assert note.startswith("first suspicion: newer than tested: torch 2.15.0")
-    check_way_back(note)
+    assert note.startswith("possible cause: newer than tested: torch 2.15.0")
+    check_install_command(note)
 
     machine()
     with pytest.raises(KeyError) as raised:
@@ -111,7 +111,7 @@ def test_an_unforeseen_error_ends_with_the_suspicion(
 
 
 def raised_in(globals_of: dict[str, object], cause: Exception | None = None) -> UsageError:
-    """A UsageError that comes through a module of these globals."""
+    """A UsageError whose traceback goes through code with these globals."""
     space = {**globals_of, "error": UsageError("it keeps no cache"), "cause": cause}
     with pytest.raises(UsageError) as raised:
         exec("raise error from cause", space)
@@ -126,21 +126,26 @@ def raised_by_transformers() -> Exception:
     return raised.value
 
 
-def test_an_error_of_a_user_is_suspect_only_where_torch_or_transformers_are_used(machine: Callable[..., None]) -> None:
+def test_releases_may_cause_usage_errors_only_where_torch_or_transformers_are_used(
+    machine: Callable[..., None],
+) -> None:
     import torch
     from torch import nn
 
     machine(**NEWER)
-    assert versions.suspicion(raised_in({"torch": torch}))
-    assert versions.suspicion(raised_in({"Module": nn.Module}))
-    assert versions.suspicion(raised_in({}, raised_by_transformers()))
-    assert not versions.suspicion(raised_in({"Path": Path, "versions": versions}))
+    assert versions.possible_cause(raised_in({"torch": torch}))
+    assert versions.possible_cause(raised_in({"Module": nn.Module}))
+    assert versions.possible_cause(raised_in({}, raised_by_transformers()))
+    assert not versions.possible_cause(raised_in({"Path": Path, "versions": versions}))
     machine()
-    assert not versions.suspicion(raised_in({"torch": torch}))
+    assert not versions.possible_cause(raised_in({"torch": torch}))
 
 
 def test_a_model_that_a_newer_release_breaks_is_told_in_two_lines(tmp_path: Path) -> None:
-    """For real: transformers says that it is newer, and a model that has no decode stands for one that was renamed."""
+    """In a process of its own, with package metadata that says transformers 9.1.0.
+
+    The model has no decode, so it fails as one would whose cache argument was renamed.
+    """
     info = tmp_path / "site/transformers-9.1.0.dist-info/METADATA"
     info.parent.mkdir(parents=True)
     info.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 9.1.0\n")
@@ -159,14 +164,14 @@ def test_a_model_that_a_newer_release_breaks_is_told_in_two_lines(tmp_path: Path
     lines = done.stderr.splitlines()
     assert re.match(r"newer than tested: transformers 9\.1\.0 \(tested: [\d.]+ to [\d.]+\); ", lines[0])
     assert lines[-2].startswith("run_profile.py: --model: ")
-    assert lines[-1].startswith("first suspicion: newer than tested: transformers 9.1.0")
+    assert lines[-1].startswith("possible cause: newer than tested: transformers 9.1.0")
 
 
-def test_without_a_set_for_this_python_the_way_back_names_tested_releases(
+def test_without_a_set_for_this_python_the_command_names_tested_releases(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(versions, "ROOT", tmp_path)
-    words = shlex.split(versions.way_back())
+    words = shlex.split(versions.install_command())
     assert words[4:] == [f"{name}=={newest}.*" for name, (_, newest) in versions.TESTED.items()]
 
 

@@ -1,4 +1,4 @@
-"""Tiny models, random weights, made in milliseconds."""
+"""Tiny models with random weights, which are made in milliseconds."""
 
 from typing import Any
 
@@ -51,6 +51,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def subject(name: str, num_layers: int = 1, max_total: int = 32, **options: Any) -> Subject:
-    """A tiny model on the CPU in float32, walked and ready to run."""
+    """A tiny model on the CPU in float32, ready to run passes of up to `max_total` tokens."""
     model = ModelOptions(num_layers, "cpu", "float32")
     return Subject(SubjectOptions(CONFIGS[name], model, max_total, max_total, **options))

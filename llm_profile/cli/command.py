@@ -1,4 +1,4 @@
-"""How a command ends: the exit code, and the line that says why. Imports no torch."""
+"""How a command ends: its exit code, and the line that says what was wrong. Imports no torch."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,12 @@ from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 
 
 def exit_code_of(command: str, run: Callable[[], int], interrupted: str) -> int:
-    """What `run` returns. A UsageError is printed in a line and gives 2; Ctrl-C prints `interrupted` and gives 130."""
+    """Run a command and return its exit code.
+
+    A UsageError is printed as one line and gives 2. Ctrl-C prints `interrupted`, what was kept, and gives 130.
+    """
     try:
-        with versions.suspected():
+        with versions.possible_cause_noted():
             return run()
     except UsageError as error:
         for text in (f"{command}: {error}", *getattr(error, "__notes__", ())):

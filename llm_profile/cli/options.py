@@ -1,6 +1,6 @@
-"""The options of run_profile.py, and the request that they make. Imports no torch.
+"""The options of run_profile.py, and how they become a `Request`. Imports no torch.
 
-Defaults are those of the fields of Request and Sweep that have the option's name.
+The default of an option is that of the field of its name in Request or Sweep.
 """
 
 import argparse
@@ -23,57 +23,72 @@ from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
 from llm_profile.sweep import GRID_NAMES, MODES, Sweep
 
 EXIT_CODES = (
-    "Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points missing, be it "
-    "that memory or the model's positions end; 4 held-out error above the tolerance; 130 interrupted."
+    "Exit codes: 0 every point asked for is in the table; 2 usage or environment; 3 points are missing (out of memory, "
+    "or beyond the model's positions); 4 held-out error above the tolerance; 130 interrupted."
 )
 
 GROUPS: Mapping[str, Options] = {
     "model": {
         "--model": {"required": True, "help": "a Hub id, a local folder, or a name of the built-in table (tiny-llama)"},
-        "--num-layers": {**COUNT, "help": "decoder blocks of each kind (default %(default)s)"},
-        "--dtype": {"choices": DTYPES, "help": "auto: the configuration's own (default)"},
+        "--num-layers": {**COUNT, "help": "decoder blocks to profile, of each kind (default %(default)s)"},
+        "--dtype": {"choices": DTYPES, "help": "of weights; auto: that of the model's configuration (default)"},
         "--attn-implementation": {
             "metavar": "NAME",
             "help": "as in transformers: sdpa, eager, ... (default %(default)s)",
         },
         "--sdpa-backend": {
             "choices": SDPA_BACKENDS,
-            "help": "auto: torch's choice of all but cuDNN, so flash where it can run",
+            "help": "backend of scaled dot product attention; auto: torch's choice among all but cuDNN, so flash where "
+            "it can run (default); torch: torch's own choice",
         },
         "--experts-implementation": {"metavar": "NAME", "help": "as in transformers: grouped_mm, eager, ..."},
-        "--routing": {"choices": ROUTINGS, "help": "who chooses experts with random weights (default %(default)s)"},
-        "--load-format": {"choices": LOAD_FORMATS, "help": "hf: real weights; dummy: random; auto: real if there"},
+        "--routing": {
+            "choices": ROUTINGS,
+            "help": "how experts are chosen when weights are random (default %(default)s)",
+        },
+        "--load-format": {
+            "choices": LOAD_FORMATS,
+            "help": "hf: real weights; dummy: random weights; auto: real ones if they can be used, else random ones "
+            "(default)",
+        },
         "--revision": {"metavar": "REV", "help": "branch, tag or commit on the Hub"},
         "--allow-pickle": {**SWITCH, "help": "read a .bin checkpoint (unpickling may run code)"},
         "--allow-slow-path": {
             **SWITCH,
-            "help": "measure layers that run slow Python for want of a kernel package; they are marked",
+            "help": "measure layers that run slow Python because a kernel package is missing; their rows are named",
         },
-        "--trust-remote-code": {**SWITCH, "help": "run code that the model's repository brings"},
+        "--trust-remote-code": {**SWITCH, "help": "run code of the model's repository"},
         "--hf-token": {"metavar": "TOKEN", "help": "access token of the Hugging Face Hub (default: HF_TOKEN)"},
-        "--seed": {"type": int, "help": "of random weights, inputs and the order of points (default %(default)s)"},
+        "--seed": {
+            "type": int,
+            "help": "seed of random weights and inputs, and of the order of points (default %(default)s)",
+        },
     },
     "sweep": {
         "--mode": {"choices": MODES, "help": "phases to sweep (default %(default)s)"},
         "--prefill-max": {**COUNT, "help": "longest prompt in tokens (default %(default)s)"},
         "--decode-max": {**COUNT, "help": "longest KV cache in tokens (default %(default)s)"},
-        "--prefill-step": {**COUNT, "help": "between prompt lengths (default %(default)s)"},
-        "--decode-step": {**COUNT, "help": "between cache lengths (default %(default)s)"},
+        "--prefill-step": {**COUNT, "help": "distance between prompt lengths, in tokens (default %(default)s)"},
+        "--decode-step": {**COUNT, "help": "distance between cache lengths, in tokens (default %(default)s)"},
         "--grid": {
             "choices": GRID_NAMES,
-            "help": "full: measure every length; adaptive: 15 percent of them, interpolate the others (default "
-            "%(default)s)",
+            "help": "full: measure every length; adaptive: measure at most 15 percent of them and interpolate the "
+            "others (default %(default)s)",
         },
-        "--plan": {**SWITCH, "help": "say what would be measured, how long it takes and what it needs, and stop"},
+        "--plan": {
+            **SWITCH,
+            "help": "print what would be measured, how much memory it needs and how long it takes, then stop",
+        },
     },
     "measuring": {
         "--device": {"help": "cuda, cuda:N or cpu; fake: made-up times for trying the tool (default %(default)s)"},
-        "--warmup": {**COUNT, "help": "most passes before those that count (default %(default)s)"},
-        "--repeat": {**COUNT, "help": "most passes that count, a point (default %(default)s)"},
+        "--warmup": {**COUNT, "help": "most uncounted passes at a point before those that count (default %(default)s)"},
+        "--repeat": {**COUNT, "help": "most passes at a point that count (default %(default)s)"},
         "--precision": {
             "type": float,
             "metavar": "PERCENT",
-            "help": "stop a point when its mean is known to this (default %(default)s; 0: exactly --repeat passes)",
+            "help": "a point ends when the standard error of its mean pass is at most this (default %(default)s; 0: "
+            "after exactly --repeat passes)",
         },
     },
     "files": {
@@ -82,19 +97,22 @@ GROUPS: Mapping[str, Options] = {
         "--output-dir": {
             "type": named_path,
             "metavar": "DIR",
-            "help": "where <hardware>/<model>.csv goes (default %(default)s)",
+            "help": "where <hardware>/<model>.csv is written (default %(default)s)",
         },
-        "--append": {**SWITCH, "help": "add other lengths to a table measured under the same conditions"},
-        "--overwrite": {**SWITCH, "help": "start the table anew (the old one is kept as .bak)"},
-        "--verbose": {**SWITCH, "help": "say more: conditions, rows, and progress where there is no terminal"},
+        "--append": {**SWITCH, "help": "add lengths to a table that was measured under the same conditions"},
+        "--overwrite": {**SWITCH, "help": "measure the table again from the start (the old one is kept as .bak)"},
+        "--verbose": {
+            **SWITCH,
+            "help": "print more: conditions, the share of each row, and progress if there is no terminal",
+        },
     },
 }
 
 AFTER_SWEEP: Options = {
-    "--skip-scaling": {**SWITCH, "help": "do not hold the table against the real model"},
+    "--skip-scaling": {**SWITCH, "help": "do not compare the table with the real model"},
     "--no-report": {**SWITCH, "help": "do not write <model>.report.html, a page with plots of the table"},
 }
-"""What is left out after a sweep."""
+"""Options for what a run leaves out after the sweep."""
 
 
 def profile_parser(description: str) -> argparse.ArgumentParser:
@@ -109,7 +127,7 @@ def profile_parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:
-    """A checked request. Raises UsageError."""
+    """The request of a parsed command line. Raises UsageError for values that are not allowed."""
     values = vars(arguments)
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
     named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})

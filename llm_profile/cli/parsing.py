@@ -1,4 +1,4 @@
-"""Command lines whose options are data. Imports no torch."""
+"""Parsers of command lines whose options are given as tables. Imports no torch."""
 
 import argparse
 import os
@@ -10,17 +10,17 @@ from typing import Any
 from llm_profile.errors import UsageError
 
 Options = Mapping[str, Mapping[str, Any]]
-"""Option (`--num-layers`) -> keyword arguments of `add_argument`, the default left out."""
+"""Option (`--num-layers`) -> keyword arguments of `add_argument`, without its default."""
 
 SWITCH = {"action": "store_true"}
 """An option without a value."""
 
 COUNT = {"type": int, "metavar": "N"}
-"""An option that takes a whole number."""
+"""An option whose value is a whole number."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises UsageError for a bad command line, without the usage text around it."""
+    """A parser that raises UsageError for a bad command line, where argparse prints the usage and exits."""
 
     def error(self, message: str) -> Any:
         """Raises UsageError."""
@@ -28,9 +28,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_options(add: Any, options: Options, defaults: Mapping[str, Any]) -> None:
-    """Add options to a parser or to a group of it.
+    """Add options to a parser or a group of options.
 
-    add: its `add_argument`. defaults: by the name of the option's value (`num_layers`); None where there is no entry.
+    add: `add_argument` of the parser or group. defaults: name of an option's value (`num_layers`) -> default; options
+    without an entry have None, or False for a switch.
     """
     for option, details in options.items():
         name = option.removeprefix("--").replace("-", "_")
@@ -39,17 +40,17 @@ def add_options(add: Any, options: Options, defaults: Mapping[str, Any]) -> None
 
 
 def field_defaults(dataclass: type) -> dict[str, Any]:
-    """The defaults of a dataclass's fields, of those that have one."""
+    """Name -> default of the fields of a dataclass that have a default."""
     return {field.name: field.default for field in fields(dataclass) if field.default is not MISSING}
 
 
 def named_path(text: str) -> Path:
-    """A path of the command line; an empty one would be the current folder. Raises ArgumentTypeError for that."""
+    """A path of the command line. Raises ArgumentTypeError for an empty text, which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; leave the option out, or give one")
     return Path(text)
 
 
 def token_of(arguments: argparse.Namespace) -> str | None:
-    """The access token of the Hugging Face Hub: that of the command line, else that of the environment."""
+    """The access token of the Hugging Face Hub: that of `--hf-token`, else that of HF_TOKEN, else None."""
     return arguments.hf_token or os.environ.get("HF_TOKEN") or None

@@ -1,6 +1,6 @@
-"""The options of validation, which both commands have, and the request that they make. Imports no torch.
+"""The options of the validation, which both commands have, and how they become a `ScalingRequest`. Imports no torch.
 
-Defaults are those of the fields of ScalingRequest.
+The default of an option is that of the field of its name in ScalingRequest.
 """
 
 import argparse
@@ -13,31 +13,34 @@ from llm_profile.validation.processes import PROCESSES
 from llm_profile.validation.scaling import SCALING_MODES
 
 RUNTIMES = ("eager", "cuda-graph")
-"""How the real model runs: `generate`, or its steps captured in CUDA graphs."""
+"""How the real model runs: `generate` of transformers, or its steps captured in CUDA graphs."""
 
 MOST_PAIRS = 100_000
-"""Most (input, output) pairs of a validation: lengths that make more are typing errors."""
+"""Most (input, output) pairs of a validation. Ranges that make more are taken for typing errors."""
 
 INPUT_LENS = {"min": 128, "max": 1024, "step": 128}
-"""Default grid of input lengths in tokens. A bound of the output lengths is that of the input lengths by default."""
+"""Default grid of input lengths, in tokens. The default of each bound of the output lengths is that of the inputs."""
 
 OPTIONS: Options = {
     "--scaling-runtime": {"choices": RUNTIMES, "help": "how the real model runs (default %(default)s)"},
-    "--scaling-mode": {"choices": tuple(SCALING_MODES), "help": "the scaling to apply (default %(default)s)"},
+    "--scaling-mode": {
+        "choices": tuple(SCALING_MODES),
+        "help": "how the table is scaled (default %(default)s)",
+    },
     "--scaling-num-layers": {**COUNT, "help": "blocks of the real model (default: all of them)"},
     "--scaling-other-depths": {
         **COUNT,
         "nargs": "+",
-        "help": "depths to time as well: below the model's own depth they are extrapolated from (default: half of it), "
-        "at its own depth two of them show how well that works",
+        "help": "further depths to time: if --scaling-num-layers is below the model's own depth, the overhead at full "
+        "depth is extrapolated from all depths (default: half of it); otherwise two of them show how well that works",
     },
-    "--scaling-input-min": {**COUNT, "help": "tokens (default %(default)s)"},
-    "--scaling-input-max": {**COUNT, "help": "tokens (default %(default)s)"},
-    "--scaling-input-step": {**COUNT, "help": "tokens (default %(default)s)"},
-    "--scaling-output-min": {**COUNT, "help": "tokens (default as --scaling-input-min)"},
-    "--scaling-output-max": {**COUNT, "help": "tokens (default as --scaling-input-max)"},
-    "--scaling-output-step": {**COUNT, "help": "tokens (default as --scaling-input-step)"},
-    "--scaling-repeat": {**COUNT, "help": "timings of each step in each process (default %(default)s)"},
+    "--scaling-input-min": {**COUNT, "help": "shortest input of the pairs, in tokens (default %(default)s)"},
+    "--scaling-input-max": {**COUNT, "help": "longest input of the pairs, in tokens (default %(default)s)"},
+    "--scaling-input-step": {**COUNT, "help": "distance between input lengths, in tokens (default %(default)s)"},
+    "--scaling-output-min": {**COUNT, "help": "shortest output of the pairs (default as --scaling-input-min)"},
+    "--scaling-output-max": {**COUNT, "help": "longest output of the pairs (default as --scaling-input-max)"},
+    "--scaling-output-step": {**COUNT, "help": "distance between output lengths (default as --scaling-input-step)"},
+    "--scaling-repeat": {**COUNT, "help": "how often each step is timed in each process (default %(default)s)"},
     "--scaling-processes": {
         **COUNT,
         "help": "fresh processes that time the real model (default "
@@ -47,7 +50,7 @@ OPTIONS: Options = {
     "--scaling-tolerance": {
         "type": float,
         "metavar": "PERCENT",
-        "help": "held-out mean error that is accepted; above it, and above the run-to-run spread, the exit code is 4 "
+        "help": "the exit code is 4 if a mean held-out error is above this and above the spreads of the real model "
         "(default %(default)s)",
     },
     "--scaling-output": {
@@ -55,13 +58,13 @@ OPTIONS: Options = {
         "metavar": "CSV",
         "help": "the scaled table (default: <model>-scaled.csv beside it)",
     },
-    "--scaling-add-new-col": {**SWITCH, "help": "keep latency(ns) and add a scaled_latency(ns) column"},
+    "--scaling-add-new-col": {**SWITCH, "help": "keep latency(ns) as measured and add a column scaled_latency(ns)"},
 }
 
 
 def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a table is held against the real model."""
-    group = parser.add_argument_group("scaling", "how the table is held against the real model, and corrected")
+    """Add the options of the validation to a parser."""
+    group = parser.add_argument_group("scaling", "how the table is compared with the real model, and scaled")
     defaults = {f"scaling_{name}": default for name, default in field_defaults(ScalingRequest).items()}
     defaults |= {f"scaling_input_{bound}": tokens for bound, tokens in INPUT_LENS.items()}
     defaults["scaling_tolerance"] = 100 * ScalingRequest.tolerance
@@ -69,7 +72,7 @@ def add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
-    """The (input, output) pairs that parsed options ask for. Raises UsageError for a bad range, repeat or tolerance."""
+    """The (input, output) pairs of parsed options. Raises UsageError for a bad range, repeat or tolerance."""
     grids: dict[str, range] = {}
     for what in ("input", "output"):
         values: dict[str, int] = {}
@@ -84,7 +87,10 @@ def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
         grids[what] = range(values["min"], values["max"] + 1, values["step"])
     count = len(grids["input"]) * len(grids["output"])
     if count > MOST_PAIRS:
-        raise UsageError(f"--scaling-input-max: {count} pairs, where {MOST_PAIRS} are the most; raise the steps")
+        raise UsageError(
+            f"--scaling-input-max: the lengths make {count} pairs, and at most {MOST_PAIRS} are allowed; raise "
+            "--scaling-input-step and --scaling-output-step"
+        )
     if arguments.scaling_repeat < 1:
         raise UsageError(f"--scaling-repeat {arguments.scaling_repeat}: must be a whole number of at least 1")
     if not arguments.scaling_tolerance >= 0:
@@ -93,7 +99,7 @@ def scaling_pairs(arguments: argparse.Namespace) -> list[Pair]:
 
 
 def parse_scaling(arguments: argparse.Namespace) -> ScalingRequest:
-    """What parsed options ask for. Raises UsageError."""
+    """The validation that parsed options ask for. Raises UsageError for values that are not allowed."""
     return ScalingRequest(
         pairs=tuple(scaling_pairs(arguments)),
         num_layers=arguments.scaling_num_layers,

@@ -1,4 +1,4 @@
-"""A table on disk held against the real model: whether that is to be done, and the files that it leaves.
+"""The validation of a table on disk: whether it was done before, and the files that it writes.
 
 Imports no torch.
 """
@@ -25,30 +25,32 @@ from llm_profile.validation.validate import validate_over_depths
 
 
 def known_exit_code(table: LatencyTable, csv_path: Path, wanted: ScalingRequest) -> int | None:
-    """The exit code of an earlier validation of this table with these options; None where it is to be done."""
+    """The exit code of an earlier validation of this table with these options; None if there is none to rely on."""
     try:
-        told = parse_json(report_path(csv_path, wanted.output).read_bytes())
-        options, runs = told["provenance"]["request"], told["provenance"]["runs"]
-        missed = told["over_tolerance"] or told["noisy"]
+        earlier = parse_json(report_path(csv_path, wanted.output).read_bytes())
+        options, runs = earlier["provenance"]["request"], earlier["provenance"]["runs"]
+        failed = earlier["over_tolerance"] or earlier["noisy"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     scaled = scaling_paths(csv_path, wanted.output)[1]
     if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.csv.exists():
         return None
     if not is_as_written(scaled):
-        summary.notice(f"{scaled.csv} is damaged: its checksum is not that of {scaled.meta.name}; it is made anew")
+        summary.notice(
+            f"{scaled.csv} is damaged: its checksum is not that in {scaled.meta.name}; the table is validated again"
+        )
         return None
-    return EXIT_OVER_TOLERANCE if missed else EXIT_COMPLETE
+    return EXIT_OVER_TOLERANCE if failed else EXIT_COMPLETE
 
 
 def report_path(csv_path: Path, output: Path | None) -> Path:
-    """Path of the report for programs: `<model>.validation.json`, or beside a scaled table of another name."""
-    beside = output or csv_path
-    return beside.with_name(f"{beside.stem}.validation.json")
+    """Path of the report for programs: `<model>.validation.json`, or named after the scaled table of `output`."""
+    named_after = output or csv_path
+    return named_after.with_name(f"{named_after.stem}.validation.json")
 
 
 def scaling_details(report: ValidationReport) -> dict[str, Any]:
-    """What a scaled table's metadata says about the validation that it comes from."""
+    """What the metadata of a scaled table says about the validation that its factors come from."""
     errors = report.as_json()["scalings"][report.mode]["held_out_errors"]
     return {
         "runtime": report.runtime,
@@ -68,10 +70,10 @@ def validate_and_write(
     token: str | None = None,
     trust_remote_code: bool = False,
 ) -> int:
-    """Hold the table at `csv_path` against the real model, write the scaled one and the JSON, print the report.
+    """Compare the table at `csv_path` with the real model, write the scaled table and the report, print the report.
 
-    Returns the exit code: 0, or 4 for a held-out error above the tolerance. Raises UsageError for what the user can
-    mend, where possible before a model is loaded.
+    Returns the exit code: 0, or 4 for a held-out error above the tolerance and for a machine too noisy to judge.
+    Raises UsageError for what the user can correct, if possible before a model is loaded.
     """
     from rich.console import Console
 
@@ -110,11 +112,11 @@ def validate_and_write(
     )
     host_path = write_host_table(table, csv_path, report)
     json_path = report_path(csv_path, wanted.output)
-    report.write(json_path)  # last: a later run takes the validation as done where it finds the report
+    report.write(json_path)  # last, since a later run takes the validation as done if it finds the report
     console = Console()
     print_report(report, console)
     files = f"Scaled table: {scaled_path}\nHost time of each step: {host_path}\nAll pairs and steps: {json_path}"
     console.print(files, highlight=False, soft_wrap=True, markup=False)
-    if report.noisy:  # last, where it is not overlooked
+    if report.noisy:  # as the last line, so that it is not overlooked
         console.print(noisy_text(report), style="red", highlight=False, soft_wrap=True, markup=False)
     return report.exit_code

@@ -5,16 +5,16 @@ from llm_profile.request import CLOCKS, DEVICE
 
 
 def validation_device(asked: str | None, clock: str, runtime: str) -> str:
-    """Where the real model runs: the device that was asked for, else one of the kind that the table was measured on.
+    """The device of the real model: `asked`, or else one of the kind that the table was measured on.
 
-    clock: the table's. Raises UsageError for a table and a device that cannot be held against each other.
+    clock: that of the table. Raises UsageError for a table that cannot be compared with a model on this device.
     """
     kinds = {clock: kind for kind, clock in CLOCKS.items() if kind != "fake"}
     if asked is not None and (asked == "fake" or not DEVICE.fullmatch(asked)):
         raise UsageError(f"--device {asked}: use cuda, cuda:N or cpu")
     if clock not in kinds:
         raise UsageError(
-            f"--csv: its clock is {clock}, so there is no real model to hold it against; use a table that was measured "
+            f"--csv: its clock is {clock}, so there is no real model to compare it with; use a table that was measured "
             f"with --device cuda or cpu ({' or '.join(kinds)})"
         )
     device = asked or kinds[clock]

@@ -1,7 +1,7 @@
-"""Which modules of a live model are layers, and the names of their rows.
+"""Which modules of a loaded model are layers, and the names of their rows.
 
-Nothing here knows a model by name. Blocks are found by structure, attention by where the attention interface is called,
-and what differs between families is data: the tables below.
+No code here depends on the name of a model. Blocks are found by their structure, and attention by the module that calls
+the attention interface of transformers. The names that model families use for their layers are in the tables below.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import nn
 
 from llm_profile.block_kinds import BlockKind
 from llm_profile.errors import UsageError
-from llm_profile.layers.naming import Named, Place, distinct, without_indices
+from llm_profile.layers.naming import Named, Place, distinct_rows, without_indices
 from llm_profile.layers.probe import Probe, probe
 from llm_profile.models.blocks import Kept, Stack, find_kinds, kinds_of
 from llm_profile.models.transformers_names import takes
@@ -46,34 +46,40 @@ ALIASES: dict[tuple[str, str], str] = {
     ("mlp", "activation_fn"): "act_fn",
     ("mlp", "router"): "gate",
 }
-"""The one place where a layer gets a canonical name. What is not here keeps its attribute name."""
+"""Names of layers that all families share. A layer that is not in this table keeps the name of its attribute."""
 
 FINAL_NORM = "final_layernorm"
-"""Name of the first module of such an alias that runs behind the blocks. Others are of the embedding or of the head."""
+"""Row of the norm behind the blocks: the first module with this alias that runs after them.
 
-ENDS: dict[str, str] = {"get_input_embeddings": "embedding", "get_output_embeddings": "lm_head"}
-"""Method of a model that tells its first or its last layer -> the layer's row, whatever its attribute is called."""
+Other modules with the alias belong to the embedding or to the head, and keep the names of their attributes.
+"""
+
+ROW_OF_GETTER: dict[str, str] = {"get_input_embeddings": "embedding", "get_output_embeddings": "lm_head"}
+"""Method of transformers' models that returns the first or the last layer -> its row, whatever its attribute's name."""
 
 MODEL_OTHER = "model_other"
-"""Row of everything launched outside blocks that is no layer: the rotary table, positions, masks."""
+"""Row of what is launched outside blocks and by no layer: the rotary table, positions, masks."""
 
 CONTAINER_ALIASES: dict[str, str] = {"block_sparse_moe": "mlp", "feed_forward": "mlp", "ffn": "mlp", "moe": "mlp"}
-"""Attribute of a container in a block -> the stem of its `_other` row."""
+"""Attribute of a module with parts in a block -> the name in front of `_other` in its row."""
 
 ATTENTION_NAME = re.compile(r"(^|_)(attn|attention|self)$")
-"""Where a module that computes attention itself sits in its block."""
+"""Attributes of modules that compute attention by themselves, without the attention interface."""
 
 LINEAR_NAME = re.compile(r"linear|delta|lightning")
-"""Attention without a softmax keeps its attribute's name: it costs another thing than `attn`."""
+"""Attributes of attention without a softmax: its row keeps the attribute's name, since it costs other than `attn`."""
 
 
-CHOICE = "top_k_index"
-"""What transformers calls the numbers of the experts of each token, where it tells them to the experts."""
+EXPERT_INDICES = "top_k_index"
+"""Argument in which an experts module of transformers receives the indices of the experts chosen for each token."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose own GPU time goes to `row`; its sub-modules may have rows of their own."""
+    """A module with the row that its GPU time goes to, without the time of sub-modules that have rows of their own.
+
+    kind: the kind of the module's block; None outside blocks.
+    """
 
     module: nn.Module
     row: str
@@ -82,11 +88,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of one live model.
+    """The rows of a loaded model.
 
-    sites: every module that gets a range, outer before inner. kinds: the kinds of blocks of the full model.
-    block_kind: the kept blocks in order, each with its kind. learned_positions: length of a learned position table,
-    None where positions do not end.
+    sites: every module that has a row, outer before inner. kinds: the kinds of blocks of the full model. block_kind:
+    the kept blocks in order, each with the name of its kind. learned_positions: most tokens that the model has
+    positions for, None for no limit.
     """
 
     sites: tuple[Site, ...]
@@ -95,18 +101,18 @@ class Layout:
     learned_positions: int | None
 
     def profiled(self, kind: str) -> int:
-        """How many blocks of this kind are measured."""
+        """Number of blocks of this kind that are measured."""
         return next(len(k.profiled) for k in self.kinds if k.name == kind)
 
     def block_rows(self) -> dict[str, str]:
-        """Row -> kind for every row of blocks; what is not here is a row of the model."""
+        """Row -> kind of block, for every row inside blocks. Any other row is outside blocks."""
         rows = {site.row: site.kind for site in self.sites if site.kind is not None}
         for kind in self.kinds:
             rows |= {self.qualify(kind.name, row): kind.name for row in ("attn", "rope")}
         return rows
 
     def blocks(self, row: str) -> int:
-        """How many profiled blocks a row's time is summed over; 1 for a row of the model."""
+        """Number of profiled blocks whose time a row sums up; 1 for a row outside blocks."""
         return self._blocks_of_row.get(row, 1)
 
     @cached_property
@@ -114,33 +120,34 @@ class Layout:
         return {row: self.profiled(kind) for row, kind in self.block_rows().items()}
 
     def row_of(self, module: nn.Module) -> str:
-        """The row that the time of a module goes to: its own, or that of the innermost layer around it."""
+        """The row that a module's time goes to: its own, or else that of the innermost module around it with a row."""
         around = [site.row for site in self.sites if any(m is module for m in site.module.modules())]
         return around[-1] if around else MODEL_OTHER
 
     def qualify(self, kind: str | None, row: str) -> str:
-        """Row name as tables carry it: the kind stands in front where a model has blocks of several kinds."""
+        """The row's name in the table: the kind stands in front, if the model has blocks of several kinds."""
         return f"{kind}.{row}" if kind is not None and len(self.kinds) > 1 else row
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module could hold all experts of a block.
+    """Whether a module holds all experts of a block, judged by its parameters and its arguments.
 
-    It owns parameters with a matrix per expert, [num_experts, ., .], and no layer inside, as a mixer with a matrix per
-    head has; or its matrices are stored in another way, and it is told which experts were chosen.
+    It either owns a parameter with a matrix per expert, [num_experts, ., .], and has no sub-module with parameters (a
+    token mixer with a matrix per head has some); or it has `num_experts` and an argument EXPERT_INDICES.
     """
     if type(module).__module__.startswith("torch.nn."):
         return False
     own = list(module.parameters(recurse=False))
     if any(p.ndim == 3 and p.shape[0] > 1 for p in own):
         return len(own) == len(list(module.parameters()))
-    return isinstance(getattr(module, "num_experts", None), int) and takes(module, CHOICE)
+    return isinstance(getattr(module, "num_experts", None), int) and takes(module, EXPERT_INDICES)
 
 
 def _block_rows(block: nn.Module, above: Place, seen: Probe, mixtures: set[nn.Module]) -> list[Named]:
-    """Each module of one block that ran, outer before inner, with the row that it would have if it were alone.
+    """Each module of one block that ran, outer before inner, with its place and the row that it should get.
 
-    above: stands in front of their places, where a block is several modules. mixtures: modules that hold experts.
+    Names of rows are not yet distinct. above: put in front of each place, for blocks that consist of several modules.
+    mixtures: the modules that hold experts.
     """
     fired = set(seen.fired)
     paths = {path: m for path, m in block.named_modules() if m in fired}
@@ -165,14 +172,17 @@ def _block_rows(block: nn.Module, above: Place, seen: Probe, mixtures: set[nn.Mo
 
 
 def _attends(path: str, module: nn.Module, seen: Probe) -> bool:
-    """Whether a module computes attention without the attention interface: its own kernels, under such a name."""
+    """Whether a module computes attention without the attention interface: it launches kernels and is so named."""
     computes = module in seen.own_kernels and type(module).__module__.startswith("transformers")
     attribute = path.rpartition(".")[2]
     return computes and bool(ATTENTION_NAME.search(attribute)) and not LINEAR_NAME.search(attribute)
 
 
 def _container_row(parts: Place, module: nn.Module, mixers: set[nn.Module], seen: Probe) -> str:
-    """A module with parts: what it launches besides them is its `_other` row, unless it launches big kernels itself."""
+    """The row of a module with parts, for what it launches itself.
+
+    That is an `_other` row, unless the module itself runs operators that are a layer's work (Probe.own_kernels).
+    """
     attribute = CONTAINER_ALIASES.get(parts[-1], parts[-1]) if parts else "block"
     stem = "attn" if module in mixers else attribute
     if module not in seen.own_kernels:
@@ -181,10 +191,13 @@ def _container_row(parts: Place, module: nn.Module, mixers: set[nn.Module], seen
 
 
 def _model_rows(model: nn.Module, seen: Probe, inside: set[nn.Module], taken: set[str]) -> list[tuple[nn.Module, str]]:
-    """Each layer outside blocks with its row, outer before inner. inside: modules of blocks. taken: rows of blocks."""
+    """Each layer outside blocks with its row, outer before inner.
+
+    inside: all modules of blocks. taken: rows of blocks, which these rows must differ from.
+    """
     order = {module: number for number, module in enumerate(seen.fired)}
     behind_blocks = max(order[module] for module in inside & order.keys())
-    ends = _ends(model)
+    first_and_last = _first_and_last_layer(model)
     known: list[Named] = []
     others: list[Named] = []
     for path, module in model.named_modules():
@@ -192,8 +205,8 @@ def _model_rows(model: nn.Module, seen: Probe, inside: set[nn.Module], taken: se
         if module not in order or module in inside or not works or not any(True for _ in module.parameters()):
             continue
         place = ("model", *without_indices(path))
-        if module in ends:  # all of its parts have one row
-            known.append(Named(module, ("model", ends[module]), ends[module]))
+        if (end := first_and_last.get(module)) is not None:
+            known.append(Named(module, ("model", end), end))
         else:
             row = ALIASES.get(("model", place[-1]), place[-1]) if path else "lm_head"
             others.append(Named(module, place, row))
@@ -201,29 +214,29 @@ def _model_rows(model: nn.Module, seen: Probe, inside: set[nn.Module], taken: se
     known += sorted(norms, key=lambda norm: order[norm.module])[:1]
     rows = {FINAL_NORM, *(layer.row for layer in known)}
     others = [o._replace(row=o.place[-1]) if o.row in rows else o for o in others if o not in known]
-    row_of = dict(distinct(known, taken) + distinct(others, taken | rows))
+    row_of = dict(distinct_rows(known, taken) + distinct_rows(others, taken | rows))
     return [(module, row_of[module]) for module in model.modules() if module in row_of]
 
 
-def _ends(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules of the first and the last layer, each with its row. A module that is both runs as the first."""
+def _first_and_last_layer(model: nn.Module) -> dict[nn.Module, str]:
+    """The embedding and the head, each with all of its parts, and the row. A module that is both has the first's."""
     rows: dict[nn.Module, str] = {}
-    for method, row in ENDS.items():
+    for method, row in ROW_OF_GETTER.items():
         with suppress(NotImplementedError):
-            end = getattr(model, method)()
-            rows = dict.fromkeys(end.modules() if end is not None else (), row) | rows
+            layer = getattr(model, method)()
+            rows = dict.fromkeys(layer.modules() if layer is not None else (), row) | rows
     return rows
 
 
-def walk(
+def find_layout(
     model: nn.Module, full_model: nn.Module, kept: Kept, forward: Callable[[], Any], learned_positions: int | None
 ) -> Layout:
-    """Find the layers of `model` by watching small passes.
+    """Find the layers of `model` by watching which modules run in small passes.
 
-    full_model: the same architecture at full depth on the meta device, for the count of each kind of block. kept: the
-    blocks of it that `model` has. forward: runs small passes of `model`. learned_positions: see Layout.
+    full_model: the same architecture at full depth on the meta device, which tells how many blocks of each kind there
+    are. kept: the blocks of full_model that `model` has. forward: runs the small passes. learned_positions: see Layout.
 
-    Raises UsageError if no blocks are found.
+    Raises UsageError if no list of decoder blocks is found.
     """
     seen = probe(model, forward)
     fired = set(seen.fired)
@@ -232,7 +245,7 @@ def walk(
         raise UsageError(f"--model: no list of decoder blocks was found in {type(model).__name__}")
     kinds: list[BlockKind] = []
     block_kind: dict[nn.Module, str] = {}
-    above: dict[nn.Module, Place] = {}  # blocks that are several modules -> the name of each one's list
+    above: dict[nn.Module, Place] = {}  # for blocks of several modules: each of these -> the name of its list
     for stack, label in zip(ran, _labels(ran), strict=True):
         names = [_label_kind(label, kind) for kind in find_kinds(full_model, stack)]
         kinds += kinds_of(names, kept[stack])
@@ -243,11 +256,11 @@ def walk(
     layout = Layout((), tuple(kinds), block_kind, learned_positions)
 
     mixtures = set(expert_modules(model))
-    sites: dict[nn.Module, Site] = {}  # a module that several blocks share has one site
+    sites: dict[nn.Module, Site] = {}  # a module that several blocks share has one row, that of the first kind
     for kind in layout.kinds:
         blocks = [block for block, name in block_kind.items() if name == kind.name]
         named = [row for block in blocks for row in _block_rows(block, above.get(block, ()), seen, mixtures)]
-        for module, row in distinct(named):
+        for module, row in distinct_rows(named):
             sites.setdefault(module, Site(module, layout.qualify(kind.name, row), kind.name))
     inside = {module for block in block_kind for module in block.modules()}
     taken = set(replace(layout, sites=tuple(sites.values())).block_rows())
@@ -256,7 +269,7 @@ def walk(
 
 
 def _labels(stacks: list[Stack]) -> list[str]:
-    """A name for each stack of a model of several: its list's, with the paths above where those are alike."""
+    """A name for each stack: none if there is one stack; else the name of its list, or the path if names are equal."""
     if len(stacks) == 1:
         return [""]
     last = [stack.paths[0].rpartition(".")[2] for stack in stacks]
@@ -268,9 +281,9 @@ def _label_kind(label: str, kind: str) -> str:
 
 
 def expert_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that hold all experts of one block; none where the configuration knows of no experts.
+    """The modules that each hold all experts of a block; none where the configuration mentions no experts.
 
-    Matrices per head look the same (XLNet, RecurrentGemma).
+    The configuration is asked because parameters with a matrix per head look the same (XLNet, RecurrentGemma).
     """
     config: Any = model.config
     if "experts" not in str(config.get_text_config(decoder=True).to_dict()):
@@ -279,6 +292,6 @@ def expert_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def num_experts(module: nn.Module) -> int:
-    """Experts of a module that holds all of a block."""
+    """Number of experts in a module that `expert_modules` found."""
     counts = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3]
     return counts[0] if counts else int(module.num_experts)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Names of rows: layers of one place share a row, layers of different places have different ones."""
+"""Row names that tell layers apart: modules at the same place share a row, modules at different places do not."""
 
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import nn
 
 Place = tuple[str, ...]
-"""Where a module is: its path without indices, since members of a list are alike."""
+"""The parts of a module's path without list indices: `experts.0.up_proj` and `experts.1.up_proj` are one place."""
 
 
 class Named(NamedTuple):
-    """row: what it would be called if no other place had the same name."""
+    """A module with its place. row: the name that its row gets unless another place has the same name."""
 
     module: nn.Module
     place: Place
@@ -19,27 +19,30 @@ class Named(NamedTuple):
 
 
 def without_indices(path: str) -> Place:
-    """Where the module of this path is."""
+    """The place of the module with this path."""
     return tuple(part for part in path.split(".") if part and not part.isdigit())
 
 
-def distinct(named: Sequence[Named], taken: Container[str] = ()) -> list[tuple[nn.Module, str]]:
-    """The row of each module, none of them `taken`.
+def distinct_rows(named: Sequence[Named], taken: Container[str] = ()) -> list[tuple[nn.Module, str]]:
+    """Each module with the name of its row; no name is in `taken`.
 
-    Parents stand in front of a name that several places would have, as many as it takes. Where siblings would have one,
-    each keeps the name of its attribute.
+    Where places with the same parent would get the same name, each gets its attribute's name instead. Where others
+    would, names of parents are put in front, one by one, until the names differ: `mlp.up_proj`.
     """
     siblings = Counter((place[:-1], row) for place, row in {(place, row) for _, place, row in named})
-    names = {(place, row): _own(place, row) if siblings[place[:-1], row] > 1 else row for _, place, row in named}
-    parents = {key: list(key[0][:-1]) for key in names}
+    names = {
+        (place, row): _attribute_row(place, row) if siblings[place[:-1], row] > 1 else row for _, place, row in named
+    }
+    parents = {key: list(key[0][:-1]) for key in names}  # those that are not yet in front of the name
     while True:
         shared = Counter(names.values())
-        vague = [key for key, name in names.items() if parents[key] and (shared[name] > 1 or name in taken)]
-        if not vague:
+        ambiguous = [key for key, name in names.items() if parents[key] and (shared[name] > 1 or name in taken)]
+        if not ambiguous:
             return [(module, names[place, row]) for module, place, row in named]
-        for key in vague:
+        for key in ambiguous:
             names[key] = f"{parents[key].pop()}.{names[key]}"
 
 
-def _own(place: Place, row: str) -> str:
+def _attribute_row(place: Place, row: str) -> str:
+    """The row's name from the module's attribute, with the `_other` of `row`."""
     return row if not place else f"{place[-1]}_other" if row.endswith("_other") else place[-1]

@@ -1,4 +1,4 @@
-"""What small passes of a model show: which modules run, where attention is computed, which launch big kernels."""
+"""Watches small passes of a model: which modules run, and which of them compute attention, matrix products and such."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,27 +12,29 @@ from transformers.modeling_utils import AttentionInterface
 from llm_profile.models.patches import SCAN_FUNCTION, modelling_functions, patched
 
 KERNELS = (
-    # beginnings of operator names: matrix products, convolutions, attention, Fourier transforms
+    # names of operators, for those with an underscore their beginnings: matrix products, convolutions, attention,
+    # Fourier transforms
     *("mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "_grouped_mm"),
     *("_scaled_mm", "_scaled_grouped_mm", "_int_mm", "_weight_int4pack_mm", "_weight_int8pack_mm"),  # quantised
     *("linear", "mkldnn_linear", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"),
     *("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_fft"),
 )
-"""Operators that are a layer's work: where one runs, there is a layer. So it is where a SCAN_FUNCTION is called."""
+"""Operators that do the work of a layer: a module that runs one is a layer, as is one that calls a SCAN_FUNCTION."""
 
 
 def is_kernel(operator: Any) -> bool:
-    """Whether an operator (of a TorchDispatchMode) is one of KERNELS."""
+    """Whether an operator, as a TorchDispatchMode receives it, is one of KERNELS."""
     name = operator.name().rpartition("::")[2].partition(".")[0]
     return any(name == kernel or (kernel.startswith("_") and name.startswith(kernel)) for kernel in KERNELS)
 
 
 @dataclass
 class Probe:
-    """What the modules of a model did.
+    """What was seen of a model's modules.
 
-    fired: those that ran, in order. attention_callers: those that asked for the attention interface. own_kernels: those
-    that launch big kernels or scan by themselves, outside their children and the attention interface.
+    fired: those that ran, in the order of their first run. attention_callers: those that called the attention
+    interface. own_kernels: those that ran an operator of KERNELS or a SCAN_FUNCTION themselves, not in a child or in
+    the attention interface.
     """
 
     fired: list[nn.Module] = field(default_factory=list)
@@ -41,6 +43,8 @@ class Probe:
 
 
 class _Watch(TorchDispatchMode):
+    """Adds the innermost running module to `own_kernels` for each operator of KERNELS. stack: of `running_modules`."""
+
     def __init__(self, probe: Probe, stack: list[Any]) -> None:
         super().__init__()
         self.probe, self.stack = probe, stack
@@ -56,7 +60,10 @@ class _Watch(TorchDispatchMode):
 def running_modules(
     model: nn.Module, entered: Callable[[nn.Module], None] = lambda _module: None
 ) -> Iterator[list[Any]]:
-    """The modules whose forward is under way, outermost first. entered: told about each as it starts."""
+    """A list that at any time holds the modules whose forward is running, outermost first.
+
+    entered: called with each module as its forward starts.
+    """
     stack: list[Any] = []
 
     def enter(module: nn.Module, _args: Any) -> None:
@@ -73,8 +80,10 @@ def running_modules(
         yield stack
 
 
-def noted(function: Callable[..., Any], running: list[Any], note: Callable[[nn.Module], object]) -> Callable[..., Any]:
-    """`function`, that tells first which module calls it: the innermost of `running_modules`."""
+def noting_caller(
+    function: Callable[..., Any], running: list[Any], note: Callable[[nn.Module], object]
+) -> Callable[..., Any]:
+    """`function`, with `note` called first with the module that calls it. running: the list of `running_modules`."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if running and running[-1] is not None:
@@ -85,7 +94,7 @@ def noted(function: Callable[..., Any], running: list[Any], note: Callable[[nn.M
 
 
 def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
-    """Run `forward` (small passes of `model`) and watch it. Leaves no hook behind."""
+    """Run `forward`, which makes small passes of `model`, and watch the modules. All hooks are removed at the end."""
     seen = Probe()
     original = AttentionInterface.get_interface
 
@@ -95,7 +104,7 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
         compute = original(self, *args, **kwargs)
 
         def attend(*args: Any, **kwargs: Any) -> Any:
-            stack.append(None)  # what it computes is no module's own
+            stack.append(None)  # operators of the attention interface count for no module
             try:
                 return compute(*args, **kwargs)
             finally:
@@ -106,7 +115,7 @@ def probe(model: nn.Module, forward: Callable[[], Any]) -> Probe:
     with ExitStack() as undo:
         stack = undo.enter_context(running_modules(model, seen.fired.append))
         for namespace, name, function in modelling_functions(model, SCAN_FUNCTION):
-            undo.enter_context(patched(namespace, name, noted(function, stack, seen.own_kernels.add)))
+            undo.enter_context(patched(namespace, name, noting_caller(function, stack, seen.own_kernels.add)))
         undo.enter_context(patched(AttentionInterface, "get_interface", get_interface))
         undo.enter_context(_Watch(seen, stack))
         forward()

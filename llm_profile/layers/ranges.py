@@ -1,6 +1,5 @@
-"""Ranges on, ranges off, nothing left behind.
+"""Ranges around layers: while a `LayerRanges` is open, a recorder is told when each layer of a model starts and ends.
 
-While a `LayerRanges` is open, every layer of the model announces itself to a recorder when it starts and when it ends.
 After closing, the model, transformers and torch are as before.
 """
 
@@ -17,7 +16,7 @@ from llm_profile.models.patches import ROPE_FUNCTION, modelling_functions, patch
 
 
 class Recorder(Protocol):
-    """Told about ranges as they open and close, strictly nested."""
+    """Is told about each range as it opens (`enter`) and closes (`leave`). Ranges are strictly nested."""
 
     def enter(self, row: str) -> None: ...
 
@@ -25,10 +24,11 @@ class Recorder(Protocol):
 
 
 class LayerRanges:
-    """Context manager: announces each layer of `model` to `recorder` under its row's name.
+    """Context manager: while open, each layer of `model` opens and closes a range named after its row.
 
-    Ranges nest: the innermost open one owns what is launched. `attn` covers a call of the attention interface, `rope`
-    a call of the rotary function; both belong to the block that runs. The whole pass is `model_other`.
+    Ranges nest, and what is launched belongs to the innermost open one. A call of the attention interface is a range
+    `attn`, a call of the rotary function a range `rope`, both of the block that is running. Around all others is the
+    range `model_other`, the whole pass.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, recorder: Recorder) -> None:
@@ -62,7 +62,7 @@ class LayerRanges:
 
     def _add_range(self, undo: ExitStack, module: nn.Module, row: str) -> None:
         enter, leave = self.recorder.enter, self.recorder.leave
-        # first of all hooks, so that a range that `leave` closes (it is always called) was opened
+        # before all other hooks: if one of those fails, `leave` is called all the same, and needs a range to close
         undo.callback(module.register_forward_pre_hook(lambda _m, _a: enter(row), prepend=True).remove)
         undo.callback(module.register_forward_hook(lambda _m, _a, _o: leave(), always_call=True).remove)
 

@@ -1,8 +1,8 @@
-"""Layers that are slow because a kernel is missing: reference implementations, and Python loops over tokens.
+"""Finds layers that run slowly because they have no kernel: reference implementations, and Python loops over tokens.
 
 Where the package of a kernel is not installed, transformers runs a reference implementation in PyTorch instead, which
-it calls correct but much slower. Some models loop over tokens on their own, with or without a package to mend it. Their
-times say little about a serving engine, which runs kernels.
+it calls correct but much slower. The code of some models loops over tokens in Python, and not always is there a package
+that replaces the loop. The times of such layers say little about a serving engine, which runs kernels.
 """
 
 from collections import Counter
@@ -18,23 +18,25 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_profile.layers.layout import expert_modules
-from llm_profile.layers.probe import noted, running_modules
+from llm_profile.layers.probe import noting_caller, running_modules
 from llm_profile.models.patches import ANY_FUNCTION, modelling_functions, patched
 from llm_profile.points import SweepPoint
 
 LOOP_TOKENS = 63
-"""The longest prompt that shows loops over tokens: just short of a chunk, since chunks may be computed at once."""
+"""Longest prompt that is run to find loops, in tokens: below a chunk of 64, which some loops compute at once."""
 
 FEWEST_TOKENS = 16
-"""Prompts shorter than this show no loops: that of experts, over those that got tokens, looks the same."""
+"""Shortest prompt that can show a loop over tokens. In shorter ones a loop over experts looks the same: each further
+token may reach an expert that had none."""
 
 
 def slow_layers(
     model: nn.Module, run: Callable[[SweepPoint], Any], max_input: int, max_total: int
 ) -> dict[nn.Module, set[str]]:
-    """The modules that run slowly, each with the packages that it lacks; none where it loops and no package is known.
+    """The modules that run slowly, each with the packages that are missing; empty for a loop without a known package.
 
-    run: makes a pass of `model`; max_input, max_total: the largest that it can make, in tokens.
+    run: makes a pass of `model`. max_input: longest prompt that it can run. max_total: most tokens with those in the
+    cache.
     """
     longest = min(LOOP_TOKENS, max_input)
     loops = (longest - 2, longest - 1, longest) if longest >= FEWEST_TOKENS else (longest,)
@@ -45,17 +47,18 @@ def slow_layers(
             watch.operators(run, SweepPoint(1, 1))
     experts = {part for module in expert_modules(model) for part in module.modules()}
     for module in _growing(seen):
-        if module not in experts:  # they loop over experts, which the user may choose
+        if module not in experts:  # a loop over experts is one of the implementations that users may choose
             lacking.setdefault(module, set())
     return lacking
 
 
 def missing_package(function: Callable[..., Any]) -> str | None:
-    """The package whose kernel a function of a modelling file stands in for; None where it is no such function.
+    """The package whose kernel this function of a modelling file replaces; None if it replaces none.
 
-    Read from the closure that `use_kernel_func_from_hub_with_fallback` of transformers leaves, which is all there is.
+    Read from the closure that the decorator `use_kernel_func_from_hub_with_fallback` of transformers makes: nothing
+    else tells it.
     """
-    if isinstance(function, nn.Module):  # what the package `kernels` makes of functions
+    if isinstance(function, nn.Module):  # with the package `kernels` installed, such functions are modules
         inner = getclosurevars(type(function).forward).nonlocals.get("func")
         return missing_package(inner) if inner is not None else None
     if not isinstance(function, FunctionType) or not function.__closure__:
@@ -67,21 +70,21 @@ def missing_package(function: Callable[..., Any]) -> str | None:
     return str(chosen.globals.get("_PACKAGE_TO_DISTRIBUTION", {}).get(package, package))
 
 
-def reason(packages: set[str]) -> str:
-    """Why a layer is slow."""
+def why_slow(packages: set[str]) -> str:
+    """Why a layer is slow, for users. packages: those that are missing, as `slow_layers` returns them."""
     return f"without {', '.join(sorted(packages))}" if packages else "a Python loop over tokens"
 
 
 def _growing(counts: list[Counter[nn.Module]]) -> list[nn.Module]:
-    """Modules that run more operators with each further token. counts: of prompts of neighbouring lengths."""
+    """The modules that run more operators the longer the prompt is. counts: of prompts of 1, 2, ... tokens more."""
     steps = list(pairwise(counts))
     return [module for module in counts[0] if steps and all(after[module] > before[module] for before, after in steps)]
 
 
 class _Watch(TorchDispatchMode):
-    """Counts the operators of each module by itself, and notes which runs reference implementations.
+    """Counts the operators that each module runs, and notes the modules that call reference implementations.
 
-    lacking: filled with the modules that do, and the packages that they lack.
+    lacking: is filled with these modules, each with the missing packages.
     """
 
     def __init__(self, model: nn.Module, lacking: dict[nn.Module, set[str]]) -> None:
@@ -96,7 +99,7 @@ class _Watch(TorchDispatchMode):
             self._open = undo.enter_context(running_modules(self._model))
             for namespace, name, function in modelling_functions(self._model, ANY_FUNCTION):
                 if package := missing_package(function):
-                    noting = noted(function, self._open, partial(self._note, package))
+                    noting = noting_caller(function, self._open, partial(self._note, package))
                     undo.enter_context(patched(namespace, name, noting))
             super().__enter__()
             self._undo = undo.pop_all()
@@ -107,8 +110,8 @@ class _Watch(TorchDispatchMode):
         self._undo.close()
 
     def operators(self, run: Callable[[SweepPoint], Any], point: SweepPoint) -> Counter[nn.Module]:
-        """Operators of one pass, per module."""
-        run(point)  # caches get their buffers
+        """Number of operators that each module runs in one pass, without those of its children."""
+        run(point)  # the first pass at a length also makes the buffers of the cache
         self._counts = Counter()
         run(point)
         counted, self._counts = self._counts, Counter()

@@ -1,4 +1,4 @@
-"""What the number of parameters depends on, of each model type that it is known for. Imports no torch."""
+"""The model types whose parameters can be counted from a config.json, and how each differs. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,23 +7,37 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the parameters of a model type depend on, beyond what all types share.
+    """How the parameters of a model type differ from those of other types.
 
-    Strings are names of config fields, numbers the values themselves.
-    norm_vectors: 1 for RMSNorm, 2 for LayerNorm (scale and bias). norm_affine: whether they are there. block_norms: how
-    many a block has, those within its attention apart. mlp_matrices: 3 with a gate, 2 without. attention_bias: on
-    queries, keys and values. qk_norm: one norm of head_dim each on queries and keys. latent: keys and values are
-    projected from one latent vector, which is what the cache holds. sinks: a logit more per head. scores: matrices of
-    attention scores that a pass holds at once, where no fused kernel can compute them.
-    experts: how many there are in a mixture. expert_bias: on their matrices and the router. shared_experts: those that
-    see every token. experts_per_token: those that each token's activations are copied to.
-    dense_layers: lists the blocks whose MLP is no mixture; dense_first: so many at the start; sparse_layers: lists the
-    others; sparse_step: every so many-th is one.
-    full_attention_step: every so many-th block attends to all tokens, if no list of LAYER_LISTS says which; None where
-    all are alike. undecided: fields that tell blocks apart in ways not known here, if they are set and no list is.
-    extra_positions: rows of a learned position table beyond max_position_embeddings, None for rotary positions.
-    defaults: what transformers takes for a field that a config leaves out (None for a size: the one that it is derived
-    from).
+    A string is the name of a config field that holds the value; any other value is the value itself.
+
+    norm_vectors: vectors per norm, 1 for RMSNorm, 2 for LayerNorm (scale and bias).
+    norm_affine: whether norms have these vectors at all.
+    final_norm: whether there is a norm behind the blocks.
+    block_norms: number of norms per block, without those inside the attention.
+    mlp_matrices: matrices per MLP, 3 with a gate, 2 without.
+    attention_bias: whether the projections to queries, keys and values have biases.
+    output_bias, mlp_bias, head_bias: the same for the attention's output, the MLP and the head.
+    intermediate, expert_intermediate: width inside the MLP and inside an expert.
+    experts: number of experts of a mixture; None for types without any.
+    expert_bias: whether the experts' matrices and the router have biases.
+    shared_experts: number of experts that compute every token.
+    experts_per_token: number of experts that each token's activations are copied to.
+    dense_layers: list of the blocks whose MLP is no mixture of experts.
+    dense_first: number of blocks at the start whose MLP is no mixture.
+    sparse_layers: list of the blocks with a mixture.
+    sparse_step: n, where every n-th block has a mixture.
+    full_attention_step: n, where every n-th block attends to all tokens and the others do not. Used if no list of
+        LAYER_LISTS is set; None where all blocks attend alike.
+    undecided: field that makes blocks differ in a way that is not modelled here, if it is set and no list is.
+    embedding_width: width of the embedding.
+    qk_norm: whether queries and keys each have a norm of width head_dim.
+    latent: whether keys and values are projected from one latent vector, which is what the cache holds.
+    sinks: whether each attention head has a sink, one parameter more.
+    scores: number of matrices of attention scores that a pass holds at once, where no fused kernel can compute them.
+    extra_positions: rows of a learned position table beyond max_position_embeddings; None without such a table.
+    defaults: value that transformers takes for a field that a config leaves out. None for a size means that it is
+        derived from other sizes.
     """
 
     norm_vectors: int = 1
@@ -84,7 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_bias="attention_bias",
         output_bias="attention_bias",
         sinks=True,
-        scores=3,  # with the sinks beside them, and after the softmax
+        scores=3,  # the scores, the scores with the sinks appended, and the result of the softmax
         experts="num_local_experts",
         expert_bias=True,
         full_attention_step=2,
@@ -167,8 +181,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 DEFAULTS: dict[str, Any] = {"head_dim": None, "tie_word_embeddings": False}
-"""Defaults that most types share; a type's own come first."""
+"""Defaults that most types share. Those of `Architecture.defaults` override them."""
 
 
 LAYER_LISTS = ("layer_types", "no_rope_layers")
-"""Config fields with an entry a block that tell kinds of blocks apart, whatever the type."""
+"""Config fields of any type with one entry per block, in which blocks of different kinds differ."""

@@ -1,7 +1,7 @@
-"""What no configuration says in earnest, refused before anything is built by it. Imports no torch.
+"""Refuses a config.json with absurd sizes before anything is built from it. Imports no torch.
 
-A class of transformers makes lists and modules of whatever length a configuration names, which ends when the memory of
-the machine does.
+Classes of transformers make lists and modules of any length that a configuration asks for, until the machine's memory
+is used up.
 """
 
 import re
@@ -12,22 +12,22 @@ from llm_profile.errors import UsageError, one_line
 from llm_profile.json_text import nesting
 
 MOST_BLOCKS = 1_000
-"""Of one stack. The deepest models have some 200."""
+"""Most decoder blocks of one stack. The deepest models have about 200."""
 
 MOST_MODULES = 200_000
-"""Of a model at full depth. Those with the most have a module for each of some 100,000 matrices of experts."""
+"""Most modules of a model at full depth. The largest models have a module for each of about 100,000 expert matrices."""
 
 MOST_NESTED = 50
-"""Lists and objects, one inside the other. Configurations of models nest up to six."""
+"""Most lists and objects nested one inside the other in a config.json. Those of real models nest up to six."""
 
 NUMBER_OF_BLOCKS = re.compile(r"(^|_)(layers?|blocks?)$")
-"""Fields that say how many blocks there are: `num_hidden_layers`, `n_layer`, `encoder_layers`, `num_blocks`."""
+"""Names of fields with a number of blocks: `num_hidden_layers`, `n_layer`, `encoder_layers`, `num_blocks`."""
 
 
 def check_bounds(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a config.json that names more blocks, or nests deeper, than any model does.
+    """Raise UsageError for a config.json with more blocks or deeper nesting than any model has.
 
-    And for a model type that is no name: what is looked up by it would fail in many places.
+    Also for a model_type that is not a string, because looking it up would fail in many places.
     """
     if nesting(config) > MOST_NESTED:
         raise UsageError(
@@ -36,14 +36,14 @@ def check_bounds(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if name == "model_type" and not isinstance(value, str | None):
             raise UsageError(
-                f"--model: its model_type is {one_line(value, 80)}, and has to be a name such as llama; mend its "
+                f"--model: its model_type is {one_line(value, 80)}, and must be a name such as llama; correct its "
                 "config.json"
             )
         if isinstance(value, Mapping):
             check_bounds(value)
         elif NUMBER_OF_BLOCKS.search(name) and _is_number(value) and value > MOST_BLOCKS:
             raise UsageError(
-                f"--model: its {name} is {value:.6g}, where {MOST_BLOCKS} blocks are the most; mend its config.json"
+                f"--model: its {name} is {value:.6g}, and may be at most {MOST_BLOCKS}; correct its config.json"
             )
 
 

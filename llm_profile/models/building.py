@@ -1,4 +1,7 @@
-"""The model with few blocks: built at full depth without weights, cut, then given real or random ones."""
+"""Builds models: configurations, full models without weights, and models of few blocks with random weights.
+
+Models of few blocks with real weights are loaded in checkpoint.py.
+"""
 
 import copy
 import difflib
@@ -27,16 +30,16 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 
 WEIGHT_STD = 0.02
-"""Spread of random weights: the initializer_range that most configurations carry."""
+"""Standard deviation of random weights: the `initializer_range` of most configurations."""
 
 
 FEWER_BLOCKS = "use fewer blocks (--num-layers, --scaling-num-layers), or smaller sizes in its config.json"
 
 UNSUPPORTED: dict[str, str] = {
     "blt": "bytes go through several stacks of blocks, in patches that depend on the text",
-    "gemma4_assistant": "it drafts for another model, on that model's keys and values",
-    "gemma4_unified_assistant": "it drafts for another model, on that model's keys and values",
-    "recurrent_gemma": "its recurrent state lives in its modules, so that no pass can start from where another did",
+    "gemma4_assistant": "it drafts tokens for another model and reads that model's keys and values",
+    "gemma4_unified_assistant": "it drafts tokens for another model and reads that model's keys and values",
+    "recurrent_gemma": "its recurrent state is kept in its modules, so passes cannot all start from the same state",
     "openai-gpt": "it keeps no cache, so it has no decode to measure",
     "xlm": "it keeps no cache, so it has no decode to measure",
 }
@@ -44,7 +47,7 @@ UNSUPPORTED: dict[str, str] = {
 
 
 NO_ATTENTION: dict[str, str] = {
-    "flex_attention": "torch compiles it at its first use, which cannot be watched to find the layers",
+    "flex_attention": "torch compiles it at its first use, and compiled code cannot be watched to find the layers",
     "paged|": "it is for continuous batching, and passes here are of one batch",
 }
 """Beginnings of names of attention implementations that cannot be profiled, with the reason."""
@@ -52,9 +55,12 @@ NO_ATTENTION: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is built. num_layers: decoder blocks kept, of each kind; if not each_kind, the first so many of
-    whatever kind. dtype, attn_implementation, experts_implementation: `auto` takes what the configuration and
-    transformers choose. seed: of random weights and inputs."""
+    """How a model is built.
+
+    num_layers: number of decoder blocks that are kept, of each kind if `each_kind`, else the first ones of any kind.
+    dtype, attn_implementation, experts_implementation: `auto` for the choice of the configuration and of transformers.
+    seed: for random weights and inputs.
+    """
 
     num_layers: int
     device: str
@@ -66,7 +72,10 @@ class ModelOptions:
 
 
 def make_config(fields: Mapping[str, Any]) -> Any:
-    """A transformers configuration from the fields of a config.json. Raises UsageError for a type it does not know."""
+    """A configuration object of transformers from the fields of a config.json.
+
+    Raises UsageError for a missing, unknown or unsupported model type, and for fields that transformers refuses.
+    """
     model_type = fields.get("model_type")
     if model_type is None:
         raise UsageError(
@@ -92,20 +101,21 @@ def make_config(fields: Mapping[str, Any]) -> Any:
 
 
 def _type_advice(fields: Mapping[str, Any]) -> str:
-    """How to mend a config.json without a model_type: its architectures may tell it."""
+    """What to add to a config.json without a model_type. Its `architectures` may tell which type it is."""
     named = fields.get("architectures")
     for name in named if isinstance(named, list) else []:
         types = [kind for kind, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if class_name == name]
-        if types:  # several may share a class, which has the name of one
+        if types:  # types that share the class: the one that the class is named after is preferred
             own = next((kind for kind in types if name.lower().startswith(kind.replace("_", ""))), types[0])
             return f'add "model_type": "{own}", that of {name}'
     return 'add one, such as "model_type": "llama"'
 
 
 def _of_decoder(config: Any) -> Any:
-    """The part of a composite configuration that its causal LM is built of, where transformers hands it the whole.
+    """The part of a composite (multimodal) configuration that the causal LM is built from; others as they are.
 
-    Many multimodal types have no causal LM of their own: then it is that of their text's type.
+    If transformers has no causal LM for the composite type, that is the configuration of the text model. If it has one
+    whose class takes the configuration of a part, it is that part.
     """
     if not _is_causal(config):
         text_config = config.get_text_config(decoder=True)
@@ -127,21 +137,21 @@ def _is_causal(config: Any) -> bool:
 
 
 def _whole(config: Any) -> Any:
-    """The composite type of configuration that this one is the decoder's part of; None for others."""
+    """The composite class of configurations that this `<type>_decoder` configuration is part of; None for others."""
     model_type = str(config.model_type).removesuffix("_decoder")
     return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401 (its `get` finds nothing)
 
 
 def depth(config: Any) -> int:
-    """Number of decoder blocks of a configuration. Raises UsageError where it names none."""
+    """Number of decoder blocks of a configuration object. Raises UsageError if it has no such number."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not isinstance(layers, int):
-        raise UsageError(f"--model: a configuration of type {config.model_type} names no num_hidden_layers")
+        raise UsageError(f"--model: its config.json, of type {config.model_type}, has no num_hidden_layers")
     return layers
 
 
 def choose_blocks(full_model: nn.Module, options: ModelOptions) -> Kept:
-    """The blocks of a full model (on the meta device) that `options` keeps. Raises UsageError if it has fewer."""
+    """The blocks of a full model (on the meta device) that are kept. Raises UsageError for more than it has."""
     config: Any = full_model.config
     full = depth(config)
     if full < 1:
@@ -153,7 +163,7 @@ def choose_blocks(full_model: nn.Module, options: ModelOptions) -> Kept:
 
 
 def resolve_dtype(config: Any, dtype: str) -> torch.dtype:
-    """`auto` is the configuration's own type, bfloat16 where it names none."""
+    """The torch dtype for `--dtype`. `auto` is the one of the configuration, or bfloat16 if it has none."""
     if dtype != "auto":
         return TORCH_DTYPES[dtype]
     own = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
@@ -161,14 +171,14 @@ def resolve_dtype(config: Any, dtype: str) -> torch.dtype:
 
 
 def check_attention(name: str) -> None:
-    """Raise UsageError for an implementation of attention that cannot be profiled."""
+    """Raise UsageError if this implementation of attention cannot be profiled (NO_ATTENTION)."""
     for beginning, why in NO_ATTENTION.items():
         if name.startswith(beginning):
             raise UsageError(f"--attn-implementation {name}: {why}; use auto, sdpa or eager")
 
 
 def implementation_arguments(options: ModelOptions) -> dict[str, str]:
-    """The keyword arguments of `from_config` and `from_pretrained` that choose implementations."""
+    """Keyword arguments of `from_config` and `from_pretrained` for the implementations that are not `auto`."""
     chosen = {
         "attn_implementation": options.attn_implementation,
         "experts_implementation": options.experts_implementation,
@@ -177,9 +187,9 @@ def implementation_arguments(options: ModelOptions) -> dict[str, str]:
 
 
 def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
-    """The kept blocks of a model of `config` with random weights, made on the device: host memory holds none of them.
+    """The kept blocks of a model of `config` with random weights, which are made on the device and not in host memory.
 
-    Raises UsageError for implementations that the model does not have and for weights that do not fit.
+    Raises UsageError for implementations that the model does not have and for weights that do not fit in memory.
     """
     dtype = resolve_dtype(config, options.dtype)
     model: Any = meta_model(config, dtype=dtype, **implementation_arguments(options))
@@ -193,9 +203,9 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
     except torch.OutOfMemoryError as error:
         raise UsageError(f"{options.num_layers} blocks do not fit on {options.device}; {FEWER_BLOCKS}") from error
     for buffer in model.buffers():
-        buffer.zero_()  # those of a checkpoint that nothing initialises
+        buffer.zero_()  # nothing else sets buffers that are expected in a checkpoint
     model.tie_weights()
-    model.initialize_weights()  # buffers: rotary frequencies and the like
+    model.initialize_weights()  # sets the other buffers, such as rotary frequencies; parameters are set below
     keep_entries(model, depths)
     torch.manual_seed(options.seed)
     with torch.no_grad():
@@ -207,7 +217,7 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
 
 
 def meta_model(config: Any, **arguments: Any) -> nn.Module:
-    """The architecture without weights, on the meta device: structure and shapes at full depth, at no cost.
+    """The full model on the meta device: modules and shapes of parameters, but no weights and no memory for them.
 
     arguments: of `from_config`. Raises UsageError for a configuration or implementation that cannot be built.
     """
@@ -217,20 +227,20 @@ def meta_model(config: Any, **arguments: Any) -> nn.Module:
         )
     try:
         with torch.device("meta"), bounded_construction():
-            # a copy: the blocks that a model keeps are written into its configuration
+            # a copy, since `keep_entries` changes the configuration of the model
             model: nn.Module = _build(copy.deepcopy(config), **arguments)
     except UsageError:
         raise
     except Exception as error:
         # constructors raise errors of many types for values that a configuration should not have
         raise UsageError(
-            f"--model: {config.model_type} cannot be built of its config.json: {explained(error, _fields_of(config))}"
+            f"--model: {config.model_type} cannot be built from its config.json: {explained(error, _fields_of(config))}"
         ) from error
     return model
 
 
 def _fields_of(config: Any) -> dict[str, Any]:
-    """The fields of a configuration, as far as its class can write them down."""
+    """The fields of a configuration object; none if its `to_dict` fails."""
     with suppress(Exception):
         return dict(config.to_dict())
     return {}
@@ -239,7 +249,7 @@ def _fields_of(config: Any) -> dict[str, Any]:
 def _build(config: Any, **arguments: Any) -> nn.Module:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return cast(nn.Module, AutoModelForCausalLM.from_config(config, **arguments))
-    # its causal LM is built of its decoder's part
+    # `config` is the decoder's part of a composite type, and the causal LM of that type is built from it
     return cast(nn.Module, MODEL_FOR_CAUSAL_LM_MAPPING[_whole(config)]._from_config(config, **arguments))
 
 

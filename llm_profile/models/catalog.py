@@ -1,7 +1,7 @@
-"""The built-in table: dimensions of well-known models, so that they can be profiled with no network. Imports no torch.
+"""The built-in table: configurations of well-known models, which so need no network. Imports no torch.
 
-The dimensions are those of the models' published config.json files; the keys are the ones that transformers reads.
-Token ids, dropouts and initialisation are left out: no latency depends on them.
+The values are those of the models' published config.json files, under the keys that transformers reads. Token ids,
+dropouts and initialisation are left out, since no latency depends on them.
 """
 
 import copy
@@ -95,7 +95,7 @@ _QWEN3_30B_A3B: dict[str, Any] = {
 }
 
 MODELS: dict[str, dict[str, Any]] = {
-    # ours, for demonstrations and tests: an id without an owner is in this table only
+    # a model of this project for demonstrations and tests: ids without an owner are in this table only
     "tiny-llama": {
         "model_type": "llama",
         "vocab_size": 4096,
@@ -364,9 +364,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def find(name: str) -> tuple[str, dict[str, Any]] | None:
-    """The table's id for `name` and a copy of its config: as written, else in any case, else by its last part.
+    """The id of a model in the table and a copy of its config; None if it is not there.
 
-    Only a name without an owner is looked up by its last part: another owner's model is another model.
+    name: an id, in any case, or the part of one behind the owner (`llama-3.1-8b`). A name with another owner is not
+    found, since it means another model.
     """
     spellings: list[tuple[Callable[[str], str], str]] = [
         (str, name),
@@ -381,7 +382,7 @@ def find(name: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def near_names(name: str, n: int = 3) -> list[str]:
-    """Up to `n` ids of the table that look like `name`, the nearest first; empty if none does."""
+    """Up to `n` ids of the table with a spelling similar to `name`, the most similar first."""
     ids = {spelling: model_id for model_id in MODELS for spelling in (_last_part(model_id), model_id.casefold())}
     whole, last = name.casefold(), _last_part(name)
     near = [spelling for spelling in ids if last and spelling.startswith(last)]

@@ -1,8 +1,7 @@
-"""Real weights: fetches and reads only what a model of few blocks needs.
+"""Real weights: only the files that the kept blocks need are fetched, and only the tensors that they need are read.
 
-The tensors of the kept blocks, and those outside all blocks (embedding, final norm, head), are handed to transformers,
-which does the rest (fused experts, tied weights, renamings). Files are mapped into memory, so a tensor that nobody
-asks for is never read.
+The tensors of the kept blocks and those outside all blocks (embedding, final norm, head) are handed to transformers,
+which fuses experts, ties weights and renames tensors. Files are mapped into memory, so other tensors are never read.
 """
 
 import json
@@ -26,25 +25,26 @@ from llm_profile.models.hub import PICKLE_FILES, ModelSource
 from llm_profile.models.transformers_quantizer import cut_once_quantised, device_map, quantisation_of
 
 NAMES_SHOWN = 4
-"""Most tensors that an error names."""
+"""Most tensors that one error message names."""
 
 
-WIDE = ("F16", "BF16", "F32", "F64")
-"""Types of plain weights, as safetensors calls them."""
+PLAIN_DTYPES = ("F16", "BF16", "F32", "F64")
+"""Types of weights that are not quantised, as safetensors calls them."""
 
 
 class Stored(NamedTuple):
-    """A tensor as its file's header has it. wide: of floats of two bytes or more."""
+    """Shape and type of a tensor in a checkpoint. plain: whether its type is a float of two bytes or more."""
 
     shape: tuple[int, ...]
-    wide: bool
+    plain: bool
 
 
 @dataclass(frozen=True)
 class CheckpointView:
     """The part of a checkpoint that the kept blocks need.
 
-    files: the only ones that will be read. pickled: they are read by torch.load.
+    name: of the model, for messages. files: those with needed tensors, in local folders. pickled: whether they are
+    pickles, which torch.load reads.
     """
 
     name: str
@@ -53,9 +53,9 @@ class CheckpointView:
     pickled: bool = False
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The needed tensors, not yet read, by their names in a checkpoint of the kept blocks alone.
+        """Name -> tensor, for the needed tensors, with blocks numbered as if the kept ones were all.
 
-        Raises CheckpointError for a damaged file.
+        The tensors are mapped into memory, not read yet. Raises CheckpointError for a damaged file.
         """
         read = _pickled_tensors if self.pickled else _safetensors
         indices = kept_indices(self.kept)
@@ -68,16 +68,17 @@ class CheckpointView:
 
 
 def kept_indices(kept: Kept) -> dict[str, tuple[int, ...]]:
-    """Path of each list of blocks (`model.layers`) -> the original indices that are kept."""
+    """Path of each list of blocks (`model.layers`) -> indices of its kept blocks in the full model."""
     return {path: indices for stack, indices in kept.items() for path in stack.paths}
 
 
 def kept_name(key: str, kept: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a tensor of a checkpoint is called where there are the kept blocks only; None if it belongs to another.
+    """The name of a checkpoint's tensor in a model of the kept blocks only; None for a tensor of another block.
 
-    The checkpoint may name the list of blocks with more in front than the model does (`language_model.model.layers`),
-    with less (`decoder.layers` for `model.decoder.layers`), or in another order (`model.language_model.layers`).
-    Numbered parts of any other list are kept.
+    key: its name in the checkpoint. kept: from `kept_indices`. The checkpoint's path to the list of blocks may have
+    more parts in front than the model's (`language_model.model.layers`), fewer (`decoder.layers` for
+    `model.decoder.layers`), or the same parts in another order (`model.language_model.layers`). Numbers that belong to
+    other lists, such as experts, stay as they are.
     """
     parts = key.split(".")
     if (place := place_of(parts, kept)) is None:
@@ -88,7 +89,10 @@ def kept_name(key: str, kept: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def place_of(parts: list[str], paths: Collection[str]) -> tuple[int, str] | None:
-    """Which part of a tensor's name is the number of its block, and the list of `paths` that has it; None for none."""
+    """Where a tensor's name has the number of its block, and the path of the block's list; None outside blocks.
+
+    parts: the name split at its points. paths: of the lists of blocks in the model. The place is an index of `parts`.
+    """
     return next(
         (
             (at, path)
@@ -107,10 +111,10 @@ def _same_list(one: list[str], other: list[str]) -> bool:
 
 
 def checkpoint_view(source: ModelSource, *, kept: Kept, token: str | None = None) -> CheckpointView:
-    """Choose the shards that hold the kept blocks and all that is outside blocks, and fetch only those.
+    """Fetch the shards that hold tensors of the kept blocks or tensors outside blocks, and no others.
 
-    A checkpoint of one file is fetched whole.
-    Raises CheckpointError for a broken index or a shard that is not there; HubError for one that cannot be fetched.
+    A checkpoint that is a single file is fetched whole. source: must have a weights_file.
+    Raises CheckpointError for a broken index or a missing shard, and HubError for a file that cannot be fetched.
     """
     if source.weights_file is None:
         raise ValueError(f"{source.name} was found without weights")
@@ -132,8 +136,9 @@ def checkpoint_view(source: ModelSource, *, kept: Kept, token: str | None = None
 
 
 def stored_shapes(source: ModelSource) -> dict[str, Stored]:
-    """What the headers say of all tensors in those files of a checkpoint that are here. Fetches and reads none.
+    """Name -> shape and type, for the tensors in all local files of a checkpoint, from the headers of these files.
 
+    Nothing is fetched, and no tensor is read. source: must have a weights_file.
     Raises CheckpointError for a broken index and for damaged files.
     """
 
@@ -148,19 +153,21 @@ def stored_shapes(source: ModelSource) -> dict[str, Stored]:
     if head and source.weights_file.endswith(".index.json"):
         filenames = sorted(set(_read_index(source.name, head).values()))
     files = [file for filename in filenames if (file := here(filename)) is not None]
-    read = _pickled_shapes if source.weights_file in PICKLE_FILES else _header
+    read = _pickled_shapes if source.weights_file in PICKLE_FILES else _safetensors_shapes
     return {key: stored for file in files for key, stored in read(source.name, file)}
 
 
 def load_weights(
     view: CheckpointView, config: Any, dtype: torch.dtype, device: str, **implementations: Any
 ) -> nn.Module:
-    """The view's blocks of a model of `config`, which is at full depth, with their real weights.
+    """A model of the view's kept blocks with their real weights, on `device`.
 
-    implementations: arguments of `from_pretrained` (`attn_implementation`, `experts_implementation`). Tensors go from
-    the mapped files to the device; host memory holds those that change on the way (another dtype, fused experts).
-    Quantised ones are handed to transformers' quantizer, which is told the device.
-    Raises CheckpointError, naming them, for tensors that the checkpoint lacks or has in another shape.
+    config: of the full model. implementations: arguments of `from_pretrained` (`attn_implementation`,
+    `experts_implementation`). Tensors go from the mapped files to the device; host memory is only needed for those that
+    change on the way (another dtype, fused experts). Quantised weights are loaded by a quantizer of transformers.
+
+    Raises CheckpointError for tensors that are missing or have another shape than in the model, and for weights that
+    transformers cannot load; UsageError for weights that do not fit on the device.
     """
     shell: Any = meta_model(config, **implementations)
     quantised = quantisation_of(shell.config) is not None
@@ -174,12 +181,12 @@ def load_weights(
                 state_dict=view.tensors(),
                 dtype=dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # else transformers raises before it tells which
+                ignore_mismatched_sizes=True,  # without it, transformers raises an error that does not list the tensors
                 **implementations,
                 **placement,
             )
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer blocks") from error
     except (ImportError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"--model {view.name}: transformers cannot load its checkpoint: {one_line(error)}"
@@ -196,15 +203,19 @@ def load_weights(
                 f"fetch it again{'' if quantised else ', or use --load-format dummy'}"
             )
     try:
-        loaded: nn.Module = model if placement.get("device_map") else model.to(device)  # some refuse to be moved
+        # not moved if it was loaded onto the device: some quantised models refuse `to`
+        loaded: nn.Module = model if placement.get("device_map") else model.to(device)
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer") from error
+        raise UsageError(f"--num-layers: the weights do not fit on {device}; use fewer blocks") from error
     keep_entries(loaded, kept_of_depth(shell, view.kept))
     return loaded.eval().requires_grad_(False)
 
 
 def _read_index(name: str, index: Path) -> dict[str, str]:
-    """The shard of each tensor. Raises CheckpointError for one that is none, empty, or points out of its folder."""
+    """Name of each tensor -> the file of its shard, from an index file.
+
+    Raises CheckpointError for a file that is no index, is empty, or names files outside its folder.
+    """
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         inside = bool(shard_of) and all(
@@ -214,23 +225,23 @@ def _read_index(name: str, index: Path) -> dict[str, str]:
         inside = False
     if not inside:
         raise CheckpointError(
-            f"--model {name}: {index.name} is no index of shards beside it; fetch the checkpoint again"
+            f"--model {name}: {index.name} is no index of shards in its folder; fetch the checkpoint again"
         )
     return dict(shard_of)
 
 
-def _header(name: str, file: Path) -> Iterator[tuple[str, Stored]]:
+def _safetensors_shapes(name: str, file: Path) -> Iterator[tuple[str, Stored]]:
     try:
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (it is no dict)
                 tensor = opened.get_slice(key)
-                yield key, Stored(tuple(tensor.get_shape()), tensor.get_dtype() in WIDE)
+                yield key, Stored(tuple(tensor.get_shape()), tensor.get_dtype() in PLAIN_DTYPES)
     except (SafetensorError, OSError) as error:
-        raise _cut(name, file) from error
+        raise _damaged(name, file) from error
 
 
-def _cut(name: str, file: Path) -> CheckpointError:
-    return CheckpointError(f"--model {name}: {file.name} is cut or no safetensors file; fetch it again")
+def _damaged(name: str, file: Path) -> CheckpointError:
+    return CheckpointError(f"--model {name}: {file.name} is truncated or no safetensors file; fetch it again")
 
 
 def _safetensors(name: str, file: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -239,7 +250,7 @@ def _safetensors(name: str, file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for key in opened.keys():  # noqa: SIM118 (it is no dict)
                 yield key, opened.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise _cut(name, file) from error
+        raise _damaged(name, file) from error
 
 
 def _pickled_shapes(name: str, file: Path) -> Iterator[tuple[str, Stored]]:
@@ -249,10 +260,10 @@ def _pickled_shapes(name: str, file: Path) -> Iterator[tuple[str, Stored]]:
 
 def _pickled_tensors(name: str, file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
-        # weights_only: tensors and plain containers, nothing else that a pickle could build
+        # weights_only: load tensors and plain containers, and refuse other objects, which could run code
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
-        # bytes that are no pickle make its reader raise errors of many types
+        # files that are no pickles make torch.load raise errors of many types
         raise CheckpointError(
             f"--model {name}: {file.name} is damaged, or holds more than tensors; not loaded"
         ) from error
@@ -272,7 +283,7 @@ def _is_entry(key: Any, value: Any) -> bool:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its report of tensors left out (they are meant to be) and its bar."""
+    """While open, transformers shows no progress bar and no report of tensors that are left out, as is intended."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -1,6 +1,6 @@
-"""Which fields of a configuration the code of a model names: what it does not name changes no block.
+"""Which fields of a configuration appear in the code of a model. A field that does not appear changes no block.
 
-A configuration object keeps every field of its config.json, also those that transformers knows nothing of.
+A configuration object keeps all fields of its config.json, even those that neither transformers nor the model uses.
 """
 
 import inspect
@@ -15,17 +15,20 @@ from transformers import PreTrainedConfig
 
 from llm_profile.models.model_errors import MODEL_CODE
 
-SHARED = ("layer_types",)
-"""Fields that transformers reads for models of any type: the cache of each block is made by them."""
+READ_FOR_ALL_TYPES = ("layer_types",)
+"""Fields that transformers itself reads, for models of any type: it chooses the cache of each block by them."""
 
 
 def is_read(model: nn.Module, field: str) -> bool:
-    """Whether the modules of a model may be made or run by this field: the files of their classes have its name."""
-    return field in SHARED or _is_named(field, {type(module).__module__ for module in model.modules()})
+    """Whether the modules of a model may depend on this field: its name is in the files that define their classes."""
+    return field in READ_FOR_ALL_TYPES or _is_named(field, {type(module).__module__ for module in model.modules()})
 
 
 def unread_lists(model: nn.Module, depth: int) -> list[str]:
-    """Lists with an entry a block, not all alike, that neither the model's code nor its configuration's names."""
+    """Names of lists of a configuration that have an entry per block, not all equal, but appear in no code.
+
+    Neither in that of the model nor in that of its configuration's class. depth: number of blocks.
+    """
     config: Any = model.config
     text_config: Any = config.get_text_config(decoder=True)
     own = {ancestor.__module__ for ancestor in type(text_config).__mro__} - {PreTrainedConfig.__module__}
@@ -47,4 +50,5 @@ def _is_named(field: str, modules: Iterable[str]) -> bool:
 
 @lru_cache(maxsize=256)
 def _words(module: str) -> frozenset[str]:
+    """All words in the source of an imported module."""
     return frozenset(re.findall(r"\w+", inspect.getsource(sys.modules[module])))

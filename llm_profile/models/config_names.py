@@ -1,7 +1,7 @@
-"""What a config.json calls its depth and positions, as transformers maps the names of each type. Imports no torch.
+"""Reads fields of a config.json that model types call by different names, such as the depth. Imports no torch.
 
-GPT-2 says `n_layer` where Llama says `num_hidden_layers`. transformers keeps the names and defaults of a type in the
-class of its configuration. Importing that imports torch, which takes seconds; so the class's file is read and not run.
+GPT-2 has `n_layer` where Llama has `num_hidden_layers`. transformers keeps the names and defaults of a type in the
+class of its configuration. Importing the class imports torch, which takes seconds, so its source is parsed instead.
 """
 
 import ast
@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 NESTED = ("text_config", "decoder", "generator")
-"""Where configurations of several models keep that of the one which generates text."""
+"""Fields in which configurations of composite models keep the configuration of the model that generates text."""
 
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
-"""Fields of configurations that declare the number of positions."""
+"""Names that types have for the number of positions."""
 
 
 @dataclass
 class Declared:
-    """What the class of a configuration says. other_names: `num_hidden_layers` -> `n_layer`. defaults: by its own name.
+    """What the source of a configuration class says. Empty for types that transformers does not have.
 
-    nested: name of the class of each nested configuration, empty if it depends. derived: fields that it works out.
+    other_names: name that all types share -> the type's own name, `num_hidden_layers` -> `n_layer`.
+    defaults: the type's own name of a field -> its default.
+    nested: field with a nested configuration -> name of its class; empty if several classes are possible.
+    derived: fields that the class computes from others.
     """
 
     other_names: dict[str, str] = field(default_factory=dict[str, str])
@@ -36,14 +39,15 @@ class Declared:
 
 
 class WorkedOut(LookupError):
-    """A field that the class of a configuration works out from others: only running it tells."""
+    """A field that the class of a configuration computes, so that its value is known only after running the class."""
 
 
 def field_of_decoder(config: Mapping[str, Any], name: str) -> Any:
-    """A field of the model that generates text, by the name that transformers has for all types; None if unknown.
+    """The value of a field in the configuration of the model that generates text; None if unknown.
 
-    Where config.json does not have it, it is the type's default. Types that transformers does not know have it under
-    that name or not at all. Raises WorkedOut.
+    name: the one that all types share in transformers, such as `num_hidden_layers`. A field that config.json leaves out
+    has the default of its type. For types that transformers does not have, only the shared name is looked up.
+    Raises WorkedOut for a field that the class computes.
     """
     fields, declared = _decoder(config)
     own = declared.other_names.get(name, name)
@@ -57,6 +61,7 @@ def field_of_decoder(config: Mapping[str, Any], name: str) -> Any:
 
 
 def _decoder(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Declared]:
+    """The fields of the model that generates text, which may be nested, and what the class of its type says."""
     whole = declared_by(str(config.get("model_type")))
     for name in NESTED:
         inner = config.get(name)
@@ -73,7 +78,7 @@ def _decoder(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Declared]:
 
 @cache
 def declared_by(model_type: str) -> Declared:
-    """What transformers' class for this type says; nothing where it has none."""
+    """What the configuration class of this type in transformers says; an empty Declared without such a class."""
     file = _file_of(model_type)
     for node in _classes(file).values() if file else ():
         if _assigned(node).get("model_type") == model_type:
@@ -83,8 +88,8 @@ def declared_by(model_type: str) -> Declared:
 
 @cache
 def _file_of(model_type: str) -> Path | None:
-    """The file of the class of this type: in the folder of its name, or any other."""
-    spec = find_spec("transformers")  # which imports nothing
+    """The file with the configuration class of this type. The folder named after the type is searched first."""
+    spec = find_spec("transformers")  # does not import it
     if spec is None or not spec.submodule_search_locations or not re.fullmatch(r"[\w.-]+", model_type):
         return None
     models = Path(spec.submodule_search_locations[0]) / "models"
@@ -96,7 +101,7 @@ def _file_of(model_type: str) -> Path | None:
 
 
 def _declared_by_class(name: str, file: Path | None) -> Declared:
-    """Of a class of this file, with what it inherits from others."""
+    """What a class in this file says, including what it inherits. An empty Declared if the file has no such class."""
     declared = Declared()
     node = _classes(file).get(name) if file else None
     if file is None or node is None:
@@ -124,7 +129,7 @@ def _classes(file: Path) -> dict[str, ast.ClassDef]:
 
 
 def _file_that_has(name: str, file: Path) -> Path | None:
-    """Where a class that this file names is written: here, or in a file of another type."""
+    """The file that defines a class which `file` uses: itself, or the file of another type that it imports from."""
     if name in _classes(file):
         return file
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -135,7 +140,7 @@ def _file_that_has(name: str, file: Path) -> Path | None:
 
 
 def _assigned(node: ast.ClassDef) -> dict[str, Any]:
-    """The values of a class that stand there in full."""
+    """Name -> value of the attributes of a class that are assigned constant expressions."""
     values: dict[str, Any] = {}
     for part in node.body:
         target: ast.expr | None = part.target if isinstance(part, ast.AnnAssign) else None
@@ -147,14 +152,14 @@ def _assigned(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _value(node: ast.expr) -> Any:
-    """Of an expression that stands there in full; `4096 * 32` is one. Raises ValueError for any other."""
+    """The value of a literal or of a product of literals (`4096 * 32`). Raises ValueError for other expressions."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         return _value(node.left) * _value(node.right)
     return ast.literal_eval(node)
 
 
 def _worked_out(node: ast.ClassDef) -> set[str]:
-    """The fields that a class has a function for, and those that its functions set."""
+    """The fields that a class computes: those with a decorated method (properties), and those that methods assign."""
     functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     inner = [part for function in functions for part in ast.walk(function)]
     return {function.name for function in functions if function.decorator_list} | {
@@ -163,6 +168,7 @@ def _worked_out(node: ast.ClassDef) -> set[str]:
 
 
 def _nested(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Field and class name of each nested configuration, from `sub_configs`; an empty name if the class is no name."""
     for part in node.body:
         names = part.targets if isinstance(part, ast.Assign) else [getattr(part, "target", None)]
         value = getattr(part, "value", None)

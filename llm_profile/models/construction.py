@@ -1,4 +1,4 @@
-"""While a model is built: an end to constructors that a configuration makes add modules without end."""
+"""A limit on the modules of a model while it is built: some configurations make constructors add ever more of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from llm_profile.models.bounds import MOST_MODULES
 
 @contextmanager
 def bounded_construction() -> Iterator[None]:
-    """While open, raise UsageError where more modules are made than any model has."""
+    """While open, UsageError is raised as soon as more than MOST_MODULES modules were added to others."""
     made = 0
 
     def count(*_registered: Any) -> None:

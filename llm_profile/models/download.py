@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub, from its cache or over the network, within bounds. Imports no torch.
+"""Files of the Hugging Face hub, from its local cache or over the network, with limited retries. Imports no torch.
 
-huggingface_hub keeps the cache and knows the protocol. Its own retries are not bounded in a way that a command can
-stand (a server may ask for an hour's wait, a body that is cut each time is asked for for ever), so each request made
-here goes through `_patient_requests`. No message carries the token, or words that came with it.
+huggingface_hub manages the cache and the protocol, but its own retries may go on for too long: a server may ask for an
+hour's wait, and a download that breaks off each time is repeated for ever. So every request made here goes through
+`_limited_retries`. Messages never contain the token, nor texts of errors that might.
 """
 
 import os
@@ -17,42 +17,42 @@ from typing import Any
 from llm_profile.errors import UsageError
 
 TIMEOUT_S = 10.0
-"""Longest silence of the hub before a try counts as failed; HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT override."""
+"""Longest wait for an answer of the hub, in seconds. HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT override it."""
 
 PAUSES_S = (0.5, 2.0)
-"""Waits between the tries of a request: their number is that of the retries."""
+"""Pause before each retry of a request, in seconds; there are as many retries as pauses."""
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers that may be others a moment later."""
+"""HTTP statuses of temporary problems, after which a request is retried."""
 
 
 class HubError(UsageError):
-    """The hub's files cannot be had: the message says which and why."""
+    """A file of the hub cannot be fetched; the message says which and why."""
 
 
 class HubUnreachable(HubError):
-    """No hub, or none that answers: what the cache has may do instead."""
+    """The hub does not answer, or is switched off (HF_HUB_OFFLINE). A file in the cache can still be used."""
 
 
 class ModelNotFound(HubError):
-    """The hub has no such model, or shows none to this token."""
+    """The hub has no model of this name, or none that this token may see."""
 
 
 class FileNotInRepository(HubError):
-    """The model is there, and does not have this file."""
+    """The model is on the hub, but has no such file."""
 
 
 def fetch(model: str, filename: str, *, revision: str | None, token: str | None) -> Path:
-    """The local path of a file of a model on the hub: up to date where the hub answers, else as cached.
+    """The local path of a file of a model on the hub. If the hub does not answer, the file in the cache is taken.
 
-    revision: branch, tag or commit; None for the main branch. token: None takes HF_TOKEN or the stored login.
+    revision: branch, tag or commit; None for the main branch. token: None for HF_TOKEN or the stored login.
     Raises HubError.
     """
     return _ask(model, filename, revision, token, only_look=False)
 
 
 def has(model: str, filename: str, *, revision: str | None, token: str | None) -> bool:
-    """Whether `fetch` would find the file. Raises HubError where it cannot be known."""
+    """Whether the model has the file, which is not downloaded. Raises HubError where that cannot be found out."""
     try:
         _ask(model, filename, revision, token, only_look=True)
     except FileNotInRepository:
@@ -61,7 +61,7 @@ def has(model: str, filename: str, *, revision: str | None, token: str | None) -
 
 
 def cached(model: str, filename: str, *, revision: str | None) -> Path | None:
-    """The path of a file in the cache, without asking the hub; None if it is not there."""
+    """The path of a file in the local cache, without asking the hub; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -73,22 +73,25 @@ def cached(model: str, filename: str, *, revision: str | None) -> Path | None:
 
 
 def _ask(model: str, filename: str, revision: str | None, token: str | None, only_look: bool) -> Path:
+    """The local path of a file. only_look: ask the hub whether the file is there, and do not download it."""
     from huggingface_hub import hf_hub_download, is_offline_mode
 
     known = cached(model, filename, revision=revision)
     if is_offline_mode():
         if known is not None:
             return known
-        raise HubUnreachable(f"--model {model}: {filename} is not in the cache and the hub is off (HF_HUB_OFFLINE)")
+        raise HubUnreachable(
+            f"--model {model}: {filename} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        )
     _check_token(token)
     try:
-        with _patient_requests():
+        with _limited_retries():
             found: Any = hf_hub_download(
                 model,
                 filename,
                 revision=revision,
                 token=token,
-                endpoint=os.environ.get("HF_ENDPOINT") or None,  # now: huggingface_hub reads it when it is imported
+                endpoint=os.environ.get("HF_ENDPOINT") or None,  # huggingface_hub reads it only when it is imported
                 etag_timeout=TIMEOUT_S,
                 dry_run=only_look,
             )
@@ -97,23 +100,23 @@ def _ask(model: str, filename: str, revision: str | None, token: str | None, onl
             return known
         raise HubUnreachable(f"--model {model}: {error}") from None
     except Exception as error:
-        # foreign texts may quote headers, and with them the token: only what is known of the error is told
+        # the texts of other errors may quote headers with the token, so messages are made from what the error is
         raise _explain(error, model, filename, revision, token) from None
     return Path(found.local_path if only_look else found)
 
 
 @contextmanager
-def _patient_requests() -> Iterator[None]:
-    """While open, requests of huggingface_hub are tried a few times, with short pauses, and then given up for good."""
+def _limited_retries() -> Iterator[None]:
+    """While open, requests of huggingface_hub are retried after PAUSES_S only, and then raise HubUnreachable."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import logging
 
     session, verbosity, no_telemetry = get_session(), logging.get_verbosity(), constants.HF_HUB_DISABLE_TELEMETRY
-    logging.set_verbosity_error()  # its notes on retries are many lines, ours is one
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # it asks the hub questions of its own first, and waits for answers
-    # the HTTP library is httpx or a successor of it, by huggingface_hub's version: the session's own is the right one
+    logging.set_verbosity_error()  # it logs many lines on retries; the message of HubUnreachable is one
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # telemetry would make requests of its own first and wait for answers
+    # huggingface_hub uses httpx or a successor of it, by its version: take the library that the session is from
     http = sys.modules[type(session).__module__.partition(".")[0]]
-    session.send = _patient(session.send, http)
+    session.send = _with_limited_retries(session.send, http)
     try:
         yield
     finally:
@@ -122,16 +125,16 @@ def _patient_requests() -> Iterator[None]:
         constants.HF_HUB_DISABLE_TELEMETRY = no_telemetry
 
 
-def _patient(send: Callable[..., Any], http: Any) -> Callable[..., Any]:
-    """`send` with bounded retries. Raises HubUnreachable, which huggingface_hub does not retry.
+def _with_limited_retries(send: Callable[..., Any], http: Any) -> Callable[..., Any]:
+    """`send` with retries after PAUSES_S. Then HubUnreachable is raised, which huggingface_hub does not retry.
 
     http: the library of `send`, for its exceptions.
     """
     asked: Counter[tuple[str, str, str | None]] = Counter()
 
-    def patient_send(request: Any, **options: Any) -> Any:
+    def send_with_retries(request: Any, **options: Any) -> Any:
         host = f"{request.url.scheme}://{request.url.netloc.decode()}"
-        # a download that got further asks for another range; the same one again and again goes nowhere
+        # a resumed download asks for the range that is missing: the same range again means that nothing arrived
         same = (request.method, str(request.url), request.headers.get("range"))
         asked[same] += 1
         if asked[same] > len(PAUSES_S) + 1:
@@ -152,20 +155,20 @@ def _patient(send: Callable[..., Any], http: Any) -> Callable[..., Any]:
                 problem = f"answers HTTP {response.status_code} ({response.reason_phrase})"
         raise HubUnreachable(f"{host} {problem} ({len(PAUSES_S) + 1} tries); check the network, or HF_ENDPOINT")
 
-    return patient_send
+    return send_with_retries
 
 
 def _check_token(token: str | None) -> None:
-    """Refuse a token that no HTTP header can carry. Raises UsageError."""
+    """Raise UsageError for a token with characters that an HTTP header cannot contain."""
     from huggingface_hub import get_token
 
     token = token or get_token() or ""
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise UsageError("--hf-token: not a token of the hub, which is one word of ASCII letters (or is it HF_TOKEN?)")
+        raise UsageError("--hf-token or HF_TOKEN: not a token of the hub, which is one word of ASCII characters")
 
 
 def _explain(error: Exception, model: str, filename: str, revision: str | None, token: str | None) -> UsageError:
-    """What an error of huggingface_hub means to a user."""
+    """The error to show to the user in place of an error of huggingface_hub."""
     from huggingface_hub import constants, errors, get_token
 
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error

@@ -1,8 +1,8 @@
-"""How much memory a model with few blocks takes, worked out from its config. Imports no torch.
+"""How much memory a model with few blocks takes, computed from its config.json. Imports no torch.
 
-Parameter counts are exact for the types in the table of architectures. For any other type, for quantised weights, and
-for a config that lacks a field that its type needs, the answer is None: unknown. Types with recurrent states are not in
-the table: what their scans hold depends on the kernels that are installed.
+Parameter counts are exact for the types in architectures.py. The answer is None, for unknown, for any other type, for
+quantised weights, and for a config that lacks a field that its type needs. Types with recurrent states are not in
+architectures.py, since the memory that their scans need depends on the kernels that are installed.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,13 +12,13 @@ from llm_profile.models.architectures import ARCHITECTURES, DEFAULTS, LAYER_LIST
 from llm_profile.models.quantisation_config import quantisation_fields
 
 MOST_COUNTED_BLOCKS = 10_000
-"""Blocks of a model whose memory is worked out: more are typing errors, and counting them would take long."""
+"""Most blocks of a model whose memory is computed. A larger number is a typing error and would take long to count."""
 
 
 def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
-    """Parameters of the model with `num_layers` blocks of each kind: embedding, blocks, final norm, head.
+    """Number of parameters of the model with `num_layers` blocks of each kind; None if unknown.
 
-    A head tied to the embedding counts once. None: unknown.
+    That is embedding, blocks, final norm and head. Weights that the head shares with the embedding count once.
     """
     try:
         return _parameters(_Dimensions(config), num_layers)
@@ -29,14 +29,14 @@ def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
 def memory_bytes(
     config: Mapping[str, Any], num_layers: int, dtype_bytes: int, max_len: int, copies: int = 1
 ) -> int | None:
-    """Device memory for passes of up to `max_len` tokens at batch 1: weights, KV cache, activations. None: unknown.
+    """Device memory in bytes for passes of up to `max_len` tokens at batch 1; None if unknown.
 
-    num_layers: blocks of each kind. copies: places in memory where the activations of a pass lie (one for each of its
-    graphs, and one for eager passes).
+    That is weights, KV cache and activations. num_layers: blocks of each kind. copies: how many times the activations
+    of a pass are in memory at once (one for each of its CUDA graphs, and one for eager passes).
 
     Activations are an estimate: the logits of all tokens twice (the head's output and a copy), and per token the
-    residual stream, queries, keys, values and the widest part of the MLP. Attention scores are taken as never stored
-    where a fused kernel can compute them. The cache is taken as without windows.
+    residual stream, queries, keys, values and the widest part of the MLP. Attention scores count only for types where
+    no fused kernel can compute them. The cache of blocks with a sliding window counts as if they had none.
     """
     try:
         dimensions = _Dimensions(config)
@@ -50,14 +50,14 @@ def memory_bytes(
 
 
 class _Unknown(Exception):
-    """The config does not say."""
+    """The config does not have what is needed."""
 
 
 class _Dimensions:
-    """A config read with its type's defaults.
+    """Sizes from a config.json, with the defaults of its type.
 
-    queries, keys: widths of these projections; values: that of the attention's output. cached: values per token that
-    the cache of a block holds.
+    queries, keys: width of the projection to queries and of that to keys. values: width of the attention's output
+    before its projection. cached: numbers per token that the cache of one block holds.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class _Dimensions:
             self.cached = 2 * self.keys
 
     def kept(self, num_layers: int) -> list[int]:
-        """The blocks that a run keeps: the first `num_layers` of each kind."""
+        """Indices of the blocks that a run keeps: the first `num_layers` of each kind."""
         depth = self.size("num_hidden_layers")
         if depth > MOST_COUNTED_BLOCKS:
             raise _Unknown
@@ -89,7 +89,7 @@ class _Dimensions:
         return [layer for layer, kind in enumerate(kinds) if kinds[:layer].count(kind) < num_layers]
 
     def _layer_types(self, depth: int) -> list[Any]:
-        """What tells the attention of each block from that of others."""
+        """A value for each block: blocks with equal values have attention of the same kind."""
         lists = [self._config.get(name) for name in LAYER_LISTS]
         named = [types for types in lists if isinstance(types, list | tuple) and len(types) == depth]
         if named:
@@ -103,36 +103,36 @@ class _Dimensions:
         return [(layer + 1) % step == 0 for layer in range(depth)]
 
     def value(self, name: str) -> Any:
-        """A field of the config, else its default. Raises _Unknown if it has none."""
+        """A field of the config, or its default. Raises _Unknown if there is neither."""
         for known in (self._config, self.architecture.defaults, DEFAULTS):
             if name in known:
                 return known[name]
         raise _Unknown
 
     def size(self, name: str, derived: int | None = None) -> int:
-        """A field that holds a size; `derived` is taken where it holds None."""
+        """A field that holds a size. derived: the size where the field is None."""
         value = derived if self.value(name) is None else self.value(name)
         if not isinstance(value, int):
             raise _Unknown
         return value
 
-    def says(self, answer: str | bool) -> bool:
-        """A yes or no of the architecture: its own, or the config's field of that name."""
-        return bool(self.value(answer)) if isinstance(answer, str) else answer
+    def flag(self, flag: str | bool) -> bool:
+        """A truth value of an Architecture: a string is the name of the config's field that holds it."""
+        return bool(self.value(flag)) if isinstance(flag, str) else flag
 
     def count(self, number: str | int) -> int:
-        """A number of the architecture: its own, or the config's field of that name."""
+        """A number of an Architecture: a string is the name of the config's field that holds it."""
         return self.size(number) if isinstance(number, str) else number
 
     def divisor(self, number: str | int) -> int:
-        """A number of the architecture that something is divided by, so not 0."""
+        """As `count`, but raises _Unknown for 0."""
         divisor = self.count(number)
         if not divisor:
             raise _Unknown
         return divisor
 
     def layers(self, name: str) -> Collection[int]:
-        """A field that lists blocks; null lists none."""
+        """A field with a list of indices of blocks; empty where the field is null."""
         listed = self.value(name)
         if not isinstance(listed, list | tuple | None):
             raise _Unknown
@@ -155,14 +155,14 @@ class _Dimensions:
 def _parameters(dimensions: _Dimensions, num_layers: int) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
     table = dimensions.size("vocab_size") * dimensions.embedding
-    total = table if dimensions.says("tie_word_embeddings") else 2 * table
-    if dimensions.embedding != hidden:  # projected into the blocks' width and out of it
+    total = table if dimensions.flag("tie_word_embeddings") else 2 * table
+    if dimensions.embedding != hidden:  # projections from the embedding's width to the blocks' width and back
         total += 2 * dimensions.embedding * hidden
     if architecture.extra_positions is not None:
         total += (dimensions.size("max_position_embeddings") + architecture.extra_positions) * hidden
-    if dimensions.says(architecture.final_norm):
+    if dimensions.flag(architecture.final_norm):
         total += _norm(dimensions)
-    if dimensions.says(architecture.head_bias):
+    if dimensions.flag(architecture.head_bias):
         total += dimensions.size("vocab_size")
     every_block = _attention(dimensions) + architecture.block_norms * _norm(dimensions)
     return total + sum(every_block + _mlp(dimensions, layer) for layer in dimensions.kept(num_layers))
@@ -170,13 +170,13 @@ def _parameters(dimensions: _Dimensions, num_layers: int) -> int:
 
 def _norm(dimensions: _Dimensions) -> int:
     architecture = dimensions.architecture
-    return architecture.norm_vectors * dimensions.hidden if dimensions.says(architecture.norm_affine) else 0
+    return architecture.norm_vectors * dimensions.hidden if dimensions.flag(architecture.norm_affine) else 0
 
 
 def _attention(dimensions: _Dimensions) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
     total = dimensions.values * hidden + _queries_keys_values(dimensions)
-    if dimensions.says(architecture.output_bias):
+    if dimensions.flag(architecture.output_bias):
         total += hidden
     if architecture.qk_norm:
         total += 2 * dimensions.head_dim
@@ -185,27 +185,27 @@ def _attention(dimensions: _Dimensions) -> int:
 
 def _queries_keys_values(dimensions: _Dimensions) -> int:
     hidden, queries = dimensions.hidden, dimensions.queries
-    projected = queries + 2 * dimensions.keys  # what the hidden states are projected to
+    projected = queries + 2 * dimensions.keys  # width of all that the hidden states are projected to
     total = 0
     if dimensions.architecture.latent:
         nope, rank = dimensions.size("qk_nope_head_dim"), dimensions.size("kv_lora_rank")
-        total += rank + rank * (dimensions.heads * nope + dimensions.values)  # a norm, and out of the latent vector
+        total += rank + rank * (dimensions.heads * nope + dimensions.values)  # norm and projection of the latent vector
         projected = dimensions.cached
         if dimensions.value("q_lora_rank") is None:
-            total += hidden * queries  # which never has a bias
+            total += hidden * queries  # without a bias, whatever attention_bias says
         else:
             query_rank = dimensions.size("q_lora_rank")
             total += query_rank + query_rank * queries
             projected += query_rank
     total += projected * hidden
-    return total + (projected if dimensions.says(dimensions.architecture.attention_bias) else 0)
+    return total + (projected if dimensions.flag(dimensions.architecture.attention_bias) else 0)
 
 
 def _mlp(dimensions: _Dimensions, layer: int) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
     if architecture.experts is None or not dimensions.has_experts(layer):
         intermediate = dimensions.size(architecture.intermediate)
-        return _mlp_of(dimensions, intermediate, dimensions.says(architecture.mlp_bias))
+        return _mlp_of(dimensions, intermediate, dimensions.flag(architecture.mlp_bias))
     experts, intermediate = dimensions.size(architecture.experts), dimensions.size(architecture.expert_intermediate)
     router = experts * (hidden + architecture.expert_bias)
     shared = _mlp_of(dimensions, dimensions.count(architecture.shared_experts) * intermediate, bias=False)
@@ -213,7 +213,7 @@ def _mlp(dimensions: _Dimensions, layer: int) -> int:
 
 
 def _mlp_of(dimensions: _Dimensions, intermediate: int, bias: bool) -> int:
-    """Of one MLP or expert of that width; none has no parameters."""
+    """Parameters of one MLP or expert. intermediate: its inner width, 0 for no MLP."""
     matrices = dimensions.architecture.mlp_matrices
     biases = (matrices - 1) * intermediate + dimensions.hidden if bias else 0
     return matrices * intermediate * dimensions.hidden + biases
@@ -223,7 +223,7 @@ def _activations_per_token(dimensions: _Dimensions) -> int:
     architecture, hidden = dimensions.architecture, dimensions.hidden
     mlp = architecture.mlp_matrices * dimensions.size(architecture.intermediate)
     if architecture.experts is not None:
-        # each chosen expert has a copy of the token and an output of its own
+        # each chosen expert has its own copy of the token and its own output
         expert = architecture.mlp_matrices * dimensions.size(architecture.expert_intermediate) + 2 * hidden
         mlp = max(mlp, dimensions.size(architecture.experts_per_token) * expert)
     attention = 2 * (dimensions.queries + 2 * dimensions.keys)

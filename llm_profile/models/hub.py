@@ -1,7 +1,7 @@
-"""Where a model comes from: a local folder, the hub or its cache, or the built-in table. Imports no torch.
+"""Finds a model in a local folder, on the hub, in the hub's cache, or in the built-in table. Imports no torch.
 
-Of a config.json, the fields that could lead transformers to code are left out. The classes that a repository brings are
-kept apart, and run only where that is asked for (remote_code.py).
+Fields of a config.json that could make transformers run code are left out. The classes that a repository brings are
+noted apart, and run only with --trust-remote-code (remote_code.py).
 """
 
 import json
@@ -20,35 +20,44 @@ LOAD_FORMATS = ("auto", "hf", "dummy")
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The only file of a checkpoint, or the one that lists its shards: in the order in which transformers looks for them,
-so that an index that was left behind when a model was saved again in one file is not read."""
+"""Names of a checkpoint's single file and of its index of shards, for safetensors and for pickles.
+
+They are looked for in this order, as in transformers: if a model was saved again in one file, an index that is left
+from before is not read.
+"""
 
 CODE_FIELDS = frozenset({"auto_map", "custom_pipelines", "fusion_config", "transformers_weights"}) | {
-    # an implementation may be the name of a repository of kernels: which one runs is for the command line to say
+    # an implementation can be a repository of kernels on the hub, so only the command line may choose one
     f"{underscore}{kind}_implementation{internal}"
     for kind in ("attn", "experts")
     for underscore in ("", "_")
     for internal in ("", "_internal")
 }
 
+"""Fields of a config.json, nested ones included, that are left out because they name code or files to run or load."""
+
 JSON_NAMES = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
-REPOSITORY = "models--"
-"""How the folder of a model in the hub's cache begins: `models--org--name/snapshots/<commit>`."""
+CACHE_FOLDER = "models--"
+"""Beginning of a model's folder in the hub's cache: `models--org--name/snapshots/<commit>`."""
 
 CONFIG, CAUSAL_LM = "AutoConfig", "AutoModelForCausalLM"
-"""The classes of a repository that matter here, as the `auto_map` of its config.json calls them."""
+"""Keys of `auto_map` in a config.json: the classes of the repository's code that are used."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """What a model is built from.
 
-    name: the id on the hub or in the table, or the folder as given. config: the fields of config.json, without those
-    that name code. origin: where the config is from, `folder`, `hub`, `cache` or `table`. revision: the commit that
-    was asked for, resolved (hub and cache). path: the local folder. weights_file: the file that lists the checkpoint's
-    shards or holds all of it; None: random weights. notice: what `--load-format auto` chose and why, in one line.
-    code: the classes that the repository brings, `file.Class` by CONFIG and CAUSAL_LM. trusted: whether they may run.
+    name: the id on the hub or in the table, or the folder as given.
+    config: the fields of config.json, without CODE_FIELDS.
+    origin: where the config is from: `folder`, `hub`, `cache` or `table`.
+    revision: hash of the commit on the hub; None for folders and the table.
+    path: the local folder; None for others.
+    weights_file: name of the checkpoint's single file or of its index of shards; None for random weights.
+    notice: a line for the user: which weights `--load-format auto` chose, and why.
+    code: CONFIG or CAUSAL_LM -> class that the repository brings, as `file.Class`.
+    trusted: whether these classes may run.
     """
 
     name: str
@@ -68,11 +77,14 @@ class ModelSource:
 
 
 def folder_name(path: Path) -> str:
-    """What a folder is called: its own last part, not that of what it links to; a snapshot of the hub by its model."""
+    """The name that a model in a folder gets: the last part of the path, before links are followed.
+
+    A snapshot folder in the hub's cache has the id of its model as name.
+    """
     there = path.resolve() if path.name == ".." else Path(os.path.abspath(path))
     repository = there.parent.parent.name
-    if there.parent.name == "snapshots" and repository.startswith(REPOSITORY):
-        return repository.removeprefix(REPOSITORY).replace("--", "/", 1)
+    if there.parent.name == "snapshots" and repository.startswith(CACHE_FOLDER):
+        return repository.removeprefix(CACHE_FOLDER).replace("--", "/", 1)
     return there.name
 
 
@@ -85,21 +97,24 @@ def find_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> ModelSource:
-    """Find the config of `--model`, and its weights if they are wanted.
+    """Find the config of `--model`, and which file its weights are in; weights are fetched later (checkpoint.py).
 
-    A folder with a config.json comes first, wherever it lies. `dummy` asks the table, then the hub. `hf` wants real
-    weights: a folder or the hub. `auto` wants them too, and makes do with random ones where there are none, saying so
-    in the notice; the weights themselves are fetched later (checkpoint.py), which may still raise HubError. A table
-    name without its owner means that model on the hub as well. A revision is one of the hub, so it rules out the table.
+    A local folder with a config.json comes first. Otherwise it depends on load_format:
+    `dummy` (random weights): the table, then the hub.
+    `hf` (real weights): the hub.
+    `auto`: the hub, or the table if the hub fails. Without real weights, random ones are taken and `notice` says so.
 
-    Raises UsageError (HubError where the hub is to blame) in one line, after bounded time.
+    model: a folder, an id on the hub, or a name in the table, with or without its owner. revision: branch, tag or
+    commit on the hub; with one, the table is not used.
+
+    Raises UsageError, or HubError for problems of the hub, in one line and after a limited time.
     """
     if load_format not in LOAD_FORMATS:
         raise UsageError(f"--load-format {load_format}: choose one of {', '.join(LOAD_FORMATS)}")
     try:
         folder = Path(model).expanduser()
         is_model = (folder / "config.json").is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no right to look, no such user, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, no permission, unknown ~user, zero byte
         why = getattr(error, "strerror", None) or error
         raise UsageError(
             f"--model {model[:80]}: {why}; give a folder with a config.json, or an id of the hub"
@@ -116,7 +131,7 @@ def find_model(
     table = ModelSource(name, entry[1], "table") if entry and revision is None else None
     if table and load_format == "dummy":
         return table
-    if entry and "/" not in name:  # ours: no hub has it
+    if entry and "/" not in name:  # a model of this project, which is not on the hub
         if table is None or load_format == "hf":
             raise UsageError(f"--model {name}: in the built-in table only; use --load-format dummy and no --revision")
         return replace(table, notice=dummy_notice(f"--model {name}: in the built-in table only"))
@@ -161,7 +176,11 @@ def _from_hub(name: str, load_format: str, revision: str | None, token: str | No
 def _with_weights(
     source: ModelSource, load_format: str, allow_pickle: bool, *looks: Callable[[str], bool]
 ) -> ModelSource:
-    """`source` with the file that heads its checkpoint, if weights are wanted. looks: whether a file is there."""
+    """`source` with its weights_file, or with a notice of why it has none; unchanged for `--load-format dummy`.
+
+    looks: functions that tell whether a file is there. All names are tried with the first before the next is asked.
+    Raises UsageError for `--load-format hf` without weights.
+    """
 
     def first(filenames: Sequence[str]) -> str | None:
         return next((filename for look in looks for filename in filenames if look(filename)), None)
@@ -183,21 +202,21 @@ def _with_weights(
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A config without what names code, and the classes that it names."""
+    """The fields of a config.json without CODE_FIELDS, and its classes: CONFIG or CAUSAL_LM -> `file.Class`."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UsageError(
-            f"--model: {path} is no JSON: {error.msg} at {at}; mend that line, or fetch it again"
+            f"--model: {path} is no JSON: {error.msg} at {at}; correct that line, or fetch the file again"
         ) from None
     except RecursionError:
         raise UsageError(f"--model: {path} is nested too deeply; fetch or write it again") from None
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, numbers of too many digits
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or numbers with too many digits
         raise UsageError(f"--model: {path} cannot be read ({one_line(error)}); fetch or write it again") from None
     if not isinstance(config, dict):
         found = JSON_NAMES.get(type(config), "null")
-        raise UsageError(f"--model: {path} holds {found} where a JSON object has to be; fetch or write it again")
+        raise UsageError(f"--model: {path} holds {found} where a JSON object is expected; fetch or write it again")
     check_bounds(config)
     auto_map = config.get("auto_map")
     named = auto_map if isinstance(auto_map, dict) else {}
@@ -205,17 +224,18 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _without_code(value: Any) -> Any:
-    """A config without the fields of CODE_FIELDS, in nested configs too."""
+    """A config without CODE_FIELDS, in nested configs too."""
     if isinstance(value, dict):
         return {key: _without_code(inner) for key, inner in value.items() if key not in CODE_FIELDS}
     return value
 
 
 def dummy_notice(reason: object) -> str:
-    """What is said where `--load-format auto` takes random weights."""
+    """The line for the user where `--load-format auto` takes random weights. reason: for example the hub's error."""
     return f"dummy (random) weights, because of {reason}"
 
 
 def _hint(model: str) -> str:
+    """End of a message with names of the table that are similar to `model`; empty without any."""
     near = catalog.near_names(model)
     return f"; did you mean {' or '.join(near)} of the built-in table?" if near else ""

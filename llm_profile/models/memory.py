@@ -1,7 +1,7 @@
-"""Memory of the host: what is left of it, and refusing what would need more. Imports no torch.
+"""Free memory of the host, and a check that data fits into it. Imports no torch.
 
-An operating system promises more memory than it has and kills the process later, so that waiting for an error will not
-do. A GPU says at once that its memory is gone.
+The check has to come first: an operating system grants more memory than it has and later kills the process, without an
+error. On a GPU no check is needed, since an allocation that does not fit raises an error.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from llm_profile.errors import UsageError
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container finds how much memory it may have, in bytes, or `max`."""
+"""Files with the memory limit of a container, in bytes or `max` (cgroup version 2, version 1)."""
 
 
 def available_bytes() -> int:
-    """Memory that a program may still take, as far as the system says."""
+    """Bytes of memory that this process can still take, at most: the smallest of what the system reports."""
     known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -27,11 +27,14 @@ def available_bytes() -> int:
 
 
 def check_fits(device_type: str, needed: int, what: str, advice: str) -> None:
-    """Raise UsageError for what would need more memory than a CPU's host has left. what: a plural, `the weights`."""
+    """Raise UsageError if something needs more bytes than the host has free; only for device_type `cpu`.
+
+    what: what needs the memory, for the message, in the plural (`the weights`). advice: what the user can do.
+    """
     if device_type == "cpu" and needed > (left := available_bytes()):
         raise UsageError(f"--model: {what} need {gib(needed)}, where {gib(left)} of memory are left; {advice}")
 
 
 def gib(size: int) -> str:
-    """A size in GiB, for people."""
+    """A number of bytes as text in GiB."""
     return f"{size / 2**30:,.1f} GiB" if size < 2**60 else f"over {2**30:,} GiB"

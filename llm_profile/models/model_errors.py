@@ -1,6 +1,7 @@
-"""Errors of a model's own code. The user is told of them in a line; those of this project show as tracebacks.
+"""Errors of a model's own code, which become a UsageError. Errors of this project stay as they are, with a traceback.
 
-Which of the two an error is, its traceback says: it is the model's where the model's code called what failed.
+The traceback tells them apart: an error is the model's if the innermost code that is either the model's or this
+project's is the model's.
 """
 
 import traceback
@@ -8,21 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llm_profile.errors import UsageError, is_out_of_memory, typed_line
+from llm_profile.errors import UsageError, is_out_of_memory, type_and_text
 
 MODEL_CODE = ("transformers", "transformers_modules")
-"""Packages of the code of models: transformers, and what it makes of the code of a model's repository."""
+"""Packages with the code of models: transformers, and the one into which it copies code of a model's repository."""
 
-OURS = __name__.partition(".")[0]
+THIS_PROJECT = __name__.partition(".")[0]
 
-GO_BETWEEN = "__torch_dispatch__"
-"""Functions of ours between a call of an operator and the operator: they fail where it does."""
+DISPATCH = "__torch_dispatch__"
+"""Name of our functions that torch calls in place of an operator, and that call the operator: its errors pass them."""
 
 
-def place(error: BaseException) -> str | None:
-    """Where the model's code failed, `<file>:<line> of transformers`; None for an error of this project.
+def line_of_model_code(error: BaseException) -> str | None:
+    """The line of the model's code that failed, `<file>:<line> of transformers`; None for an error of this project.
 
-    Libraries below say nothing of whose error it is, nor does memory that ran out.
+    Frames of other libraries, such as torch, are skipped. None also where memory ran out: that is nobody's mistake.
     """
     if is_out_of_memory(error):
         return None
@@ -31,23 +32,26 @@ def place(error: BaseException) -> str | None:
         if package in MODEL_CODE:
             owner = "transformers" if package == "transformers" else "the model's code"
             return f"{Path(frame.f_code.co_filename).name}:{line} of {owner}"
-        if package == OURS and frame.f_code.co_name != GO_BETWEEN:
+        if package == THIS_PROJECT and frame.f_code.co_name != DISPATCH:
             return None
     return None
 
 
 @contextmanager
-def told_in_a_line(model_type: object, advice: str) -> Iterator[None]:
-    """Raise UsageError in place of an error of the model's code. advice: what the user should look at."""
+def as_usage_error(model_type: object, advice: str) -> Iterator[None]:
+    """While open, an error of the model's code, or for lack of memory, is raised as a UsageError.
+
+    advice: end of its message, what the user should check.
+    """
     try:
         yield
     except Exception as error:
         # models raise errors of any type for values that a configuration should not have
         if is_out_of_memory(error):
             raise UsageError(
-                f"--model: {model_type} does not fit in memory ({typed_line(error)}); use fewer blocks "
+                f"--model: {model_type} does not fit in memory ({type_and_text(error)}); use fewer blocks "
                 "(--num-layers) or shorter lengths (--prefill-max, --decode-max)"
             ) from error
-        if (where := place(error)) is None:
+        if (where := line_of_model_code(error)) is None:
             raise
-        raise UsageError(f"--model: {model_type} does not run: {typed_line(error)} ({where}); {advice}") from error
+        raise UsageError(f"--model: {model_type} does not run: {type_and_text(error)} ({where}); {advice}") from error

@@ -1,4 +1,4 @@
-"""Functions of modelling files, found by name, and the way to replace one for a while."""
+"""Finds functions in the modelling files of transformers by their names, and replaces them for a while."""
 
 import re
 import sys
@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 ROPE_FUNCTION = re.compile(r"^apply_(rotary|rope|multimodal_rotary)")
-"""Module-level functions of modelling files that rotate queries and keys."""
+"""Names of module-level functions that apply rotary positions to queries and keys."""
 
 MASK_FUNCTION = re.compile(r"^create_\w*mask\w*$")
-"""Module-level functions of modelling files that build attention masks."""
+"""Names of module-level functions that build attention masks."""
 
 SCAN_FUNCTION = re.compile(
     r"(scan(_combined)?|linear_attention|delta_rule|delta_attention|state_update|mamba_inner_fn|conv1d_(fn|update))$"
 )
-"""Module-level functions of modelling files that go from token to token by a state, and what short convolutions call.
+"""Names of module-level functions that compute scans (a state is updated token by token) or short convolutions.
 
-They are a layer's work, whether a kernel stands behind them or a reference implementation of many small operators.
+They do the work of a layer, whether a kernel runs or a reference implementation of many small operators.
 """
 
 ANY_FUNCTION = re.compile("")
@@ -28,7 +28,7 @@ ANY_FUNCTION = re.compile("")
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace one attribute (or entry of a module's globals) and put back the very same object after."""
+    """While open, an attribute of a class, object or module has another value. owner: has it in its own `__dict__`."""
     before = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -40,8 +40,10 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def modelling_functions(
     model: nn.Module, pattern: re.Pattern[str], own: bool = False
 ) -> list[tuple[Any, str, Callable[..., Any]]]:
-    """(module object, name, function) of functions and classes whose name matches, in every file that the model's
-    classes come from. own: only those that are defined there."""
+    """Functions and classes whose name matches, in the files of transformers that define the classes of a model.
+
+    Each with the module object that has it and its name there. own: leave out those that the files import.
+    """
     files = {type(m).__module__ for m in model.modules() if type(m).__module__.startswith("transformers")}
     found = []
     for file in sorted(files):

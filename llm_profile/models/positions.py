@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""How many positions a model has: the most tokens, cached ones included, that it can process."""
 
 import math
 import re
@@ -11,26 +11,27 @@ from torch import nn
 from llm_profile.models.config_names import POSITION_FIELDS
 
 POSITION_NAME = re.compile(r"pos(ition|_)", re.IGNORECASE)
-"""What says of a tensor that is no weight, or of its module, that it is a table of positions."""
+"""In the name of a tensor that is no parameter, or of its module's class: the tensor may be a table of positions."""
 
 POSITIONS_WITHOUT_TABLE: dict[str, Callable[[Any], int | None]] = {
-    # type -> most tokens, where the length of a table does not say it
-    "mpt": lambda config: int(config.max_seq_len),  # each pass makes biases of so many distances
-    "prophetnet": lambda config: config.max_position_embeddings - config.pad_token_id - 2,  # it looks up one ahead
-    "reformer": lambda config: (  # prompts are padded to whole chunks
+    # type -> most tokens, for types where it is not the length of a table; None for no limit
+    "mpt": lambda config: int(config.max_seq_len),  # each pass computes attention biases for so many distances
+    "prophetnet": lambda config: config.max_position_embeddings - config.pad_token_id - 2,  # looks up the next position
+    "reformer": lambda config: (  # pads prompts to whole chunks
         config.max_position_embeddings
         // (chunk := math.lcm(config.local_attn_chunk_length, config.lsh_attn_chunk_length))
         * chunk
     ),
-    "xglm": lambda config: None,  # its table grows
+    "xglm": lambda config: None,  # makes its table longer when needed
 }
 
 
 def learned_positions(model: nn.Module, fired: Iterable[nn.Module]) -> int | None:
-    """Most tokens, with those in the cache, that a model has positions for; None where positions do not end.
+    """Most tokens, cached ones included, that a model has positions for; None for no limit.
 
-    They end where a table of so many positions as the configuration declares is looked up: the weights of an embedding
-    that ran beside the one of tokens, or a tensor that is no weight. Rotary models have no table. fired: what ran.
+    fired: modules that ran in a pass. There is a limit if one of them has a table with as many positions as the
+    configuration declares: an embedding that is not the one of tokens, or a tensor that is no parameter. Models with
+    rotary positions have no table.
     """
     config: Any = model.config
     if config.model_type in POSITIONS_WITHOUT_TABLE:
@@ -38,13 +39,13 @@ def learned_positions(model: nn.Module, fired: Iterable[nn.Module]) -> int | Non
     text_config = config.get_text_config(decoder=True)
     declared = next((n for name in POSITION_FIELDS if (n := getattr(text_config, name, None))), None)
     lengths = [len(table) for module in fired for table in _position_tables(module, text_config.vocab_size)]
-    if declared and any(declared <= length <= declared + 8 for length in lengths):  # OPT keeps 2 rows in reserve
+    if declared and any(declared <= length <= declared + 8 for length in lengths):  # OPT's table has 2 rows more
         return int(declared)
     return None
 
 
 def _position_tables(module: nn.Module, vocab_size: int) -> list[torch.Tensor]:
-    """Tensors of a module that could be tables of positions, [positions, channels]."""
+    """Tensors of a module that may be tables of positions, [positions, channels]."""
     if isinstance(module, nn.Embedding):
         return [module.weight] if module.num_embeddings != vocab_size else []
     tensors = {**module._buffers, **vars(module)}

@@ -1,7 +1,7 @@
-"""Code that a model repository brings: its configuration and model classes, where the user trusts it.
+"""Runs code that a model repository brings (its configuration and model classes), with --trust-remote-code only.
 
-transformers finds classes by the type of a model. For as long as a model is built, trusted classes stand in its tables,
-under this type; nothing else knows of them.
+transformers looks classes up by the type of a model. While a model is built, the trusted classes are in the tables of
+transformers under the model's type, and afterwards the tables are as before.
 """
 
 import re
@@ -22,22 +22,22 @@ from llm_profile.models.hub import CAUSAL_LM, CONFIG, ModelSource
 from llm_profile.models.patches import patched
 
 REFERENCE = re.compile(r"(\w+)\.(\w+)")
-"""How a config.json names a class: its file, without `.py`, and its name."""
+"""A class as a config.json names it: its file without `.py`, a point, its name."""
 
 
 @contextmanager
 def code_of(source: ModelSource, token: str | None = None) -> Iterator[None]:
-    """While open, transformers knows the classes of a trusted source; any other source changes nothing.
+    """While open, transformers uses the classes of a trusted source. For any other source, nothing changes.
 
-    As in transformers, trusted classes come before its own of the same type. Raises UsageError where a type is known
-    only to code that is not trusted, before any of it is read, and for code that cannot be used.
+    As in transformers itself, trusted classes replace those that it has for the same type. Raises UsageError for code
+    that cannot be used, and, before any code is read, for a type that only code which is not trusted could run.
     """
     model_type = source.config.get("model_type")
     if not source.code or not source.trusted:
         if source.code and model_type not in CONFIG_MAPPING:
             raise UsageError(
                 f"--model {source.name}: transformers does not know model type {model_type!r}, so its own code would "
-                "have to run: --trust-remote-code runs it; read it before"
+                "have to run: --trust-remote-code runs it; read it first"
             )
         yield
         return
@@ -56,33 +56,33 @@ def code_of(source: ModelSource, token: str | None = None) -> Iterator[None]:
 
 
 def code_id(model: nn.Module) -> str | None:
-    """Which code of a repository a model is made of: commit or folder, hash of the files, class; None for none."""
-    for ancestor in type(model).__mro__:  # a class without `generate` was given it in a class of its own
+    """Identifies the repository code of a model: commit or folder, hash of the files, class. None without such code."""
+    for ancestor in type(model).__mro__:  # the class itself may be a subclass that adds `generate`
         if ancestor.__module__.startswith("transformers_modules."):
             return f"{ancestor.__module__.partition('.')[2]}.{ancestor.__qualname__}"
     return None
 
 
 def _class(source: ModelSource, kind: str, token: str | None) -> Any:
-    """Import one class of a source. Its code runs here."""
+    """Import the class of a source that `kind` names (CONFIG or CAUSAL_LM). This runs the code of its file."""
     reference = source.code[kind]
     match = REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageError(
-            f"--model {source.name}: its {kind} is {reference!r}, and --trust-remote-code is for code of {source.name} "
-            "alone (file.Class); copy both into a folder"
+            f"--model {source.name}: its {kind} is {reference!r}, but --trust-remote-code runs code of {source.name} "
+            "alone (file.Class); copy the model and that code into one folder"
         )
     folder = source.path or _fetch(source, match[1], token)
     try:
-        # a folder, even for the hub: transformers would fetch by itself, and wait without bounds
+        # a folder even for the hub, because transformers would download with unlimited retries
         return get_class_from_dynamic_module(reference, str(folder))
     except Exception as error:
-        # it is code of others: any error may come of it
+        # code of others may raise any error
         raise UsageError(f"--model {source.name}: its code {reference} fails: {one_line(error)}") from error
 
 
 def _fetch(source: ModelSource, file: str, token: str | None) -> Path:
-    """The cached folder of the source's commit, with a file of code and those that it imports from beside it."""
+    """Fetch a file of code and the files of the repository that it imports. Returns their folder in the cache."""
     path, wanted, seen = Path(), [file], set[str]()
     while wanted:
         name = wanted.pop()

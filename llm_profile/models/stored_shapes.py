@@ -1,7 +1,7 @@
-"""Whether a checkpoint has the shapes that its config.json says, told from the headers of its files: no tensor is read.
+"""Compares the shapes in a checkpoint with those of its config.json, from file headers, without reading a tensor.
 
-transformers compares the blocks that are kept when it loads them. The others are profiled as alike, so they are held
-against the kept ones here.
+transformers checks the kept blocks when it loads them. The other blocks are not loaded, but their latency is taken to
+be that of the kept blocks of their kind, so their shapes must be equal to those. That is checked here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,14 @@ from llm_profile.models.blocks import Kept, find_kinds
 from llm_profile.models.checkpoint import NAMES_SHOWN, Stored, place_of
 
 MASK_DIMENSIONS = 4
-"""Old checkpoints hold masks, [1, 1, positions, positions] of bytes, which are no weights."""
+"""Dimensions of an attention mask, [1, 1, positions, positions] of bytes, which old checkpoints contain."""
 
 
 def check_shapes(name: str, stored: Mapping[str, Stored], full_model: nn.Module, kept: Kept, quantised: bool) -> None:
-    """Raise CheckpointError where blocks that the configuration makes alike have tensors of different shapes.
+    """Raise CheckpointError where blocks of one kind have tensors of different shapes.
 
-    full_model: of the configuration, at full depth. Vectors of quantised weights may hold text of any length.
+    name: of the model, for the message. stored: from checkpoint.stored_shapes. full_model: the model of config.json, on
+    the meta device. quantised: whether weights are; if so, vectors are not compared, since they may hold text.
     """
     made = {key: tuple(tensor.shape) for key, tensor in full_model.state_dict().items()}
     alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
@@ -41,24 +42,28 @@ def check_shapes(name: str, stored: Mapping[str, Stored], full_model: nn.Module,
     if wrong:
         more = f", and {len(wrong) - NAMES_SHOWN} more" if len(wrong) > NAMES_SHOWN else ""
         raise CheckpointError(
-            f"--model {name}: blocks of its checkpoint are not as alike as its config.json says: "
-            f"{', '.join(wrong[:NAMES_SHOWN])}{more}; mend its config.json or fetch the checkpoint again"
+            f"--model {name}: blocks of its checkpoint differ that are equal by its config.json: "
+            f"{', '.join(wrong[:NAMES_SHOWN])}{more}; correct its config.json or fetch the checkpoint again"
         )
 
 
 def are_plain(stored: Mapping[str, Stored], plain_model: nn.Module, kept: Kept) -> bool:
-    """Whether the matrices of kept blocks are those of a model without quantisation, whatever its config.json says."""
+    """Whether the stored weights are not quantised, even if config.json says that they are.
+
+    plain_model: the model of config.json without its quantization_config. Matrices in blocks must be stored as floats
+    of two bytes or more, and those of the kept blocks with the shapes of plain_model.
+    """
     found = {}
     for key, path, number, _, rest in _of_blocks(stored, plain_model, kept):
         tensor = stored[key]
-        if not tensor.wide and 1 < len(tensor.shape) < MASK_DIMENSIONS:
+        if not tensor.plain and 1 < len(tensor.shape) < MASK_DIMENSIONS:
             return False
         found[f"{path}.{number}.{rest}"] = tensor
     blocks = [f"{path}.{number}." for stack, numbers in kept.items() for path in stack.paths for number in numbers]
     matrices = {
         key: tuple(parameter.shape)
         for key, parameter in plain_model.named_parameters()
-        if parameter.ndim == 2 and key in found and key.startswith(tuple(blocks))  # others go by other names there
+        if parameter.ndim == 2 and key in found and key.startswith(tuple(blocks))  # names outside blocks may differ
     }
     return bool(matrices) and all(found[key] == (shape, True) for key, shape in matrices.items())
 
@@ -66,12 +71,16 @@ def are_plain(stored: Mapping[str, Stored], plain_model: nn.Module, kept: Kept) 
 def _of_blocks(
     stored: Mapping[str, Stored], full_model: nn.Module, kept: Kept
 ) -> Iterator[tuple[str, str, int, str, str]]:
-    """Of each tensor in a block: its name, the path of the list in the model, the block's number and kind, the rest."""
+    """Each stored tensor that is part of a block, as five values.
+
+    Its name in the checkpoint, the path of the block's list in the model, the block's index, the name of its kind, and
+    the tensor's name inside the block.
+    """
     kinds = {path: find_kinds(full_model, stack) for stack in kept for path in stack.paths}
     for key in stored:
         parts = key.split(".")
         if (place := place_of(parts, kinds)) is not None:
             at, path = place
             number = int(parts[at])
-            if number < len(kinds[path]):  # some keep layers that predict further tokens behind the others
+            if number < len(kinds[path]):  # higher indices: layers behind the blocks that predict further tokens
                 yield key, path, number, kinds[path][number], ".".join(parts[at + 1 :])

@@ -1,8 +1,8 @@
-"""What the project finds in transformers by name, each with the names that its releases have given it.
+"""Names in transformers that differ between its releases or between models, and functions that find the right one.
 
-Names change between releases: the cache of a model was `past_key_values` up to 5.23 and is `cache` since 5.24.
-A model's own signature and code say which name it has. tests/test_transformers_names.py runs over every model type of
-the installed release and fails where one of these names has gone, naming it.
+The argument for the cache, for example, was `past_key_values` up to 5.23 and is `cache` since 5.24. The signature or
+the source of a model shows which name it uses. tests/test_transformers_names.py checks every model type of the
+installed release, and its failures show which names are missing.
 """
 
 import inspect
@@ -18,19 +18,19 @@ from llm_profile.errors import UsageError
 from llm_profile.models.patches import patched
 
 COMMON_CACHES = ("cache", "past_key_values", "cache_params")
-"""Arguments, and fields of a model's output, for a cache of transformers' own class `Cache`. Newest first."""
+"""Names of a model's argument, and of the field of its output, for a cache of class `Cache`. Newest first."""
 
 OWN_CACHES = ("past_buckets_states", "state", "mems")
-"""The same for tensors that a model arranges in its own way (Reformer, RWKV, XLNet)."""
+"""The same names for a cache that is not of class `Cache` but in a model's own format (Reformer, RWKV, XLNet)."""
 
 CACHE_CLASS = re.compile(r"\b\w*Cache\b")
-"""In the annotation of an argument: it takes a cache."""
+"""In the annotation of an argument: the argument takes a cache."""
 
 ADDS_PAST = re.compile(r"position_ids = position_ids \+ (past_key_values_length|cache_length)\b")
-"""In the code of a model: it adds the number of past tokens to the position numbers that it is given (Git)."""
+"""In the source of a model: it adds the number of cached tokens to the position_ids that it is given (Git)."""
 
 TRACING_TEST = "is_tracing"
-"""The function of `masking_utils` that asks whether a stream is being captured, and builds other masks if so."""
+"""Function of `masking_utils` that tells whether a CUDA stream is being captured; then other masks are built."""
 
 
 def takes(model: nn.Module, argument: str) -> bool:
@@ -39,9 +39,9 @@ def takes(model: nn.Module, argument: str) -> bool:
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What this model calls its cache, as an argument and in its output.
+    """The name that this model has for its cache, as an argument and as a field of its output.
 
-    Raises UsageError for a model without a cache, which cannot decode, and for one with a cache of an unknown name.
+    Raises UsageError for a model without a cache, which has no decode steps, and for a name that is not known here.
     """
     known = [name for name in COMMON_CACHES + OWN_CACHES if takes(model, name)]
     if known:
@@ -56,21 +56,21 @@ def cache_argument(model: nn.Module) -> str:
 
 
 def annotated_caches(model_class: type[nn.Module]) -> list[str]:
-    """The arguments of a model's forward that are annotated with a class of caches."""
+    """Arguments of a model's forward whose annotation names a cache class."""
     parameters = inspect.signature(model_class.forward).parameters.values()
     return [each.name for each in parameters if CACHE_CLASS.search(str(each.annotation))]
 
 
 def adds_past(model: nn.Module) -> bool:
-    """Whether the model's code adds the number of past tokens to the position numbers that it is given."""
+    """Whether the model's code adds the number of cached tokens to the position_ids that it is given."""
     module = inspect.getmodule(type(model))
-    with suppress(OSError):  # no source to be read
+    with suppress(OSError):  # the source is not available
         return module is not None and ADDS_PAST.search(inspect.getsource(module)) is not None
     return False
 
 
 @contextmanager
 def masks_as_in_eager() -> Iterator[None]:
-    """Keep transformers from building other attention masks while a stream is captured than it does otherwise."""
+    """While open, transformers builds the same attention masks during stream capture as in eager mode."""
     with patched(masking_utils, TRACING_TEST, lambda *_args, **_kwargs: False):
         yield

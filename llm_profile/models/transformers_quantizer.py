@@ -1,8 +1,8 @@
-"""Quantised weights as the quantizers of transformers run them on a device.
+"""Models with quantised weights, built with the quantizers of transformers.
 
-transformers has a quantizer for each method of quantisation. It knows the packages and GPUs that the method needs, and
-replaces the modules of a model by those that compute with quantised weights. What it refuses is a UsageError here.
-What a config.json says of quantisation is read in quantisation_config.py.
+transformers has a quantizer for each method of quantisation. It checks the packages and the GPU that the method needs,
+and replaces modules of a model by modules that compute with quantised weights. If it refuses, a UsageError is raised.
+quantisation_config.py reads the `quantization_config` of a config.json.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,20 +21,22 @@ from llm_profile.models.building import ModelOptions, meta_model, resolve_dtype
 from llm_profile.models.patches import patched
 from llm_profile.models.quantisation_config import method_of, quantisation_fields
 
-QUANTISATION_ADVICE = "install what is missing, use a GPU that it runs on, or take a checkpoint that is not quantised"
+QUANTISATION_ADVICE = (
+    "install what is missing, use a GPU that the method runs on, or take a checkpoint that is not quantised"
+)
 
 
 def quantisation_of(config: Any) -> Mapping[str, Any] | None:
-    """What a configuration object says of the quantisation of its weights; None for plain weights."""
+    """The `quantization_config` of a configuration object; None for weights that are not quantised."""
     holders = (config, config.get_text_config(decoder=True))
     return next((fields for holder in holders if (fields := quantisation_fields(vars(holder)))), None)
 
 
 def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
-    """The model of `config` at full depth, on the meta device, with the modules that transformers computes with.
+    """The model of `config` at full depth on the meta device, with the modules of its method of quantisation.
 
-    Blocks that a method of quantisation leaves plain are of another kind than those that it does not.
-    Raises UsageError where transformers cannot run the method here, or only by turning the weights into plain ones.
+    These modules make blocks that a method quantises and blocks that it leaves as they are differ in kind.
+    Raises UsageError if transformers cannot run the method here, or only by dequantising the weights.
     """
     model: Any = meta_model(config)
     fields = quantisation_of(model.config)
@@ -42,11 +44,11 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
         return model
     method, placement = method_of(fields), device_map(options.device)
     dtype = resolve_dtype(config, options.dtype)
-    told = _Told()
+    logs = _LogCollector()
     try:
         quantizer = AutoHfQuantizer.from_config(dict(fields), pre_quantized=True)
         asked = _dequantizes(quantizer)
-        with told, torch.device("meta"):
+        with logs, torch.device("meta"):
             quantizer.validate_environment(device_map=placement, weights_only=True)
             quantizer.preprocess_model(
                 model=model,
@@ -56,12 +58,12 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
                 use_kernels=False,
             )
     except Exception as error:
-        # quantizers raise errors of many types for what they miss and for fields that they refuse
+        # quantizers raise errors of many types for missing packages or GPUs and for fields that they refuse
         raise UsageError(
             f"--model: its {method} weights cannot be used here: {one_line(error)}; {QUANTISATION_ADVICE}"
         ) from error
     if _dequantizes(quantizer) and not asked:
-        reason = told.texts[0] if told.texts else "it lacks the GPU or the packages for them"
+        reason = logs.texts[0] if logs.texts else "it lacks the GPU or the packages for them"
         raise UsageError(
             f"--model: its {method} weights cannot be used on {options.device}: transformers would turn them into "
             f"{str(dtype).removeprefix('torch.')} ({one_line(reason)}); {QUANTISATION_ADVICE}"
@@ -69,8 +71,8 @@ def full_model_of(config: Any, options: ModelOptions) -> nn.Module:
     return model
 
 
-class _Told(Handler):
-    """While entered, collects what transformers logs; nothing is printed."""
+class _LogCollector(Handler):
+    """While entered, collects the messages that transformers logs, in `texts`, and prints none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,15 +95,18 @@ def _dequantizes(quantizer: Any) -> bool:
 
 
 def device_map(device: str) -> dict[str, str] | None:
-    """`device_map` of transformers: quantizers choose kernels by it. None means the CPU, and needs no accelerate."""
+    """The `device_map` argument of transformers, by which quantizers choose kernels.
+
+    None means the CPU, for machines without the package accelerate, which any other value needs.
+    """
     return None if device == "cpu" and not is_accelerate_available() else {"": device}
 
 
 @contextmanager
 def cut_once_quantised(kept: Kept) -> Iterator[None]:
-    """While open, a model that transformers quantises drops all but the kept blocks, after its modules were replaced.
+    """While open, a model that transformers quantises drops all but the kept blocks once its modules are replaced.
 
-    Not before, since lists of modules that stay plain name blocks by their numbers in the full model.
+    They are dropped no earlier because lists of modules that are not quantised have the indices of the full model.
     """
     preprocess = HfQuantizer.preprocess_model
 
@@ -114,7 +119,7 @@ def cut_once_quantised(kept: Kept) -> Iterator[None]:
 
 
 def compressed_modules(model: nn.Module) -> set[nn.Module]:
-    """Modules whose own matrices are held in integers or in floats of one byte."""
+    """The modules with a matrix of their own (parameter or buffer) that holds integers or floats of one byte."""
     return {module for module in model.modules() if any(map(_is_compressed, _matrices(module)))}
 
 

@@ -1,4 +1,4 @@
-"""`--sdpa-backend`: what may compute scaled dot product attention."""
+"""`--sdpa-backend`: which of torch's backends may compute scaled dot product attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ALLOWED_BACKENDS: dict[str, list[SDPBackend]] = {
-    # Name -> the backends that torch may choose from; `torch` changes nothing. On Hopper torch takes cuDNN where it
-    # may, whatever the order it is given, and cuDNN builds a plan at each length's first use (60 ms): `auto` is all
-    # but cuDNN.
+    # Name -> the backends that torch may choose from; with `torch`, nothing is changed. `auto` leaves out cuDNN: on
+    # Hopper GPUs torch prefers cuDNN whenever it is allowed, whatever order it is given, and cuDNN spends 60 ms on a
+    # plan at the first use of each length.
     "auto": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
     "torch": [],
     "flash": [SDPBackend.FLASH_ATTENTION],

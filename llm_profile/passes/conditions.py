@@ -1,4 +1,4 @@
-"""What of the model must not differ between the runs of one table."""
+"""The conditions of the model: what must be the same in all runs that add to one table."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,10 +17,11 @@ def model_conditions(
     missing_packages: Iterable[str],
     decompressed: bool,
 ) -> dict[str, Any]:
-    """The conditions as JSON.
+    """The conditions of a model, as JSON values by name.
 
-    missing_packages: of kernels that reference implementations stand in for. decompressed: whether quantised weights
-    are plain ones since the first passes. Those that most models do not have are left out where they do not apply.
+    missing_packages: packages that are not installed, so that transformers runs slow Python in place of their kernels.
+    decompressed: whether the first passes turned quantised weights into plain ones. `remote_code`, `quantisation` and
+    `missing_kernels` are left out of the result where they do not apply.
     """
     config: Any = loaded.model.config
     has_experts = bool(expert_modules(loaded.model))

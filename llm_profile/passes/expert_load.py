@@ -1,4 +1,4 @@
-"""How many tokens each expert gets, counted from what reaches the experts in real passes."""
+"""How many tokens each expert of a mixture of experts gets, counted from the arguments of experts modules in passes."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,15 +14,16 @@ from llm_profile.passes.runner import PassRunner
 from llm_profile.points import SweepPoint
 
 TOKENS = (1, 64, 1024)
-"""Tokens of a pass that are counted, as far as the sweep goes, beside those of its longest prompt."""
+"""Prompt lengths at which tokens per expert are counted, if the sweep has longer ones; and its longest prompt."""
 
 
 def expert_load(runner: PassRunner, layout: Layout, max_input: int) -> dict[str, Any]:
-    """Kind of block -> its experts, experts per token, routing, and tokens per expert of some passes.
+    """Kind of block -> number of experts, experts per token, routing, and tokens per expert at some prompt lengths.
 
-    Tokens per expert are over all experts of the profiled blocks of a kind; `idle` is how many experts of a block get
-    none, on average. Passes that memory does not suffice for are left out, and so are kinds whose experts are told
-    neither who was chosen nor how often: each of them computes all tokens.
+    Tokens per expert (`min`, `mean`, `max`) are over all experts of the profiled blocks of a kind; `idle` is the number
+    of experts of a block that get no token, a mean over blocks. Prompts for which memory does not suffice are left out.
+    So are kinds of blocks whose experts modules are given neither the numbers of the chosen experts nor counts of
+    tokens: each of their experts computes all tokens.
     """
     mixtures = set(expert_modules(runner.model))
     kinds = {site.module: site.kind or "" for site in layout.sites if site.module in mixtures}
@@ -41,7 +42,7 @@ def expert_load(runner: PassRunner, layout: Layout, max_input: int) -> dict[str,
 
 
 def _spread(counts: torch.Tensor) -> dict[str, float]:
-    """counts: tokens, [blocks, experts]."""
+    """Statistics of tokens per expert. counts: tokens of each expert, [blocks, experts]."""
     return {
         "min": int(counts.min()),
         "mean": round(float(counts.double().mean()), 3),
@@ -51,12 +52,15 @@ def _spread(counts: torch.Tensor) -> dict[str, float]:
 
 
 def _counts(runner: PassRunner, modules: Sequence[nn.Module], tokens: int) -> dict[nn.Module, tuple[torch.Tensor, int]]:
-    """What each module is told in a prompt's pass: tokens of each expert, and experts of each token."""
+    """Experts module -> tokens of each expert, [experts], and number of experts per token, in the pass of a prompt.
+
+    Modules whose arguments do not say that are left out; all are left out if memory runs out.
+    """
     counted: dict[nn.Module, tuple[torch.Tensor, int]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        told = (_told(value, num_experts(module), tokens) for value in (*args, *kwargs.values()))
-        counted.update((module, count) for count in told if count is not None)
+        counts = (_counted(value, num_experts(module), tokens) for value in (*args, *kwargs.values()))
+        counted.update((module, count) for count in counts if count is not None)
 
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
     try:
@@ -71,8 +75,12 @@ def _counts(runner: PassRunner, modules: Sequence[nn.Module], tokens: int) -> di
     return counted
 
 
-def _told(value: Any, experts: int, tokens: int) -> tuple[torch.Tensor, int] | None:
-    """Tokens of each expert and experts of each token, if an argument has them: as numbers of experts, or counted."""
+def _counted(value: Any, experts: int, tokens: int) -> tuple[torch.Tensor, int] | None:
+    """Tokens of each expert, [experts], and number of experts per token, if an argument of an experts module has them.
+
+    The argument may be the numbers of the chosen experts, [tokens, top_k], or tokens per expert, [experts]. Any other
+    gives None.
+    """
     if is_choice(value):
         return torch.bincount(value.flatten().cpu(), minlength=experts)[:experts], value.shape[1]
     if isinstance(value, list) and all(isinstance(entry, int) for entry in value):

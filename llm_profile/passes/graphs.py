@@ -1,4 +1,4 @@
-"""Passes captured as CUDA graphs: the same kernels as the model's code runs, at next to no cost to the host."""
+"""Passes captured as CUDA graphs: a replay runs the kernels of the model's code, with almost no time on the host."""
 
 import gc
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from llm_profile.points import SweepPoint
 
 
 class CaptureError(RuntimeError):
-    """A pass that cannot be captured in a CUDA graph, with the reason that the device gave."""
+    """A pass cannot be captured in a CUDA graph. The message is that of the error that ended the capture."""
 
 
 class _Pool:
-    """Device memory that graphs share.
+    """A pool of device memory that several graphs use.
 
-    It keeps a graph of its own, since torch cannot capture into a pool whose last graph was freed.
+    It holds a small graph as long as it lives, since torch cannot capture into a pool whose last graph was freed.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -34,10 +34,11 @@ class _Pool:
 
 
 class GraphPasses:
-    """Runs and captures passes of a runner on one stream.
+    """Runs passes of a model on one stream, and captures them in CUDA graphs.
 
-    pools: number of memory pools that graphs can lie in. weights: copies of the model's weights, one for each pool but
-    the first; empty where memory is short.
+    pools: number of memory pools; a graph has its activations in one of them. weights: copies of the model's weights,
+    one for each pool but the first, whose graphs read the original weights. weights is empty if memory does not suffice
+    for the copies; then all graphs read the original weights.
     """
 
     def __init__(self, subject: Subject, pools: int = 1) -> None:
@@ -49,16 +50,19 @@ class GraphPasses:
         self.weights = weight_copies(subject.model, pools - 1, free_bytes)
 
     def eager(self, point: SweepPoint, last_token_only: bool = False) -> None:
-        """One pass as the model's code runs it."""
+        """Run one pass eagerly. last_token_only: `lm_head` sees only the last token, if the model's code allows it."""
         with torch.cuda.stream(self.stream), self.copies.one_pass():
             self.runner.run(point, last_token_only)
 
     def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> torch.cuda.CUDAGraph:
-        """The pass as a graph. Run it eagerly once before. Raises CaptureError where that is not possible."""
+        """A graph of one pass, with its activations in the pool of this number. Run the pass eagerly once before.
+
+        Raises CaptureError if the pass cannot be captured, and torch.OutOfMemoryError.
+        """
         graph = torch.cuda.CUDAGraph()
         weights = self.weights[pool - 1].in_use() if pool and self.weights else nullcontext()
         with torch.cuda.stream(self.stream), masks_as_in_eager(), weights:
-            # thread-local: the telemetry thread must not be able to spoil a capture
+            # thread_local: otherwise a call of another thread, such as the telemetry's, would invalidate the capture
             graph.capture_begin(pool=self._pools[pool].handle, capture_error_mode="thread_local")
             try:
                 with self.copies.one_pass():
@@ -67,28 +71,29 @@ class GraphPasses:
                 self._abandon(graph, pool)
                 raise
             except Exception as error:
-                # calls that are forbidden during a capture raise errors of many types
+                # operations that are not allowed during a capture raise errors of many types
                 self._abandon(graph, pool)
                 raise CaptureError(one_line(error, 200)) from error
             graph.capture_end()
         return graph
 
     def _abandon(self, graph: torch.cuda.CUDAGraph, pool: int) -> None:
-        with suppress(RuntimeError):  # the capture is already invalid, which is why it ends here
+        """End a capture that failed, and replace its pool."""
+        with suppress(RuntimeError):  # capture_end raises because the capture is invalid
             graph.capture_end()
         torch.cuda.synchronize()
-        # For torch the old pool is still being captured into. And its random numbers work again only after a capture
-        # that succeeds: a new pool makes one.
+        # torch considers the old pool as still being captured into. Also, torch's random numbers work again only after
+        # a successful capture, and making a pool captures a small graph.
         self._pools[pool] = _Pool(self.stream)
 
 
 def fits(run: Callable[[], object]) -> bool:
-    """Run something on the device. Returns False if memory ran out; what the run had allocated is free again then."""
+    """Call `run`. Returns False if the device's memory did not suffice; what `run` had allocated is freed then."""
     try:
         run()
         return True
     except torch.OutOfMemoryError:
         pass
-    gc.collect()  # not within the handler, where the error still holds the tensors of the pass
+    gc.collect()  # not inside the except clause: there the traceback still refers to the tensors of the pass
     torch.cuda.empty_cache()
     return False

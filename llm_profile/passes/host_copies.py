@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class HostCopies(TorchDispatchMode):
-    """Sends the host-to-device copies of a pass through buffers in pinned memory.
+    """Makes the host-to-device copies of a pass from buffers in pinned memory.
 
-    A model may copy a small host tensor to the device in each pass (a rotary table made on the host). From pageable
-    memory the copy waits for the device and cannot be captured in a graph; from pinned memory the same copy does not
-    wait. The n-th such copy of a pass uses the n-th buffer of its shape and type. Buffers are never freed, since
-    replayed graphs read them. Where the first pass made no such copy, later passes are not watched: a dispatch mode
-    costs the host more time per operator than the operator itself.
+    A model may copy a small tensor from host to device in each pass, such as a rotary table made on the host. From
+    pageable memory such a copy waits for the device, so it cannot be captured in a graph; from pinned memory it does
+    not wait. The n-th copy of a pass uses the n-th buffer of its shape and type. Buffers are never freed, since
+    replayed graphs read them. If the first pass made no such copy, later passes are not intercepted: a dispatch mode
+    takes more host time per operator than the operator itself.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class HostCopies(TorchDispatchMode):
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        """Around one pass: its copies use the buffers in order, from the first."""
+        """Context of one pass, whose copies use the buffers in order, from the first."""
         if self._idle:
             yield
             return

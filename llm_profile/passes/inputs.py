@@ -1,4 +1,4 @@
-"""What a pass is fed: random token ids, positions, and what some model types take beside them."""
+"""The arguments of a pass: random token ids, positions, and what models of some types need in addition."""
 
 from typing import Any
 
@@ -10,23 +10,25 @@ from llm_profile.models.transformers_names import adds_past, takes
 from llm_profile.points import SweepPoint
 
 OWN_POSITIONS = frozenset({"reformer"})
-"""Model types whose code takes an argument of position numbers and cannot use it."""
+"""Model types whose forward has a `position_ids` argument but fails if it is given; it makes its own positions."""
 
 WHOLE_SEQUENCE = frozenset({"cpmant"})
-"""Model types that take the ids of the past again at each step, beside a cache that has tokens of their own too."""
+"""Model types whose decode steps are given the ids of all tokens so far, although there is a cache; the cache also
+holds tokens that the model adds itself."""
 
 PARALLEL_CODES = frozenset({"musicgen_decoder", "musicgen_melody_decoder"})
-"""Model types that take a sequence of ids for each codebook."""
+"""Model types that need one sequence of token ids for each of their codebooks."""
 
 NEEDS_MASK = frozenset({"git"})
-"""Model types that cannot do without an attention mask: ones, for tokens that are all there."""
+"""Model types that need an attention mask. It has ones only, since no token is padding."""
 
 
 class PassInputs:
-    """Arguments of a model's forward, the cache left out. Tensors are made once; a pass gets views of them.
+    """Makes the arguments of a model's forward, except the cache. Tensors are made once, and a pass gets views of them.
 
-    max_input, max_total: most tokens of one pass, and most with the cache. batch: sequences of every pass.
-    takes_positions, takes_logits_to_keep: whether the model's code takes these arguments and uses them.
+    max_input: most tokens of a pass, per sequence. max_total: the same with the tokens in the cache. batch: sequences
+    of every pass. takes_positions, takes_logits_to_keep: whether the model's code takes `position_ids` and
+    `logits_to_keep`, and can use them.
     """
 
     def __init__(self, model: nn.Module, max_input: int, max_total: int, seed: int, batch: int) -> None:
@@ -43,7 +45,7 @@ class PassInputs:
         self._config = config
 
     def of_pass(self, point: SweepPoint, last_token_only: bool) -> dict[str, Any]:
-        """Arguments of one pass. last_token_only: `lm_head` sees one token, if the model's code can do that."""
+        """Arguments of one pass. last_token_only: `lm_head` sees only the last token, if the model's code allows it."""
         arguments: dict[str, Any] = {"input_ids": self.input_ids[:, : point.input_len], **self._of_type(point)}
         if self.takes_positions:
             first = 0 if self._adds_past else point.kv_len
@@ -53,11 +55,11 @@ class PassInputs:
         return arguments
 
     def prompt_ids(self, tokens: int) -> torch.Tensor:
-        """Token ids of a prompt of any length: one token, repeated. Shape [batch, tokens]."""
+        """Token ids of a prompt of any length, [batch, tokens]: the first token of each sequence, repeated."""
         return self.input_ids[:, :1].expand(-1, tokens)
 
     def _of_type(self, point: SweepPoint) -> dict[str, Any]:
-        """What models of some types take beside the token ids, or in their place."""
+        """Arguments that models of some types need in addition to `input_ids`, or other `input_ids`."""
         if self._config.model_type in WHOLE_SEQUENCE:
             return {"input_ids": self.prompt_ids(point.total_len)}
         if self._config.model_type in PARALLEL_CODES:

@@ -1,4 +1,4 @@
-"""The model under measurement on its device, before any pass: what its weights and its code are."""
+"""The model to be measured, loaded on its device, with what is known of its weights and its code before any pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from llm_profile.passes.options import SubjectOptions
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with the kept blocks.
+    """A model that has only the kept blocks.
 
-    dtype: of weights and activations. quantisation: what the configuration says of it, None for plain weights.
-    code: identifies code of the model's repository that runs, None where none does. unread_lists: fields of its
-    config.json with an entry a block which the model's code does not read.
+    dtype: of weights and activations. quantisation: what the configuration says of quantised weights, None for plain
+    ones. code: identifies the code of the model's repository that runs, None if there is none. unread_lists: fields of
+    its config.json that are lists with an entry for each block and that the model's code does not read.
     """
 
     model: nn.Module
@@ -44,9 +44,9 @@ class LoadedModel:
 
 
 def load_model(options: SubjectOptions) -> tuple[LoadedModel, nn.Module, Kept]:
-    """The model with its kept blocks; the full model, on the meta device; and which of its blocks were kept.
+    """The model with its kept blocks; the full model, without weights (meta device); which of its blocks were kept.
 
-    Raises UsageError for what cannot be built or loaded.
+    Raises UsageError for a model that cannot be built or loaded.
     """
     check_attention(options.model.attn_implementation)
     full_config = make_config(options.config)
@@ -57,6 +57,6 @@ def load_model(options: SubjectOptions) -> tuple[LoadedModel, nn.Module, Kept]:
     code = code_id(model)
     quantisation = quantisation_of(full_config)
     dtype = resolve_dtype(full_config, options.model.dtype)
-    if quantisation is not None:  # a quantizer may have taken another
+    if quantisation is not None:  # its quantizer may have chosen another dtype
         dtype = resolve_dtype(model.config, "auto")
     return LoadedModel(model, dtype, quantisation, code, unread), full_model, kept

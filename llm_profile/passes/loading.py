@@ -1,4 +1,4 @@
-"""From what a user named to what is measured: weights fetched, options settled."""
+"""From a user's request to a loaded model: its weights are fetched and checked, or random ones are used."""
 
 import os
 from dataclasses import replace
@@ -20,7 +20,7 @@ from llm_profile.models.building import (
 from llm_profile.models.checkpoint import checkpoint_view, load_weights, stored_shapes
 from llm_profile.models.download import HubError
 from llm_profile.models.hub import ModelSource, dummy_notice
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.quantisation_config import method_of, quantisation_fields, without_quantisation
 from llm_profile.models.remote_code import code_of
 from llm_profile.models.stored_shapes import are_plain, check_shapes
@@ -33,7 +33,11 @@ DUMMY = "dummy"
 
 
 def requested_subject(request: Request, source: ModelSource) -> Subject:
-    """The model that a request is about, with few blocks, ready to run at every point of its sweep."""
+    """The model of a request, with few blocks, ready to run at every point of its sweep.
+
+    With `--load-format auto`, random weights are used if the real ones cannot be loaded. Raises UsageError for a model
+    that cannot be measured; for weights CheckpointError, or HubError if they cannot be fetched.
+    """
     points = request.sweep.points()
     options = subject_options(
         source,
@@ -65,45 +69,46 @@ def _model_options(request: Request) -> ModelOptions:
     )
 
 
-def settle_weights(request: Request, source: ModelSource) -> ModelSource:
-    """Fetch what the kept blocks of a request need, and compare the shapes in its headers with those of the model.
+def fetch_weights(request: Request, source: ModelSource) -> ModelSource:
+    """Fetch the weights that the kept blocks of a request need, and check their shapes against those of the model.
 
-    `--load-format auto`: random weights take the place of those that cannot be fetched or used, and `notice` says why.
-    Raises UsageError for a configuration that cannot be used here; for weights CheckpointError, or HubError where they
-    cannot be fetched.
+    With `--load-format auto`, a source of random weights is returned if the real ones cannot be fetched or used; its
+    `notice` says why. Raises UsageError for a configuration that cannot be used here; for weights CheckpointError, or
+    HubError if they cannot be fetched.
     """
     if source.weights_file is None:
         return source
     try:
         with (
             code_of(source, request.hf_token),
-            told_in_a_line(source.config.get("model_type"), "check its config.json"),
+            as_usage_error(source.config.get("model_type"), "check its config.json"),
         ):
-            return _settled(request, source)
+            return _fetched(request, source)
     except (HubError, CheckpointError) as error:
         if request.load_format != "auto":
             raise
         return replace(source, weights_file=None, notice=dummy_notice(error))
 
 
-def _settled(request: Request, source: ModelSource) -> ModelSource:
+def _fetched(request: Request, source: ModelSource) -> ModelSource:
+    """`source` as `fetch_weights` returns it, if its weights can be used; otherwise errors are raised as they come."""
     options = _model_options(request)
-    source = _as_plain(source, options)  # before a quantizer is asked whether it runs here
+    source = _as_plain(source, options)  # first, since a quantizer that cannot run here would raise an error
     full_model = full_model_of(make_config(source.config), options)
     kept = choose_blocks(full_model, options)
     checkpoint_view(source, kept=kept, token=request.hf_token)
-    if (plain := _as_plain(source, options)) is not source:  # told by what was fetched
-        return _settled(request, plain)
+    if (plain := _as_plain(source, options)) is not source:  # only now are the stored shapes there to tell
+        return _fetched(request, plain)
     quantised = quantisation_fields(source.config) is not None
     check_shapes(source.name, stored_shapes(source), full_model, kept, quantised)
     return source
 
 
 def _as_plain(source: ModelSource, options: ModelOptions) -> ModelSource:
-    """`source` without its quantization_config where the weights that are here turn out plain, which it then says.
+    """`source` without its quantization_config, and with a notice, if the weights that were fetched are plain.
 
-    Merged and converted models keep the field by mistake. A method that quantises plain weights as they are loaded is
-    left alone.
+    Merged and converted models often keep the field by mistake. The field stays if its method quantises plain weights
+    while they are loaded (`quantization_mode` is `online`).
     """
     fields = quantisation_fields(source.config)
     if fields is None or fields.get("quantization_mode") == "online":
@@ -114,7 +119,7 @@ def _as_plain(source: ModelSource, options: ModelOptions) -> ModelSource:
         return source
     notice = (
         f"the weights of {source.name} are plain, although its config.json has a quantization_config: they are "
-        "measured as plain, and the field can go"
+        "measured as plain weights; remove the field to end this notice"
     )
     return replace(source, config=config, notice=f"{source.notice}; {notice}" if source.notice else notice)
 
@@ -122,15 +127,15 @@ def _as_plain(source: ModelSource, options: ModelOptions) -> ModelSource:
 def subject_options(
     source: ModelSource, model: ModelOptions, *, token: str | None = None, **options: Any
 ) -> SubjectOptions:
-    """What `Subject` needs to load `source`. options: further fields of SubjectOptions.
+    """The options of a `Subject` that loads `source`. options: further fields of SubjectOptions.
 
-    Raises UsageError for random weights in place of quantised ones: they would not be quantised.
+    Raises UsageError if random weights would take the place of quantised ones, since they would not be quantised.
     """
     quantisation = quantisation_fields(source.config)
     if source.weights_file is None and quantisation is not None:
         raise UsageError(
-            f"--model {source.name}: its weights are {method_of(quantisation)}, and random ones would not be; use "
-            "--load-format hf, or a config.json without quantization_config"
+            f"--model {source.name}: its weights are quantised ({method_of(quantisation)}), and random ones would not "
+            "be; use --load-format hf, or a config.json without quantization_config"
         )
     if source.weights_file is None:
         return SubjectOptions(source.config, model, weights=DUMMY, **options)
@@ -144,7 +149,7 @@ def subject_options(
 
 
 def weights_id(source: ModelSource) -> str:
-    """What tells one set of weights from another: resolved revision, or a folder's name; `dummy` for random ones."""
+    """Identifies a set of weights: the resolved revision, or the name of a folder; `dummy` for random weights."""
     if source.weights_file is None:
         return DUMMY
     return source.revision or f"folder {Path(os.path.abspath(source.path)).name if source.path else source.name}"

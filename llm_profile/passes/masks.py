@@ -1,6 +1,6 @@
-"""Attention masks that are built once per point and kept, as a serving engine prepares them with the batch.
+"""Attention masks are built once per point and kept, as a serving engine prepares them once per batch.
 
-Timed passes then launch none of the kernels that build masks.
+So timed passes launch none of the kernels that build masks.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,17 +14,17 @@ from llm_profile.points import SweepPoint
 
 
 class KeptMasks:
-    """Takes the place of the functions that build a model's masks, while `in_place`."""
+    """Replaces the functions that build a model's masks, while `installed`, by ones that reuse the masks of a point."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._masks: dict[tuple[SweepPoint, str, int], Any] = {}  # by point, function and number of its call
-        self._calls: dict[str, int] = {}
+        self._masks: dict[tuple[SweepPoint, str, int], Any] = {}  # by point, function, and number of its call in a pass
+        self._calls: dict[str, int] = {}  # function -> number of its latest call in this pass
         self._point: SweepPoint | None = None
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Patch the functions of the model's code."""
+    def installed(self) -> Iterator[None]:
+        """Patch the functions of the model's code, until the context ends."""
         with ExitStack() as undo:
             for namespace, name, function in modelling_functions(self._model, MASK_FUNCTION):
                 undo.enter_context(patched(namespace, name, self._kept(name, function)))
@@ -32,7 +32,7 @@ class KeptMasks:
 
     @contextmanager
     def of_pass(self, point: SweepPoint) -> Iterator[None]:
-        """Around a pass at this point. In any other pass the model builds its masks itself."""
+        """Context of one pass at this point. In passes outside such a context, the model builds its masks itself."""
         self._point = point
         self._calls.clear()
         try:

@@ -1,4 +1,4 @@
-"""What the user should know of the model that is measured."""
+"""Notices to the user about the model that is measured."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,27 +12,30 @@ def model_notices(
 ) -> Iterator[str]:
     """The notices, a line each.
 
-    routing: who chooses experts, which may be another than was asked for. decompressed: whether quantised weights are
-    plain ones since the first passes. slow_path: row -> why it is slow.
+    routing: how experts are chosen, which may differ from `options.routing`. decompressed: whether the first passes
+    turned quantised weights into plain ones. slow_path: row -> why it runs slow Python.
     """
     if options.notice:
         yield options.notice
     if loaded.unread_lists:
         yield (
-            f"its config.json has an entry a block in {', '.join(loaded.unread_lists)}, which the code of a "
-            f"{options.config.get('model_type')} does not read: blocks are made alike whatever it says"
+            f"its config.json has an entry for each block in {', '.join(loaded.unread_lists)}, which the code of "
+            f"{options.config.get('model_type')} does not read: all blocks are made alike, whatever it says"
         )
     if decompressed:
-        yield f"transformers decompresses the weights at their first use: products are those of {loaded.dtype_name}"
+        yield (
+            f"transformers decompresses the weights at their first use: matrix products are those of plain "
+            f"{loaded.dtype_name} weights"
+        )
     if loaded.code is not None:
         yield f"code of the model's repository runs: {loaded.code}"
     if options.load is None and routing != options.routing:
         yield (
-            f"--routing {options.routing} cannot be applied: experts of this model are not told which of them "
-            "were chosen; its router chooses, with random weights"
+            f"--routing {options.routing} cannot be applied: the experts of this model do not get the numbers of the "
+            "chosen ones as an argument; its router chooses, with random weights"
         )
     if slow_path:
         yield (
-            f"slow path: {slow_rows_text(slow_path)}: measured as it runs, without the kernels that a serving engine "
-            "has"
+            f"slow path: {slow_rows_text(slow_path)}: measured as it runs here, in slow Python; a serving engine has "
+            "kernels for it"
         )

@@ -1,4 +1,4 @@
-"""What is measured and how it is computed, as far as the model is concerned."""
+"""The options of a model under measurement: its configuration, its weights, and how its passes are computed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from llm_profile.models.building import ModelOptions
 
 @dataclass(frozen=True)
 class SubjectOptions:
-    """How the model under measurement is made and run.
+    """How the model under measurement is built and run.
 
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
-    load: loads the real weights of the kept blocks, None for dummy ones. max_input, max_total: the largest pass that
-    will be run, in tokens without and with the cache. allow_slow_path: measure layers for which a kernel is missing; if
-    not, they are refused. notice: what the user should know of the weights.
+    load: loads the real weights of the kept blocks, None for random ones. max_input: most tokens of a pass. max_total:
+    the same with the tokens in the cache. allow_slow_path: measure layers that run slow Python; otherwise they are
+    refused. notice: what the user should know about the weights.
     """
 
     config: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What cannot be measured, or only with the user's consent, as a UsageError that says what to do."""
+"""UsageErrors for models that cannot be measured, or only with `--allow-slow-path`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,15 +9,16 @@ from llm_profile.models.transformers_quantizer import QUANTISATION_ADVICE
 from llm_profile.passes.loaded import LoadedModel
 
 NO_SDPA_BACKEND = ("No available kernel", "No viable backend")
-"""What torch says where no allowed backend can compute attention: on a GPU, and on a CPU."""
+"""Parts of torch's error messages if no allowed SDPA backend can compute attention: on a GPU, and on a CPU."""
 
 
 @contextmanager
 def first_pass_errors(loaded: LoadedModel, sdpa_backend: str) -> Iterator[None]:
-    """Raise UsageError in place of an error of the first passes whose reason is known."""
+    """Context of the first passes. Errors whose reason is known are raised as a UsageError that says what to do."""
     try:
         yield
-    except (RuntimeError, ImportError, OSError) as error:  # the last two: kernels that are fetched when they run
+    # ImportError and OSError come from packages that fetch their kernels when they first run.
+    except (RuntimeError, ImportError, OSError) as error:
         if loaded.quantisation is not None:
             method = method_of(loaded.quantisation)
             raise UsageError(
@@ -32,14 +33,14 @@ def first_pass_errors(loaded: LoadedModel, sdpa_backend: str) -> Iterator[None]:
 
 
 def refuse_slow_path(slow_path: Mapping[str, str]) -> None:
-    """Raise UsageError if there are slow rows. slow_path: row -> why it is slow."""
+    """Raise UsageError if any row would run slow Python. slow_path: row -> why it does."""
     if slow_path:
         raise UsageError(
-            f"--model: rows that would run slow Python in place of a kernel: {slow_rows_text(slow_path)}; install what "
-            "is missing, or measure them as they are with --allow-slow-path"
+            f"--model: some of its layers would run slow Python instead of a kernel: {slow_rows_text(slow_path)}; "
+            "install what is missing, or measure them as they are with --allow-slow-path"
         )
 
 
 def slow_rows_text(slow_path: Mapping[str, str]) -> str:
-    """Slow rows, each with the reason."""
+    """`row (reason)` of each row that runs slow Python, separated by commas."""
     return ", ".join(f"{row} ({why})" for row, why in slow_path.items())

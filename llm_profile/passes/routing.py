@@ -1,6 +1,6 @@
-"""Who chooses the experts of a token: the model's router, or a prepared choice in place of the router's.
+"""`--routing`: the experts of each token are chosen by the model's router, or by a table that replaces its choice.
 
-With random weights the router's choice means nothing, and how tokens are spread over experts decides the time.
+How long experts take depends on how many tokens each of them gets. With random weights, a router's choice is arbitrary.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,14 +13,14 @@ from torch import nn
 from llm_profile.layers.layout import expert_modules, num_experts
 
 ASSIGNMENT = "_llm_profile_assignment"
-"""Attribute of an experts module under which its prepared choice is kept, on the module's device."""
+"""Attribute of an experts module: expert numbers [tokens, top_k] on its device, which replace the router's."""
 
 
 class ExpertRouting:
-    """Replaces the router's choice in every experts module that is given one as an argument.
+    """Replaces the router's choice in every experts module that gets it as an argument.
 
-    routing: one of request.ROUTINGS; `model` replaces nothing. max_tokens: most tokens of one pass, all sequences
-    together. replaced: experts modules of which a choice was replaced so far.
+    routing: one of request.ROUTINGS; with `model` nothing is replaced. max_tokens: most tokens of one pass, all
+    sequences together. replaced: experts modules in which a choice was replaced so far.
     """
 
     def __init__(self, model: nn.Module, routing: str, max_tokens: int) -> None:
@@ -32,19 +32,19 @@ class ExpertRouting:
         self._tables = ExitStack()
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Hook the experts modules."""
+    def installed(self) -> Iterator[None]:
+        """Hook the experts modules, until the context ends."""
         with self._tables, self._hooks:
             if self.routing != "model":
                 for module in expert_modules(self._model):
                     self._hooks.callback(module.register_forward_pre_hook(self._route, with_kwargs=True).remove)
             yield
 
-    def settle(self, blocks: Iterable[nn.Module]) -> None:
-        """Leave all routing to the model if a block has experts and none of them was given a choice to replace.
+    def leave_to_router_if_unused(self, blocks: Iterable[nn.Module]) -> None:
+        """Let the router choose in all blocks if there is a block with experts of which no choice was replaced.
 
-        Call it after a pass. All routing, because a table has one condition that says who chooses. A block may have
-        further experts that every token uses; those are given no choice.
+        Call it after a pass. It applies to all blocks because `routing` is one condition of the whole table. A block
+        may also have experts that every token uses, whose modules get no choice; these do not count.
         """
         experts = set(expert_modules(self._model))
         of_blocks = [experts.intersection(block.modules()) for block in blocks]
@@ -53,7 +53,7 @@ class ExpertRouting:
             self._hooks.close()
 
     def _route(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Replace the router's choice, a [tokens, top_k] tensor of expert numbers, by a prepared one."""
+        """Hook before a forward: replace the router's choice among its arguments by the one of the table."""
 
         def replaced(value: Any) -> Any:
             return self._assignment(module, value) if is_choice(value) else value
@@ -61,6 +61,7 @@ class ExpertRouting:
         return tuple(replaced(a) for a in args), {k: replaced(v) for k, v in kwargs.items()}
 
     def _assignment(self, module: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """The choice that replaces `chosen`, of the same shape [tokens, top_k]."""
         self.replaced.add(module)
         tokens, top_k = chosen.shape
         table = module.__dict__.get(ASSIGNMENT)
@@ -73,15 +74,15 @@ class ExpertRouting:
 
 
 def is_choice(value: Any) -> bool:
-    """Whether an argument of an experts module is the router's choice: expert numbers, [tokens, top_k]."""
+    """Whether an argument of an experts module is the router's choice: whole numbers of experts, [tokens, top_k]."""
     return isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point()
 
 
 def expert_assignment(routing: str, tokens: int, top_k: int, num_experts: int) -> torch.Tensor:
-    """Expert numbers [tokens, top_k], distinct within a token.
+    """Numbers of experts for each token, [tokens, top_k], distinct within a token.
 
-    balanced: any n tokens in a row give each expert n * top_k / num_experts of them, to within one.
-    random: each token draws its experts uniformly.
+    routing: `balanced`: of any n successive tokens, each expert gets n * top_k / num_experts, to within one.
+    `random`: the experts of each token are drawn uniformly.
     """
     if routing == "balanced":
         return (torch.arange(tokens * top_k) % num_experts).view(tokens, top_k)

@@ -1,4 +1,4 @@
-"""One forward pass at a sweep point, run again and again from the same state."""
+"""Forward passes of a model at sweep points. Every pass of a point starts from the same state."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llm_profile.models.transformers_names import cache_argument
-from llm_profile.passes.cache import PastOfAPrompt
+from llm_profile.passes.cache import CopiedCache
 from llm_profile.passes.cache_choice import cache_for
 from llm_profile.passes.inputs import PassInputs
 from llm_profile.passes.masks import KeptMasks
@@ -16,10 +16,11 @@ from llm_profile.points import SweepPoint
 
 
 class PassRunner:
-    """Runs `model` at sweep points: on prepared inputs, masks and experts, behind a cache of any length.
+    """Context manager: runs passes of `model` with prepared inputs, masks, choice of experts, and KV cache.
 
-    max_input, max_total: most tokens of one pass, and most with the cache, of any point to be run. batch: sequences of
-    every pass. routing: one of request.ROUTINGS. While entered, the model's code is patched and runs without gradients.
+    max_input: most tokens of any pass, per sequence. max_total: the same with the tokens in the cache. batch: sequences
+    of every pass. routing: one of request.ROUTINGS. Inside the context, the model's code is patched and gradients are
+    off.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class PassRunner:
 
     def __enter__(self) -> "PassRunner":
         with ExitStack() as undo:
-            undo.enter_context(self._masks.in_place())
-            undo.enter_context(self.experts.in_place())
+            undo.enter_context(self._masks.installed())
+            undo.enter_context(self.experts.installed())
             undo.enter_context(torch.no_grad())
             self._undo = undo.pop_all()
         return self
@@ -47,22 +48,25 @@ class PassRunner:
 
     @property
     def input_ids(self) -> torch.Tensor:
-        """The token ids of the longest prompt. Shape [batch, max_input]."""
+        """The token ids of the longest prompt, [batch, max_input]."""
         return self.inputs.input_ids
 
     @property
     def routing(self) -> str:
-        """Who chooses the experts of a token now: one of request.ROUTINGS."""
+        """How the experts of a token are chosen now: one of request.ROUTINGS."""
         return self.experts.routing
 
     def forget_masks(self) -> None:
-        """Free the masks of the points that were run so far."""
+        """Free the attention masks of all points that were run so far."""
         self._masks.forget()
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
-        """One pass. last_token_only: `lm_head` sees one token, as when a prompt is served, if the model's code can."""
+        """Run one pass and return the model's output.
+
+        last_token_only: `lm_head` sees only the last token, as when a prompt is served, if the model's code allows it.
+        """
         self._refuse(point)
-        past = self.past(point.kv_len)  # may run the model
+        past = self.past(point.kv_len)  # before the masks' context, since this may run the model at another point
         with self._masks.of_pass(point):
             arguments = self.inputs.of_pass(point, last_token_only)
             return self.model(**arguments, **{self.cache_argument: past, "use_cache": True})
@@ -74,14 +78,15 @@ class PassRunner:
             raise ValueError(f"{point}: this runner has {batch} sequences of one length, of {max_input} tokens at most")
 
     def past(self, kv_len: int) -> Any:
-        """The cache for a pass behind `kv_len` tokens."""
-        if isinstance(self.cache, PastOfAPrompt):
-            return self.cache.at(kv_len)
-        if kv_len and not self._primed:  # the cache learns its shapes in a pass without a past
+        """The cache for a pass that starts from `kv_len` past tokens."""
+        if isinstance(self.cache, CopiedCache):
+            return self.cache.copy_at(kv_len)
+        if kv_len and not self._primed:  # the in-place cache allocates its buffers in a pass without a past
             self._primed = True
             self.run(SweepPoint(1, 0, len(self.input_ids)))
         self.cache.rewind(kv_len)
         return self.cache
 
     def _cache_of_prompt(self, tokens: int) -> Any:
+        """The cache that a prompt of so many tokens leaves."""
         return self.model(input_ids=self.inputs.prompt_ids(tokens), use_cache=True)[self.cache_argument]

@@ -1,4 +1,4 @@
-"""The model under measurement: loaded, walked, ready to run at any point of a sweep."""
+"""The model under measurement: loaded, its layers found, ready to run at any point of a sweep."""
 
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from llm_profile.layers.layout import Layout, walk
-from llm_profile.layers.slow_path import reason, slow_layers
-from llm_profile.models.model_errors import told_in_a_line
+from llm_profile.layers.layout import Layout, find_layout
+from llm_profile.layers.slow_path import slow_layers, why_slow
+from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.transformers_quantizer import compressed_modules
 from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.conditions import model_conditions
@@ -22,16 +22,17 @@ from llm_profile.passes.runner import PassRunner
 
 
 class Subject:
-    """A model on its device with its layout of layers and a runner of passes. Close it to undo all patches.
+    """A model on its device, with the layout of its layers and a runner of passes. Close it to undo all patches.
 
-    max_input, max_total: those of options, or as many tokens as the model has positions for. code: identifies code of
-    the model's repository that runs, None where none does. slow_path: rows for which a kernel is missing, each with the
-    reason. Raises UsageError for what cannot be measured, and for slow rows that were not allowed.
+    max_input, max_total: those of `options`, but at most as many tokens as the model has positions for. code:
+    identifies the code of the model's repository that runs, None if there is none. slow_path: rows that run slow Python
+    instead of a kernel, each with the reason. Raises UsageError for a model that cannot be measured, and for slow rows
+    without `options.allow_slow_path`.
     """
 
     def __init__(self, options: SubjectOptions) -> None:
         self.options = options
-        with told_in_a_line(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
+        with as_usage_error(options.config.get("model_type"), _advice(options)), ExitStack() as undo:
             self._open(undo)
             self._undo = undo.pop_all()
 
@@ -43,7 +44,7 @@ class Subject:
         self.code = self._loaded.code
         compressed = compressed_modules(self.model)
         undo.enter_context(attention_backend(options.sdpa_backend))
-        routing = options.routing if options.load is None else "model"  # with real weights the router was trained
+        routing = options.routing if options.load is None else "model"  # the router of real weights is trained
         self.runner = undo.enter_context(
             PassRunner(self.model, options.max_input, options.max_total, options.model.seed, routing)
         )
@@ -52,31 +53,31 @@ class Subject:
             self.max_input = min(options.max_input, positions or options.max_input)
             self.max_total = min(options.max_total, positions or options.max_total)
             probes = partial(run_probes, self.runner, self.max_input, self.max_total)
-            self.layout: Layout = walk(self.model, full_model, kept, probes, positions)
-        self.runner.experts.settle(self.layout.block_kind)
+            self.layout: Layout = find_layout(self.model, full_model, kept, probes, positions)
+        self.runner.experts.leave_to_router_if_unused(self.layout.block_kind)
         self._decompressed = not compressed <= compressed_modules(self.model)
         slow = slow_layers(self.model, self.runner.run, self.max_input, self.max_total)
         self._missing_packages = sorted({package for packages in slow.values() for package in packages})
-        self.slow_path = {self.layout.row_of(module): reason(packages) for module, packages in slow.items()}
+        self.slow_path = {self.layout.row_of(module): why_slow(packages) for module, packages in slow.items()}
         if not options.allow_slow_path:
             refuse_slow_path(self.slow_path)
 
     @property
     def routing(self) -> str:
-        """Who chooses the experts of a token: one of request.ROUTINGS."""
+        """How the experts of a token are chosen: one of request.ROUTINGS."""
         return self.runner.routing
 
     @property
     def notices(self) -> list[str]:
-        """What the user should know of the model, a line each."""
+        """What the user should know about the model, a line each."""
         return list(model_notices(self._loaded, self.options, self.routing, self._decompressed, self.slow_path))
 
     def conditions(self) -> dict[str, Any]:
-        """What of the model must not differ between runs that share a table."""
+        """What must be the same in all runs that add to one table, of the model (JSON values by name)."""
         return model_conditions(self._loaded, self.options, self.runner, self._missing_packages, self._decompressed)
 
     def facts(self) -> dict[str, Any]:
-        """What is recorded of the model as it was measured in a run, and never compared. The first call runs passes."""
+        """What is recorded of the model in each run and may differ between runs. The first call runs passes."""
         return {
             "slow_path": self.slow_path,
             "expert_load": self._expert_load,
@@ -93,6 +94,6 @@ class Subject:
 
 
 def _advice(options: SubjectOptions) -> str:
-    """What to look at where the model's code fails."""
+    """What the user is told to try if the model's code fails."""
     named = options.model.attn_implementation
     return "check its config.json" if named == "auto" else f"try another --attn-implementation than {named}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_profile.errors import UsageError, typed_line
+from llm_profile.errors import UsageError, type_and_text
 from llm_profile.report.curves import SeriesCurves, pays_one_logit, row_weights, series_curves
 from llm_profile.report.facts import (
     Gap,
@@ -66,7 +66,7 @@ def gather(csv: Path) -> Contents:
     except BROKEN as error:
         paths = TablePaths.beside(csv)
         raise UsageError(
-            f"{paths.meta} is damaged ({typed_line(error)}); restore it, or start anew with --overwrite"
+            f"{paths.meta} is damaged ({type_and_text(error)}); restore it, or start anew with --overwrite"
         ) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_profile.errors import UsageError, typed_line
+from llm_profile.errors import UsageError, type_and_text
 from llm_profile.json_text import parse_json
 from llm_profile.store.storage import storage_errors
 from llm_profile.store.table import LatencyTable
@@ -80,7 +80,9 @@ def validations_beside(csv: Path, table: LatencyTable) -> tuple[list[ValidationF
                 continue
             found.append(_validation(name, told, table))
         except BROKEN as error:
-            notices.append(f"{name} is left out, as it is damaged ({typed_line(error)}); validation.py writes it anew")
+            notices.append(
+                f"{name} is left out, as it is damaged ({type_and_text(error)}); validation.py writes it anew"
+            )
     return found, notices
 
 

@@ -12,14 +12,15 @@ LONGEST_PART = 200
 
 @dataclass(frozen=True)
 class TablePaths:
-    """The files of one table: `<model>.csv`, `.rows.parquet` and `.meta.json`, which are there for good, and
-    `.journal.jsonl` and `.lock`, which are there while it is measured."""
+    """The files of one table: `<model>.csv`, `.rows.parquet` and `.meta.json`, which are there for good,
+    `.journal.jsonl` and `.lock`, which are there while it is measured, and `.host.csv`, which validation writes."""
 
     csv: Path
     journal: Path
     rows: Path
     meta: Path
     lock: Path
+    host: Path
 
     @classmethod
     def of(cls, output_dir: Path, hardware: str, model: str) -> "TablePaths":
@@ -30,7 +31,7 @@ class TablePaths:
         _check_name("--hardware", hardware, (hardware,))
         _check_name("--model-name", model, model.split("/"))
         paths = cls.beside(output_dir / hardware / f"{model}.csv")
-        for path in (paths.csv, paths.journal, paths.rows, paths.meta, paths.lock):
+        for path in vars(paths).values():
             _check_inside(output_dir, path)
         return paths
 
@@ -40,7 +41,7 @@ class TablePaths:
         if csv.suffix != ".csv":
             raise UsageError(f"{csv}: not the name of a latency table; it must end in .csv")
         stem = csv.name.removesuffix(".csv")
-        endings = (".journal.jsonl", ".rows.parquet", ".meta.json", ".lock")
+        endings = (".journal.jsonl", ".rows.parquet", ".meta.json", ".lock", ".host.csv")
         return cls(csv, *(csv.with_name(stem + ending) for ending in endings))
 
 

@@ -118,7 +118,9 @@ class TableWriter:
         paths = self._paths
         fresh = LatencyTable(self._header["hardware"], self._header["model"], self._header | {"runs": []})
         if self._asked.overwrite:
-            self._gives_way = _renames((paths.journal, paths.csv, paths.rows, paths.meta), KEPT_FILES, "bak")
+            self._gives_way = _renames(
+                (paths.host, paths.journal, paths.csv, paths.rows, paths.meta), KEPT_FILES, "bak"
+            )
             return fresh
         meta = read_meta(paths)
         if meta is not None and meta["origin"] != "measured":

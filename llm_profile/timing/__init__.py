@@ -1,1 +1,1 @@
-"""Passes timed and attributed to layers, point by point, until each is known well enough."""
+"""Timing: passes of each point are timed and attributed to rows, until the point's mean is known precisely enough."""

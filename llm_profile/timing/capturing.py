@@ -1,4 +1,4 @@
-"""The points of the next profiling session, with the CUDA graphs that their passes are captured in."""
+"""Capturing the passes of the points of the next profiling session in CUDA graphs."""
 
 from dataclasses import dataclass, field
 
@@ -13,25 +13,25 @@ from llm_profile.timing.point_passes import EAGER, PointPasses
 class PendingPoint(PointPasses):
     """A point that needs more passes.
 
-    graphs: captures of its pass for the next session; empty where it is timed by eager passes. failed: the device's
-    memory does not suffice for the point.
+    graphs: captures of its pass for the next session; empty if the point is timed by eager passes. failed: the
+    device's memory does not suffice for a pass of the point.
     """
 
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
     failed: bool = False
 
     def free_graphs(self) -> None:
-        """Give back the memory of the graphs."""
+        """Free the memory of the graphs."""
         for graph in self.graphs:
             graph.reset()
         self.graphs.clear()
 
 
 class PointCaptures:
-    """Captures the passes of points in CUDA graphs, at most GRAPHS of each point.
+    """Captures the passes of points, in up to GRAPHS graphs per point.
 
-    notices: a line is added where captures fail or do not fit in memory. error: why passes of this model cannot be
-    captured; None while they can.
+    notices: a list to which a line is added if captures fail or do not fit in memory. error: why passes of this model
+    cannot be captured, None as long as no capture has failed.
     """
 
     def __init__(self, passes: GraphPasses, notices: list[str]) -> None:
@@ -41,7 +41,7 @@ class PointCaptures:
         self._most_graphs = GRAPHS
 
     def capture(self, pending: PendingPoint) -> None:
-        """Add graphs to a point: fewer where memory does not suffice, none where it has to be timed eagerly."""
+        """Add graphs to a point: as many as fit in memory, none if the point has to be timed by eager passes."""
         if self.error or pending.timed_by == EAGER:
             return
 
@@ -58,9 +58,9 @@ class PointCaptures:
             self._notices.append(f"passes cannot be captured in CUDA graphs, timed eagerly instead: {error}")
 
     def _take_fewer_graphs(self, fitted: int) -> None:
-        """Capture only so many graphs of later points: running out of memory at each of them would cost time."""
+        """Capture only `fitted` graphs of each later point, since running out of memory at each would take time."""
         if 0 < fitted < self._most_graphs:
             self._most_graphs = fitted
             self._notices.append(
-                f"memory suffices for {fitted} of {GRAPHS} captures of a pass: rows vary a little more"
+                f"memory suffices for {fitted} of {GRAPHS} captures of a pass: rows vary a little more from run to run"
             )

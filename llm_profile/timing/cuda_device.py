@@ -1,4 +1,4 @@
-"""The CUDA device that a user named: whether torch can use it, and its address for NVML."""
+"""The CUDA device of `--device`: whether torch can use it, and its PCI address, by which NVML finds it."""
 
 from typing import Any
 
@@ -14,12 +14,13 @@ def check_cuda(device: str) -> None:
         raise UsageError(f"--device {device}: {build}; install a CUDA build of torch and a driver, or use --device cpu")
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
-        raise UsageError(f"--device {device}: there are {torch.cuda.device_count()} GPUs; use cuda:0 and up")
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {device}: torch sees {count} GPU(s); the last one is cuda:{count - 1}")
     torch.cuda.set_device(index)
 
 
 def pci_bus_id(device: torch.device) -> str | None:
-    """PCI address by which NVML knows a CUDA device; None on ROCm."""
+    """PCI address of a CUDA device, as NVML writes it (00000000:18:00.0); None on ROCm, which has no NVML."""
     if torch.version.cuda is None:
         return None
     p: Any = torch.cuda.get_device_properties(device)

@@ -1,4 +1,7 @@
-"""The passes of a point in a profiling session: labelled eager ones and replays of its graphs."""
+"""Launching the passes of a point in a profiling session: labelled eager passes and replays of its CUDA graphs.
+
+A labelled pass runs eagerly with a profiler range around each layer, which says the row of each kernel.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -13,9 +16,9 @@ from llm_profile.timing.trace import Labels
 
 
 class PassLauncher:
-    """Launches passes in the open profiling session, each under the index of its point.
+    """Launches passes in the open profiling session, in ranges named after the index of their point in the session.
 
-    labels: the labelled passes known so far. flush: empties the L2 cache before each pass, None where there is no need.
+    labels: the labelled passes known so far. flush: empties the L2 cache before each pass, None if that is not needed.
     """
 
     def __init__(self, passes: GraphPasses, labels: Labels, flush: Callable[[], None] | None) -> None:
@@ -25,7 +28,11 @@ class PassLauncher:
         self._pacer = Pacer()
 
     def run(self, index: int, pending: PendingPoint, warmup: int) -> None:
-        """Replays, after a labelled eager pass where one is needed; eager passes where there is no graph."""
+        """Run the wanted passes of a point: replays of its graphs, or eager passes if it is timed eagerly.
+
+        A labelled pass comes first if the rows of the point's replays are not known, or no labelled pass is known yet.
+        warmup: 0 leaves out the uncounted replay before the others. Long passes rest after each one and have none.
+        """
         rests = needs_rest(pending.point)
         label = bool(pending.replays) or not self._labels
         for _ in range(pending.wanted if pending.timed_by == EAGER else label):
@@ -35,20 +42,20 @@ class PassLauncher:
                     self._passes.eager(pending.point)
         if not pending.graphs:
             return
-        dealt = zip(pending.graphs, shares(pending.wanted, len(pending.graphs)), strict=True)
-        replays = [graph for graph, times in dealt for _ in range(times)]
+        shares = split_evenly(pending.wanted, len(pending.graphs))
+        replays = [graph for graph, times in zip(pending.graphs, shares, strict=True) for _ in range(times)]
         for burst in [[graph] for graph in replays] if rests else [replays]:
             with self._pacer.around(rests):
                 self._replay(index, burst, settle=warmup > 0 and not rests)
 
     def _replay(self, index: int, graphs: Sequence[torch.cuda.CUDAGraph], settle: bool) -> None:
-        """Replay graphs back to back. settle: one replay more, which does not count, goes first."""
+        """Replay graphs back to back. settle: run one more replay first, which does not count."""
         with torch.cuda.stream(self._passes.stream):
             if settle:
-                graphs[0].replay()  # after an idle time, the first pass takes a little longer or shorter
+                graphs[0].replay()  # the first pass after an idle time takes a little longer or shorter than others
             with session.pass_range(index):
                 for graph in graphs:
-                    self._empty_l2()  # a launch of its own: its time counts to no replay
+                    self._empty_l2()  # its kernel is not part of the graph, so its time is in no replay
                     graph.replay()
 
     def _empty_l2(self) -> None:
@@ -57,6 +64,6 @@ class PassLauncher:
                 self.flush()
 
 
-def shares(total: int, parts: int) -> list[int]:
-    """`total` dealt out evenly: 10 to 4 parts is 3, 3, 2, 2."""
+def split_evenly(total: int, parts: int) -> list[int]:
+    """`total` as a sum of `parts` whole numbers that differ by at most one: 10 in 4 parts is 3, 3, 2, 2."""
     return [total // parts + (part < total % parts) for part in range(parts)]

@@ -1,4 +1,4 @@
-"""The passes of one point while it is measured: their times so far, the row of each kernel, how many more to run.
+"""The passes of one point while it is measured: their kernels and rows so far, and how many more are to run.
 
 Imports no torch.
 """
@@ -11,31 +11,31 @@ from itertools import chain
 from llm_profile.errors import UsageError
 from llm_profile.measurement import PointSample, RowSample
 from llm_profile.points import SweepPoint
-from llm_profile.timing.trace import Kernel, LabelledPass, Labels, kinds, overlap
+from llm_profile.timing.trace import Kernel, LabelledPass, Labels, kernel_kinds, overlap
 
 GRAPH_REPLAY, EAGER = "graph-replay", "eager"
-"""How passes are timed."""
+"""How the passes of a point are timed: as replays of CUDA graphs, or as eager passes with a range around each layer."""
 
 OVERLAP_MARK = 0.01
-"""A point is marked if its kernels run side by side for more than this share of their time."""
+"""A point gets a note if its kernels overlap for more than this share of their summed time in some pass."""
 
 MOST_UNMATCHED = 3
-"""Most replays that do not match the labelled pass, per replay that does. With more, the point is timed eagerly."""
+"""Most unmatched replays per replay that counts. A point with more is timed by eager passes instead."""
 
 NO_EVENTS = (
-    "the profiler recorded no kernels{at}: most likely another one holds the GPU's events, which go to one at a time; "
+    "the profiler recorded no kernels{at}: most likely another profiler receives the GPU's events, and only one can; "
     "end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
 )
-"""Said where a session ends without events. at: where in the sweep."""
+"""Error if eager passes have no kernels. at: the point, as ` at input 1, kv_cache 5`."""
 
 
 @dataclass
 class PointPasses:
     """The passes of one point.
 
-    wanted: how many more to run. passes: those that count. replays: kernels of replays whose rows are not known yet.
-    unmatched: replays that do not count, since their kernels are not those of the labelled pass. sequence: the labelled
-    pass whose kernels, in the same order, all replays that count ran.
+    wanted: how many more to run. timed_by: GRAPH_REPLAY or EAGER. passes: those that count. replays: the kernels of
+    replays whose rows are not known yet. unmatched: number of replays that do not count, since their kernels are not
+    those of the labelled pass. sequence: the labelled pass whose sequence of kernels all replays that count have.
     """
 
     point: SweepPoint
@@ -47,13 +47,14 @@ class PointPasses:
     sequence: LabelledPass | None = None
 
     def pass_ns(self) -> tuple[int, ...]:
-        """Device time of each pass that counts."""
+        """Device time of each pass that counts, in nanoseconds."""
         return tuple(one.duration_ns for one in self.passes)
 
     def add(self, labelled: Sequence[LabelledPass], replays: Sequence[list[Kernel]], labels: Labels) -> None:
-        """Take in what a session recorded: labelled eager passes and replays. `labels` learn from the former.
+        """Add the labelled eager passes and the replays of this point that a session recorded.
 
-        Raises UsageError where eager passes have no kernels.
+        labels: learns the rows of the labelled passes, for all points. Raises UsageError if the point is timed by eager
+        passes and none of them has kernels.
         """
         labelled = [one for one in labelled if one.kernels]
         if self.timed_by == EAGER:
@@ -66,33 +67,39 @@ class PointPasses:
         waiting, self.replays = [*self.replays, *replays], []
         matched = self._matched(waiting, labelled, labels)
         self.passes += matched
-        if self.passes:  # now and then the profiler loses an event: such a replay does not count
+        if self.passes:  # the profiler sometimes loses an event; the replay with the gap does not match, nor count
             self.unmatched += len(waiting) - len(matched)
         elif waiting and not labelled:
-            self.replays = waiting
+            self.replays = waiting  # until the next session brings a labelled pass of this point
             return
         if not self.passes or self.unmatched > MOST_UNMATCHED * len(self.passes):
-            # the graph runs other kernels than the model's code does: only eager passes are right
+            # The graph runs other kernels than eager passes do, so only eager passes tell the row of each kernel.
             self.timed_by, self.passes, self.sequence = EAGER, labelled, None
 
     def _matched(
         self, replays: Sequence[list[Kernel]], labelled: Sequence[LabelledPass], labels: Labels
     ) -> list[LabelledPass]:
-        """Replays that ran the kernels of one and the same labelled pass: the point's own, or another's.
+        """The replays that ran the kernels of one labelled pass, in the same order, with its rows.
 
-        Another point's is taken if one replay has exactly its kernel names; the others have to match in `kinds` only.
+        It is a labelled pass of this point, or of another point if one replay has exactly its kernel names. The other
+        replays only have to match it in `kernel_kinds`.
         """
         known = [self.sequence] if self.sequence else chain(labelled, filter(None, map(labels.label, replays)))
         for sequence in known:
-            ran = kinds(sequence.kernels)
-            matched = [LabelledPass(sequence.rows, tuple(replay)) for replay in replays if kinds(replay) == ran]
+            wanted = kernel_kinds(sequence.kernels)
+            matched = [
+                LabelledPass(sequence.rows, tuple(replay)) for replay in replays if kernel_kinds(replay) == wanted
+            ]
             if matched:
                 self.sequence = sequence
                 return matched
         return []
 
     def sample(self, blocks: Callable[[str], int], sm_clock_mhz: Callable[[int, int], float | None]) -> PointSample:
-        """What is known of the point. blocks: how many blocks a row covers. sm_clock_mhz: from start to end, in ns."""
+        """The result of the point, from the passes that count.
+
+        blocks: number of profiled blocks that a row covers. sm_clock_mhz: SM clock between two times in ns.
+        """
         times: dict[str, list[int]] = {}
         for number, labelled in enumerate(self.passes):
             for row, kernel in zip(labelled.rows, labelled.kernels, strict=True):

@@ -1,4 +1,6 @@
-"""Under which conditions numbers were measured: what must not differ between runs of a table, what is recorded."""
+"""The machine that numbers were measured on: its conditions, which must be the same in all runs of a table, and facts,
+which are only recorded.
+"""
 
 import os
 import platform
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def device_conditions(device: "torch.device") -> dict[str, Any]:
-    """What about the machine decides a kernel's time: names and versions, compared when a sweep is resumed."""
+    """What decides how long a kernel takes: names of hardware and versions of software, by name of the condition."""
     import torch
     import transformers
 
@@ -31,7 +33,7 @@ def device_conditions(device: "torch.device") -> dict[str, Any]:
 
 
 def device_facts(device: "torch.device") -> dict[str, Any]:
-    """What is recorded of a run's machine and never compared."""
+    """What is recorded about the machine of a run, by name; it may differ between the runs of a table."""
     import torch
 
     facts: dict[str, Any] = {

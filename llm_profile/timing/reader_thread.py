@@ -6,19 +6,19 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 SWITCH_S = 1e-4
-"""Longest time that the reading thread keeps the interpreter while the thread that launches passes waits for it."""
+"""Switch interval of Python's threads in seconds: the launching thread waits so long at most for the reading one."""
 
 
 @contextmanager
 def reader_thread() -> Iterator[Executor]:
-    """Runs what is submitted to it in one other thread; meanwhile Python's threads take turns every SWITCH_S."""
+    """An executor with one thread. While it is open, Python's threads take turns every SWITCH_S seconds."""
     with ThreadPoolExecutor(1, "read-events") as reader, switching_every(SWITCH_S):
         yield reader
 
 
 @contextmanager
 def switching_every(seconds: float) -> Iterator[None]:
-    """Set the time after which Python lets another thread run."""
+    """Context in which Python lets another thread run after so many seconds."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(seconds)
     try:

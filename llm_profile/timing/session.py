@@ -1,6 +1,6 @@
-"""One session of torch's profiler, with ranges opened by this project and the device's activity as its only events.
+"""One session of torch's profiler, whose only events are the ranges of this project, the runtime's calls and GPU work.
 
-Recording every operator, as `torch.profiler.profile` does, would cost host time at each of thousands of points.
+`torch.profiler.profile` also records every operator, which would take host time at each of thousands of points.
 """
 
 import re
@@ -24,17 +24,17 @@ from torch.autograd import (
 from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
 PASS_RANGE = "llm_profile.pass"
-"""Range around one eager pass, or around the replays of one graph; the point's index follows after a colon."""
+"""Name of the range around one eager pass, or around replays; `:` and the index of the point in the session follow."""
 
 ROW_RANGE = "llm_profile.row:"
-"""Prefix of ranges that name rows."""
+"""Start of the names of ranges around layers; the name of the row follows."""
 
 LAUNCH = re.compile(r"^(cuda|hip|cu[A-Z])")
-"""Names of runtime and driver calls. Events of torch 2.11 have no activity type that would tell them."""
+"""Names of calls of the CUDA or HIP runtime and driver. Events of torch 2.11 have no type that tells them apart."""
 
 
 class RangeRecorder:
-    """Opens and closes profiler ranges named after rows (a ranges.Recorder)."""
+    """Opens and closes a profiler range for each row: a `Recorder` of layers/ranges.py."""
 
     def __init__(self) -> None:
         self._open: list[Any] = []
@@ -50,7 +50,7 @@ class RangeRecorder:
 
 @contextmanager
 def pass_range(index: int) -> Iterator[None]:
-    """Mark what is launched inside as passes of point `index` of the session."""
+    """Context: what is launched inside belongs to passes of the point with this index in the session."""
     with torch.profiler.record_function(f"{PASS_RANGE}:{index}"):
         yield
 
@@ -62,18 +62,19 @@ class Events:
         self._recorded: Any = ()
 
     def keep(self, recorded: Any) -> None:
-        """Take the events of a session that has ended."""
+        """Store the events of a session that has ended."""
         self._recorded = recorded
 
     def read(self) -> Trace:
-        """The events by kind. A session has a thousand of them a point, so each name is matched only once."""
+        """The events as ranges, launches and kernels."""
+        # A session has about a thousand events per point with few different names: each name is matched only once.
         by_name: dict[str, list[Any]] = defaultdict(list)
         for event in self._recorded.events():
             by_name[event.name()].append(event)
         trace = Trace()
         for name, events in by_name.items():
             on_host = events[0].device_type() == DeviceType.CPU
-            if name.startswith((ROW_RANGE, PASS_RANGE)):  # the device has events of that name, too
+            if name.startswith((ROW_RANGE, PASS_RANGE)):  # a range has an event on the device too, which is left out
                 prefix, ranges = (
                     (ROW_RANGE, trace.rows) if name.startswith(ROW_RANGE) else (f"{PASS_RANGE}:", trace.passes)
                 )
@@ -92,9 +93,10 @@ def _range(name: str, event: Any) -> Range:
 
 @contextmanager
 def record() -> Iterator[Events]:
-    """One profiling session. Its events can be read once the context has ended; the device is synchronised before.
+    """Context of one profiling session. Its events can be read when the context has ended, which waits for the device.
 
-    Uses the profiler below `torch.profiler.profile`, whose own post-processing in Python costs seconds a session.
+    It uses the profiler that `torch.profiler.profile` is built on, since the post-processing of the latter in Python
+    takes seconds per session.
     """
     session = Events()
     config = ProfilerConfig(ProfilerState.KINETO, False, False, False, False, False, _ExperimentalConfig(), "")

@@ -1,15 +1,15 @@
-"""How many points a profiling session has. Imports no torch."""
+"""How many points are measured in one profiling session. Imports no torch."""
 
 SESSION_POINTS = 32
-"""Most points of one session: so many make the cost of starting it small."""
+"""Most points of one session. With so many, the time to start and end a session hardly counts."""
 
 FIRST_POINTS = 8
-"""Points of the first session, when it is not known yet how long they take."""
+"""Points of the first session, before it is known how long a point takes."""
 
 SESSION_S = 2.0
-"""Longest that a session is meant to take, in seconds: its results arrive only when the next session has ended."""
+"""Target duration of a session in seconds. It is short because results arrive only when the next session has ended."""
 
 
-def points_in_time(points: int, seconds: float) -> int:
-    """How many points the next session is to have, when `points` of them took `seconds`."""
+def next_session_points(points: int, seconds: float) -> int:
+    """How many points the next session gets, if the latest one took `seconds` for `points`."""
     return max(1, min(SESSION_POINTS, int(points * SESSION_S / max(seconds, 1e-9))))

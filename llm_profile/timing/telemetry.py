@@ -1,4 +1,4 @@
-"""The GPU's clock and throttle reasons along a sweep, by NVML, from a thread of its own."""
+"""The SM clock and throttle reasons of the GPU during a sweep, sampled through NVML by a thread of its own."""
 
 import os
 import statistics
@@ -10,13 +10,13 @@ from operator import itemgetter
 from typing import Any
 
 INTERVAL_S = 0.1
-"""Seconds between two samples. A query takes up to 10 ms on a busy H200 driver: more would slow the sweep."""
+"""Seconds between two samples. A query takes up to 10 ms with a busy driver (H200), so more would slow the sweep."""
 
 KEPT_SAMPLES = 100_000
-"""Older samples are dropped: hours at the interval above, far more than a batch of points needs."""
+"""Most samples that are kept: those of almost 3 hours. Older ones are dropped; a session needs the last seconds."""
 
 BENIGN_REASONS = frozenset({"gpu_idle", "applications_clocks_setting"})
-"""Reasons that NVML gives for a clock below its maximum which say nothing is wrong."""
+"""Reasons for a clock below its maximum that are harmless, so they are not recorded."""
 
 REASONS = {
     0x1: "gpu_idle",
@@ -29,11 +29,15 @@ REASONS = {
     0x80: "hw_power_brake_slowdown",
     0x100: "display_clock_setting",
 }
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons (NVML API reference)."""
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons (NVML API reference): why the clock is below its maximum."""
 
 
 class Telemetry:
-    """Samples the SM clock of one GPU until closed. Where NVML is not there, `available` is False and all is None."""
+    """Samples the SM clock of one GPU until it is closed.
+
+    driver: version of the driver. reasons: throttle reasons seen so far. Without NVML, `available` is False, and driver
+    and clocks are None.
+    """
 
     def __init__(self, pci_bus_id: str | None) -> None:
         self.driver: str | None = None
@@ -57,7 +61,7 @@ class Telemetry:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id.encode())
             self.driver = pynvml.nvmlSystemGetDriverVersion()
-        except Exception:  # no NVML (AMD, containers without it) is a fact about the machine, not an error
+        except Exception:  # some machines have no NVML (AMD, some containers), which is no error
             self._handle = None
             return
         self._nvml = pynvml
@@ -75,13 +79,14 @@ class Telemetry:
             self._samples.append((time.time_ns(), clock))
             self.reasons |= {name for bit, name in REASONS.items() if bits & bit} - BENIGN_REASONS
             if len(self._samples) > KEPT_SAMPLES:
-                # another list, since somebody may be reading this one
+                # a new list, since another thread may be reading the old one
                 self._samples = self._samples[KEPT_SAMPLES // 2 :]
 
     def other_processes(self, own_pid: int) -> list[int]:
-        """Process ids of others that compute on this GPU now; empty where NVML cannot tell.
+        """Ids of other processes that compute on this GPU now; empty if NVML cannot tell.
 
-        In a container with process ids of its own, NVML gives the host's: our own is then not among them.
+        In a container with its own process ids, NVML gives those of the host. Then `own_pid` is not among them, and
+        this process cannot be told from others.
         """
         if not self.available:
             return []
@@ -93,7 +98,8 @@ class Telemetry:
         return [pid for pid in pids if pid != own_pid] if own_pid in pids else []
 
     def sm_clock_mhz(self, start_ns: int, end_ns: int) -> float | None:
-        """Median SM clock from `start_ns` to `end_ns` (time.time_ns), taking in the samples next to both ends."""
+        """Median SM clock from `start_ns` to `end_ns` (as of time.time_ns), with the sample before and after; None
+        without samples."""
         return median_between(self._samples, start_ns, end_ns)
 
     def close(self) -> None:
@@ -105,7 +111,7 @@ class Telemetry:
 
 
 def median_between(samples: Sequence[tuple[int, int]], start: int, end: int) -> float | None:
-    """Median of (time, value) samples from `start` to `end`, with the neighbour on each side; None without any."""
+    """Median of (time, value) samples from `start` to `end`, with the sample before and after; None without samples."""
     first = max(bisect_left(samples, start, key=itemgetter(0)) - 1, 0)
     last = bisect_right(samples, end, key=itemgetter(0)) + 1
     chosen = [value for _, value in samples[first:last]]
@@ -113,7 +119,10 @@ def median_between(samples: Sequence[tuple[int, int]], start: int, end: int) -> 
 
 
 def sharing_notice(telemetry: Telemetry, ours: Collection[int] = ()) -> list[str]:
-    """A warning if other processes compute on the GPU. ours: process ids of this run, beside this process."""
+    """A warning, as a list of one line, if other processes compute on the GPU; otherwise an empty list.
+
+    ours: ids of further processes that belong to this run.
+    """
     others = [pid for pid in telemetry.other_processes(os.getpid()) if pid not in ours]
     if not others:
         return []

@@ -1,4 +1,4 @@
-"""From a profiling session's events to nanoseconds per row and pass: arithmetic on plain data. Imports no torch."""
+"""From the events of a profiling session to kernels per pass and row, as plain data. Imports no torch."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Range(NamedTuple):
-    """A user range on the host's clock. name: without prefix."""
+    """A range around a pass or a layer, by the host's clock. name: the point's index or the row, without the prefix."""
 
     name: str
     start_ns: int
@@ -17,7 +17,7 @@ class Range(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A runtime call that put work on the device."""
+    """A call of the runtime that may start work on the device. correlation: id that it shares with that work."""
 
     correlation: int
     start_ns: int
@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A kernel, copy or memset on the device's clock."""
+    """A kernel, copy or memset, by the device's clock. correlation: id that it shares with its launch."""
 
     correlation: int
     start_ns: int
@@ -36,21 +36,21 @@ class Kernel(NamedTuple):
 NAME = attrgetter("name")
 
 MEMORY = ("Memcpy", "Memset")
-"""How names of copies and memsets begin."""
+"""What the names of copies and memsets start with."""
 
 
 @cache
 def kernel_kind(name: str) -> str:
     """The name of a kernel, or `memory` for any copy or memset.
 
-    CUPTI 13 now and then records a memset of a graph as a copy or the other way round (gpt-oss-20b on an H200: 40 of
-    352 replays, in each one of 211 to 243 events, which took as long as it does under its right name).
+    CUPTI 13 sometimes records a memset of a graph as a copy, or the other way round. With gpt-oss-20b on an H200, 40
+    of 352 replays had such an event, one of 211 to 243 each; it took as long as under its right name.
     """
     return "memory" if name.startswith(MEMORY) else name
 
 
-def kinds(kernels: Iterable[Kernel]) -> tuple[str, ...]:
-    """The kind of each kernel: the same for two passes of one point that run the same kernels in the same order."""
+def kernel_kinds(kernels: Iterable[Kernel]) -> tuple[str, ...]:
+    """The kind of each kernel. Passes of a point that run the same kernels in the same order have the same kinds."""
     return tuple(map(kernel_kind, map(NAME, kernels)))
 
 
@@ -65,7 +65,10 @@ class Trace:
 
     @cached_property
     def by_pass(self) -> list[tuple[int, list[tuple[Launch, list[Kernel]]]]]:
-        """(point index, each launch with the kernels that it started) for each pass range, by start times."""
+        """For each range around passes: (index of the point, each launch with the kernels that it started).
+
+        Ranges, launches and kernels are ordered by their start. Launches that started nothing are left out.
+        """
         ranges = sorted(self.passes, key=attrgetter("start_ns"))
         starts = [r.start_ns for r in ranges]
         found: list[list[tuple[Launch, list[Kernel]]]] = [[] for _ in ranges]
@@ -85,7 +88,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPass:
-    """One pass: its kernels in the order in which they ran, and the row that owns each."""
+    """One pass: its kernels in the order in which they ran, and the row of each."""
 
     rows: tuple[str, ...]
     kernels: tuple[Kernel, ...]
@@ -96,12 +99,12 @@ class LabelledPass:
 
     @property
     def end_ns(self) -> int:
-        """When the last kernel ended."""
+        """End of the last kernel."""
         return self.kernels[-1].start_ns + self.kernels[-1].duration_ns
 
 
 class Timeline:
-    """Innermost range at a time, for strictly nested ranges."""
+    """Answers which range is the innermost one at a time, for ranges that nest strictly."""
 
     def __init__(self, ranges: Iterable[Range]) -> None:
         self._times: list[int] = []
@@ -123,16 +126,16 @@ class Timeline:
             mark(ended.end_ns, stack[-1].name if stack else None)
 
     def owner(self, time_ns: int) -> str | None:
-        """Name of the innermost range that covers `time_ns`, None outside all."""
+        """Name of the innermost range that covers `time_ns`, None if none does."""
         at = bisect_right(self._times, time_ns) - 1
         return self._owners[at] if at >= 0 else None
 
 
 def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
-    """The eager passes of each point in a session, every kernel with its row.
+    """Index of a point -> its eager passes in a session, every kernel with its row.
 
-    A kernel belongs to the innermost row range open on the host when it was launched. What was launched outside the
-    model's own range (a copy of the past that a pass starts from) is no part of the pass.
+    A kernel belongs to the innermost range of a row that was open on the host when it was launched. What was launched
+    outside the range of the whole model is not part of the pass, such as the copy of a cache before it.
     """
     rows = Timeline(trace.rows)
     result: dict[int, list[LabelledPass]] = {}
@@ -152,7 +155,7 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
 
 
 def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
-    """The kernels of each graph replay of each point in a session, in the order in which they ran."""
+    """Index of a point -> the kernels of each of its graph replays in a session, in the order in which they ran."""
     result: dict[int, list[list[Kernel]]] = {}
     for index, launches in trace.by_pass:
         replays = [kernels for launch, kernels in launches if launch.name.endswith("GraphLaunch")]
@@ -162,10 +165,11 @@ def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
 
 
 class Labels:
-    """Which row each kernel of a pass belongs to, learned from labelled passes.
+    """The row of each kernel of a pass, learned from the labelled passes of all points.
 
-    A graph captured from one stream replays its kernels in the order of capture, so passes that run the very same
-    kernels in the same order have the same rows. Should two labelled passes disagree, no replay takes rows of either.
+    A graph that was captured from one stream replays its kernels in the order of the capture. So a replay that runs
+    kernels of the same names in the same order as a labelled pass has the rows of that pass. If two such labelled
+    passes have different rows, no replay gets the rows of either.
     """
 
     def __init__(self) -> None:
@@ -175,19 +179,19 @@ class Labels:
         return bool(self._rows)
 
     def learn(self, labelled: LabelledPass) -> None:
-        """Remember the rows of these kernels."""
+        """Store the rows of the kernels of a labelled pass."""
         names = tuple(map(NAME, labelled.kernels))
         if self._rows.setdefault(names, labelled.rows) != labelled.rows:
             self._rows[names] = None
 
     def label(self, kernels: Sequence[Kernel]) -> LabelledPass | None:
-        """The pass that ran these kernels; None where their rows are not known."""
+        """These kernels with their rows; None if the rows are not known."""
         rows = self._rows.get(tuple(map(NAME, kernels)))
         return None if rows is None else LabelledPass(rows, tuple(kernels))
 
 
 def overlap(kernels: Sequence[Kernel]) -> float:
-    """Share of the kernels' summed time in which more than one ran."""
+    """Overlap of kernels as a share of their summed time: 0 if they ran one after the other."""
     total = sum(k.duration_ns for k in kernels)
     if not total:
         return 0.0

@@ -3,11 +3,12 @@
 import csv
 import io
 import statistics
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
+from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import write_whole
 from llm_profile.store.table import LatencyTable
 from llm_profile.validation.estimate import Estimate
@@ -18,8 +19,8 @@ HEADER = ("hardware", "model", "runtime", "num_layers", "input", "kv_cache", "wa
 """A line per timed step of the whole model. wall: median over repeats. kernels: the table's sum for that step.
 host: wall - kernels, what launches, gaps between kernels and Python add."""
 
-Key = tuple[str, int, SweepPoint]
-"""Runtime, number of blocks, step."""
+Walls = dict[tuple[str, int], dict[SweepPoint, int]]
+"""Runtime and number of blocks -> wall time of each step in nanoseconds."""
 
 
 def write_host_table(table: LatencyTable, csv_path: Path, report: ValidationReport) -> Path:
@@ -27,37 +28,34 @@ def write_host_table(table: LatencyTable, csv_path: Path, report: ValidationRepo
 
     kernels(ns) of all are of the table as it is now. Raises UsageError where the file system refuses.
     """
-    path = csv_path.with_name(f"{csv_path.stem}.host.csv")
-    walls = {key: wall_ns for key, wall_ns in _read(path) if key[:2] != (report.runtime, report.depth)}
-    walls |= {
-        (report.runtime, report.depth, step.point): round(statistics.median(step.wall_ns)) for step in report.steps
-    }
+    path = TablePaths.beside(csv_path).host
+    walls = _read(path, table)
+    walls[report.runtime, report.depth] = {step.point: round(statistics.median(step.wall_ns)) for step in report.steps}
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(HEADER)
-    for runtime, depth in sorted({key[:2] for key in walls}):
-        points = sorted((of for *owner, of in walls if tuple(owner) == (runtime, depth)), key=_order)
-        for point, kernels in zip(points, kernels_ns(Estimate.of(table, depth), points), strict=True):
-            wall_ns = walls[runtime, depth, point]
-            key = (table.hardware, table.model, runtime, depth, point.input_len, point.kv_len)
-            writer.writerow((*key, wall_ns, round(kernels), wall_ns - round(kernels)))
+    for (runtime, depth), steps in sorted(walls.items()):
+        points = sorted(steps, key=lambda point: (point.kv_len, point.input_len))
+        for point, exact_ns in zip(points, kernels_ns(Estimate.of(table, depth), points), strict=True):
+            wall, kernels = steps[point], round(exact_ns)
+            step = (point.input_len, point.kv_len)
+            writer.writerow((table.hardware, table.model, runtime, depth, *step, wall, kernels, wall - kernels))
     write_whole(path, lines.getvalue().encode())
     return path
 
 
-def _read(path: Path) -> Iterator[tuple[Key, int]]:
-    """What an earlier validation left; nothing of a file that is not there, or is another's."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+def _read(path: Path, table: LatencyTable) -> Walls:
+    """What earlier validations of the table left; nothing of a file that is not there, is damaged, or is another's."""
+    walls: Walls = {}
+    with suppress(OSError, ValueError, TypeError, LookupError, UsageError, csv.Error):
         with open(path, newline="", encoding="utf-8") as file:
-            found = [
-                (
-                    (row["runtime"], int(row["num_layers"]), SweepPoint(int(row["input"]), int(row["kv_cache"]))),
-                    int(row["wall(ns)"]),
-                )
-                for row in csv.DictReader(file)
-            ]
-        yield from found
-
-
-def _order(point: SweepPoint) -> tuple[int, int]:
-    return point.kv_len, point.input_len
+            for row in csv.DictReader(file):
+                hardware, model, runtime, *numbers = (row[name] for name in HEADER)
+                depth, input_len, kv_len, wall_ns, *_ = map(int, numbers)
+                if (hardware, model) != (table.hardware, table.model):
+                    return {}
+                walls.setdefault((runtime, depth), {})[SweepPoint(input_len, kv_len)] = wall_ns
+        for (_runtime, depth), steps in walls.items():
+            kernels_ns(Estimate.of(table, depth), steps)  # raises for a depth or a length that the table has not
+        return walls
+    return {}

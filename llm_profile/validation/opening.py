@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import nn
 
 from llm_profile.errors import UsageError
-from llm_profile.models.building import ModelOptions, check_attention, choose_blocks, dummy_model, make_config
+from llm_profile.models.building import ModelOptions
 from llm_profile.models.hub import ModelSource, find_model
-from llm_profile.models.model_errors import told_in_a_line
-from llm_profile.models.remote_code import code_id, code_of
-from llm_profile.models.transformers_quantizer import full_model_of
+from llm_profile.models.model_errors import as_usage_error
+from llm_profile.models.remote_code import code_of
+from llm_profile.passes.loaded import load_model
 from llm_profile.passes.loading import DUMMY, subject_options
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
@@ -40,14 +40,13 @@ def profiled_model(
     profiled: Profiled, depth: int, device: str, token: str | None, trust_remote_code: bool = False
 ) -> nn.Module:
     """The model alone, as a script has it: nothing is patched or watched. Raises as `profiled_subject`."""
-    with _options(profiled, depth, device, token, trust_remote_code) as (options, name):
-        check_attention(options.model.attn_implementation)
-        with told_in_a_line(options.config.get("model_type"), "check its config.json"):
-            config = make_config(options.config)
-            kept = choose_blocks(full_model_of(config, options.model), options.model)
-            model = (options.load or dummy_model)(config, options.model, kept)
-    _check_code(profiled, name, code_id(model))
-    return model
+    with (
+        _options(profiled, depth, device, token, trust_remote_code) as (options, name),
+        as_usage_error(options.config.get("model_type"), "check its config.json"),
+    ):
+        loaded, _full_model, _kept = load_model(options)
+    _check_code(profiled, name, loaded.code)
+    return loaded.model
 
 
 @contextmanager

@@ -7,46 +7,60 @@ interpreter starts, without a CUDA context, while the one before runs each lengt
 has the figures.
 """
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
 from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.steps import StepTimes
-from llm_profile.validation.worker import serve
 
 PROCESSES = {"eager": 3, "cuda-graph": 1}
 """--scaling-processes by runtime. Replays of graphs hardly differ between processes."""
 
 
+CHILD = """
+import sys
+sys.path[:] = sys.argv[2:]
+from llm_profile.validation.worker import serve
+serve(int(sys.argv[1]))
+"""
+"""What the new interpreter runs. One of multiprocessing's would also run the script that this process runs."""
+
+
 class Process:
-    """A fresh interpreter with a `Worker`. Closing it kills it."""
+    """A fresh interpreter with a `Worker`. Closing it kills it, and it ends by itself where this process ends."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy this process, CUDA and all
-        self._connection, others_end = context.Pipe()
-        self._process = context.Process(target=serve, args=(others_end,), daemon=True)
-        self._process.start()
-        others_end.close()
+        self._connection, others_end = Pipe()
+        with others_end:
+            handle = others_end.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(handle), *sys.path],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[handle],
+                start_new_session=True,  # Ctrl-C is for the process that validates, which then closes this one
+            )
 
     def ask(self, method: str, *arguments: Any) -> None:
         """Have a method of the worker called; `answer` waits for it."""
-        self._connection.send((method, arguments))
+        with suppress(ConnectionError):  # the process is gone: `answer` says so
+            self._connection.send((method, arguments))
 
     def answer(self) -> Any:
         """What the method returned. Raises what it raised, and UsageError where the process is gone."""
         try:
             done, result = self._connection.recv()
         except (EOFError, ConnectionError):
-            self._process.join()
             raise UsageError(
-                f"the process of the real model ended with exit code {self._process.exitcode}; where that is -9, "
-                "memory ran out: lower --scaling-num-layers"
+                f"the process of the real model ended with exit code {self._process.wait()}; where that is -9, memory "
+                "ran out: lower --scaling-num-layers"
             ) from None
         if done:
             return result
@@ -54,7 +68,7 @@ class Process:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self._connection.close()
 
 
@@ -109,7 +123,8 @@ class ProcessReality:
             whole = {point: tuple(walls) for point, walls in times.items() if len(walls) == repeat}
             yield from (StepTimes(point, walls, number) for point, walls in whole.items())
             if more:
-                self._processes.pop(0).close()
+                process.close()
+                self._processes.remove(process)
 
     def batched(self, points: Sequence[SweepPoint], repeat: int) -> Iterator[StepTimes]:
         """As in Reality, in one process."""
@@ -132,7 +147,8 @@ class ProcessReality:
     def _open(self, process: Any) -> None:
         runtime, profiled, depth, device, *options = self._model
         process.ask("check", profiled.conditions, device, os.getpid())
-        self.notices = self._answer("load", process)
+        found = self._answer("load", process)
+        self.notices += [notice for notice in found if notice not in self.notices]
         process.ask("open", runtime, profiled, depth, device, *options)
         self._answer("load", process)
 

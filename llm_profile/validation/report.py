@@ -18,7 +18,8 @@ REPORT_SCHEMA = 1
 """Version of the JSON that programs read."""
 
 NOISY = 0.10
-"""Mean spread between processes, (max - min) / median, above which the machine is too noisy to say anything."""
+"""Mean spread between processes, (max - min) / median, above which the machine is too noisy to say anything. A larger
+tolerance takes its place."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ValidationReport:
     scaling: what to apply to the table; of `model_depth` blocks where the excess was extrapolated over depths
     `measured_depths`, else of `depth`. scalings: every way that could be fitted, at `depth`. not_fitted: the others,
     with the reason. errors: of held-out pairs, by way and quantity. spread: mean run-to-run spread of held-out pairs
-    inside a process; spread_between: between `processes`, None of one.
+    inside a process; spread_between: between `processes`, None of one; of all pairs where none is held out.
     recombination, batched: how the applied scaling's rows add up to steps in a simulator. depth_errors: where two
     other depths were measured, errors of pairs at `depth` extrapolated from them. tolerance, errors and spreads are
     ratios.
@@ -125,9 +126,15 @@ class ValidationReport:
         return found
 
     @property
+    def noise_limit(self) -> float:
+        """Spread between processes above which the machine is too noisy, a ratio."""
+        return max(NOISY, self.tolerance)
+
+    @property
     def noisy(self) -> dict[str, float]:
-        """The quantities that differ between processes by more than NOISY, with the spread: no factor holds then."""
-        return {name: value for name, value in self.spread_between.items() if value is not None and value > NOISY}
+        """The quantities that differ between processes by more than that, with the spread: no factor holds then."""
+        limit = self.noise_limit
+        return {name: value for name, value in self.spread_between.items() if value is not None and value > limit}
 
     @property
     def exit_code(self) -> int:

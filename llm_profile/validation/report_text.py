@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llm_profile.validation.report import NOISY, ValidationReport
+from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.steps import QUANTITIES, quantity_ns
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def noisy_text(report: ValidationReport) -> str:
     """What is said first and last of a machine whose processes differ too much."""
     found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in report.noisy.items())
     return (
-        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(NOISY)} can be told on "
-        "this machine now; stop other work on it and validate again"
+        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(report.noise_limit)} "
+        "can be told on this machine now; stop other work on it and validate again"
     )
 
 

@@ -52,7 +52,7 @@ def fit_and_judge(
     real = [held_out.pair(pair) for pair in held_plan.pairs]
     of_plans = ((False, fit_plan, fitted), (True, held_plan, held_out))
     pair_results = [result for of in of_plans for result in _pair_results(*of, estimate, scaled[mode])]
-    held_results = [result for result in pair_results if result.held_out]
+    judged = [result for result in pair_results if result.held_out] or pair_results
     other = {of: steps for of, steps in (other_depths or {}).items() if of != estimate.depth}
     applied, depth_errors = over_depths(table, estimate, fitted, other, scalings[mode], fit_plan.pairs)
     report = ValidationReport(
@@ -72,8 +72,8 @@ def fit_and_judge(
         pairs=tuple(pair_results),
         steps=tuple(result for of in of_plans for result in _step_results(*of, estimate, scaled[mode])),
         errors={name: judge_pairs([of.pair(p) for p in held_plan.pairs], real) for name, of in scaled.items()},
-        spread=mean_spread([result.spread for result in held_results]),
-        spread_between=mean_spread([result.spread_between for result in held_results]),
+        spread=mean_spread([result.spread for result in judged]),
+        spread_between=mean_spread([result.spread_between for result in judged]),
         processes=len({*fitted.processes}) or 1,
         recombination=judge_recombination(scaled[mode], held_out),
         batched=tuple(judge_batches(scaled[mode], batched)),

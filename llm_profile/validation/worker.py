@@ -3,12 +3,16 @@
 It imports what a script of the user's would, and holds nothing of the sweep. torch is imported when it starts to work.
 """
 
-import signal
+import os
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
+from llm_profile import versions
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.store.conditions import differing_conditions
@@ -77,22 +81,33 @@ class Worker:
         return list(self._steps.batched(points, repeat))
 
 
-def serve(connection: Connection) -> None:
-    """Do what is asked through `connection`, (method, arguments) each, until it is closed.
+def result_of(worker: Worker, method: str, arguments: Sequence[Any]) -> tuple[bool, Any]:
+    """(True, what a method of the worker returned), or (False, error): a UsageError as it is, others as the text of
+    their traceback."""
+    try:
+        return True, getattr(worker, method)(*arguments)
+    except UsageError as error:
+        if text := versions.possible_cause(error):  # the traceback that it is told by stays here
+            error.add_note(text)
+        return False, error
+    except Exception:
+        return False, RuntimeError(traceback.format_exc())
 
-    Answers (True, result), or (False, error): a UsageError as it is, others as the text of their traceback.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that validates, which then ends this one
+
+def serve(handle: int) -> None:
+    """Do what is asked through the socket of this number, (method, arguments) each, until its other end is closed."""
+    connection, asked = Connection(handle), SimpleQueue[tuple[str, Sequence[Any]]]()
+    Thread(target=_listen, args=(connection, asked), daemon=True).start()
     worker = Worker()
     while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = (True, getattr(worker, method)(*arguments))
-        except UsageError as error:
-            answer = (False, error)
-        except Exception:
-            answer = (False, RuntimeError(traceback.format_exc()))
-        connection.send(answer)
+        result = result_of(worker, *asked.get())
+        with suppress(ConnectionError):  # the other end is closed: `_listen` ends this process
+            connection.send(result)
+
+
+def _listen(connection: Connection, asked: SimpleQueue[tuple[str, Sequence[Any]]]) -> None:
+    """Queue what is asked. Once the other end is closed, by a process that was killed too, this one ends at once."""
+    with suppress(EOFError, ConnectionError):
+        while True:
+            asked.put(connection.recv())
+    os._exit(0)

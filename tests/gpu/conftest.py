@@ -1,4 +1,4 @@
-"""GPU tests run one at a time, and each file leaves the device's memory as empty as it can."""
+"""GPU tests are skipped without a GPU; after each file, the device memory that torch still holds is freed."""
 
 import gc
 from collections.abc import Iterator

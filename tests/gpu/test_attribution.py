@@ -1,4 +1,4 @@
-"""Every GPU nanosecond of real kernels is in the row that it belongs to, and profiling leaves nothing behind."""
+"""Every nanosecond of GPU time is in the row that it belongs to, and profiling leaves model and torch as they were."""
 
 import gc
 import re
@@ -29,13 +29,13 @@ POINTS = {LLAMA_8B: [SweepPoint(1, 0), SweepPoint(128, 0), SweepPoint(1, 127)]}
 TINY_POINTS = [SweepPoint(5, 0), SweepPoint(16, 0), SweepPoint(1, 7)]
 
 FAMILY = {LLAMA_8B: "llama"}
-"""Whose rows a model has; a tiny one its own."""
+"""Model -> the tiny model that has the same rows."""
 
 NO_KERNELS = {"phimoe": {"mlp_other"}, "mixtral": {"mlp_other"}}
-"""Rows of containers that only reshape: wall time on a CPU, nothing at all on a GPU."""
+"""Rows of containers that only reshape: they take wall time on a CPU, and launch nothing on a GPU."""
 
 GEMM = re.compile(r"gemm|gemv|nvjet|wgmma|xmma|splitk", re.IGNORECASE)
-"""Matrix products by kernel name: cuBLAS, cuBLASLt, CUTLASS, cuDNN."""
+"""Matches kernels of matrix products by name: those of cuBLAS, cuBLASLt, CUTLASS and cuDNN."""
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
 
@@ -44,7 +44,7 @@ THREE = StoppingRule(repeat=3, precision=0)
 
 @dataclass(frozen=True)
 class Measured:
-    """What points of one model gave. sessions: raw events, of more than one only where points were timed eagerly."""
+    """The results of one model. sessions: raw events of each session; a second one only if points are timed eagerly."""
 
     model: str
     points: list[SweepPoint]
@@ -54,7 +54,7 @@ class Measured:
 
 @contextmanager
 def kept_traces() -> Iterator[list[trace.Trace]]:
-    """The raw events of each session of a backend."""
+    """A list to which the raw events of each session of a backend are appended, inside the context."""
     kept: list[trace.Trace] = []
     record = session.record
 
@@ -100,7 +100,7 @@ def test_rows_add_up_to_each_pass_exactly(measured: Measured) -> None:
 
 
 def test_passes_have_every_nanosecond_that_the_device_worked(measured: Measured) -> None:
-    """Counted again from the raw events, by nothing but the range in which the work was launched."""
+    """Counted again from the raw events: all work that was launched in the range of a pass."""
     (recorded,) = measured.sessions
     launched = {launch.correlation: launch.start_ns for launch in recorded.launches}
     assert all(kernel.correlation in launched for kernel in recorded.kernels)
@@ -122,7 +122,7 @@ def test_expected_rows(measured: Measured) -> None:
 
 
 def test_no_matrix_product_hides_in_an_unnamed_row(measured: Measured) -> None:
-    """But one: the rotary table is the product of frequencies and positions, and belongs to no layer."""
+    """Except the rotary table, which is the product of frequencies and positions and belongs to no layer."""
     for at in measured.samples:
         for name, row in at.rows.items():
             products = [kernel for kernel in row.kernels if GEMM.search(kernel)]
@@ -137,7 +137,7 @@ def test_points_are_timed_by_graph_replays(measured: Measured) -> None:
 
 @pytest.mark.parametrize("measured", [LLAMA_8B], indirect=True)
 def test_projections_of_real_size_are_matrix_products(measured: Measured) -> None:
-    """Of tiny ones, a library may make other kernels."""
+    """For tiny projections, a library may choose kernels of other names."""
     for at in measured.samples:
         for name in PROJECTIONS:
             assert any(GEMM.search(kernel) for kernel in at.rows[name].kernels), (name, at.rows[name].kernels)
@@ -151,7 +151,7 @@ def test_ranges_change_no_bit_of_the_logits_and_come_off(name: str) -> None:
     def logits() -> list[torch.Tensor]:
         return [subject.runner.run(point).logits.clone() for point in points]
 
-    logits()  # the cache gets its buffers
+    logits()  # allocates the buffers of the cache
     before = footprint(subject.model)
     plain = logits()
     with session.record() as events, LayerRanges(subject.model, subject.layout, session.RangeRecorder()):
@@ -184,7 +184,7 @@ def outside_state(files: Sequence[str]) -> dict[str, Any]:
 
 
 def inside_state(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
-    """Which attributes each module of a model has; of tables of hooks, how many are in them."""
+    """Path of each module of a model -> its attributes; for those of hooks, the number of hooks."""
     return {
         path: {key: len(value) if "hooks" in key else None for key, value in vars(module).items()}
         for path, module in model.named_modules()
@@ -209,7 +209,7 @@ def test_closing_leaves_model_transformers_and_torch_as_they_were(name: str) -> 
 
 
 def test_a_model_that_cannot_be_captured_is_timed_eagerly() -> None:
-    """Experts in a Python loop wait for the device in each pass. A failed capture must not spoil what comes after."""
+    """Experts in a Python loop wait for the device, which a capture does not allow. Later captures still work."""
     backend = TorchProfilerBackend(gpu_subject("phimoe", experts="eager"))
     try:
         samples = succeeded(sample(backend, TINY_POINTS))
@@ -236,14 +236,14 @@ def captures_again() -> None:
 
 
 LOGITS_BYTES = 1 << 30
-"""Of the pass at BIG: 16,384 tokens x 32,768 words x 2 bytes."""
+"""Bytes of the logits of the pass at BIG: 16,384 tokens x 32,768 words x 2 bytes."""
 
 BIG = SweepPoint(1 << 14, 0)
 
 
 @contextmanager
 def memory_limited_to(spare_bytes: int) -> Iterator[None]:
-    """Let torch have this much more than it holds now."""
+    """Context in which torch can allocate only `spare_bytes` more than it holds now."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -256,10 +256,10 @@ def memory_limited_to(spare_bytes: int) -> Iterator[None]:
 
 
 def wide_backend() -> TorchProfilerBackend:
-    """A tiny model with many words: its logits are most of what a pass needs."""
+    """A tiny model with a large vocabulary, so that its logits are most of the memory of a pass."""
     wide = config_of("llama") | {"vocab_size": 1 << 15}
     backend = TorchProfilerBackend(gpu_subject("llama", longest=BIG.input_len, config=wide))
-    succeeded(sample(backend, [SweepPoint(2, 0)]))  # libraries, workspaces and the cache's buffers have their memory
+    succeeded(sample(backend, [SweepPoint(2, 0)]))  # libraries, workspaces and the cache allocate their memory
     return backend
 
 
@@ -278,7 +278,7 @@ def test_a_point_that_does_not_fit_is_a_failure_and_the_sweep_goes_on() -> None:
 
 
 def test_running_out_of_memory_while_a_pass_is_captured_spoils_nothing() -> None:
-    """The eager pass fits, its graph, which needs memory of its own, does not."""
+    """The eager pass fits in memory. Its graph, which needs memory of its own, does not."""
     backend = wide_backend()
     small = [SweepPoint(4, 0), SweepPoint(1, 8)]
     try:

@@ -1,4 +1,4 @@
-"""The command as users run it, on a GPU."""
+"""run_profile.py on a GPU."""
 
 import json
 import re
@@ -27,7 +27,8 @@ def test_sweep_and_validation_of_a_tiny_model(
     command = ["--model", "tiny-llama", "--dtype", dtype, *SWEEP, "--output-dir", str(tmp_path)]
     code = run_profile.main([*command, *SCALING, "--scaling-runtime", runtime])
     said = capsys.readouterr()
-    assert code in (EXIT_COMPLETE, EXIT_OVER_TOLERANCE), said.err  # so few lengths of a tiny model hardly fit a curve
+    # A curve of so few lengths of a tiny model may be over the tolerance.
+    assert code in (EXIT_COMPLETE, EXIT_OVER_TOLERANCE), said.err
     names = {path.name for path in (tmp_path / "GPU").iterdir()}
     whole = {f"tiny-llama{ending}" for ending in (".csv", ".rows.parquet", ".meta.json", ".validation.json")}
     assert whole | {"tiny-llama-scaled.csv"} <= names
@@ -53,7 +54,7 @@ sys.exit(code)
 """
 
 FROM_A_SHELL = ["sh", "-c", '"$@"; exit $?', "sh"]
-"""Started from pytest itself, a process would begin with pytest's own peak. The shell in between is small."""
+"""A child of pytest would inherit the peak memory of pytest; as a child of a shell it starts from a small one."""
 
 
 def start(model: str, folder: Path) -> subprocess.Popen[str]:
@@ -69,7 +70,7 @@ def start(model: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def test_random_weights_of_a_large_model_take_no_host_memory(tmp_path: Path) -> None:
-    """One block of Llama-3.1-70B has 6 GB of weights with embedding and head; the host sees none of them."""
+    """One block of Llama-3.1-70B has 6 GB of weights with embedding and head, all of which are made on the GPU."""
     running = {
         name: start(name, tmp_path / name.replace("/", "_")) for name in ("tiny-llama", "meta-llama/Llama-3.1-70B")
     }

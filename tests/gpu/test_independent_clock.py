@@ -1,4 +1,4 @@
-"""The rows of the profiler add up to what another clock says of the same passes."""
+"""The rows of the profiler add up to the time of the same passes by another clock, CUDA events."""
 
 import pytest
 
@@ -15,7 +15,7 @@ LONGEST = 2048
 def test_passes_timed_with_cuda_events_are_the_sum_of_their_rows_and_little_more(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Gaps between kernels are all that events see beyond the kernels."""
+    """CUDA events count the gaps between kernels as well, and nothing else."""
     backend = open_profiler(LLAMA_8B, LONGEST)
     try:
         results = compare_clocks(backend, spread_points(LENGTHS, LONGEST, LONGEST))

@@ -1,4 +1,4 @@
-"""How points are timed: one entry per kind of device that `--device` names. Importing this imports no torch."""
+"""The ways of timing points, one for each kind of device of `--device`. Importing this imports no torch."""
 
 from collections.abc import Callable
 
@@ -30,15 +30,19 @@ def _fake(request: Request, source: ModelSource) -> Backend:
 
 
 BACKENDS: dict[str, Callable[[Request, ModelSource], Backend]] = {"cuda": _cuda, "cpu": _cpu, "fake": _fake}
+"""Kind of device, `--device` without the index -> opens its backend with the model of a request."""
 
 
 def open_backend(request: Request, source: ModelSource) -> Backend:
-    """The backend of the device that was asked for, with the model loaded. Raises UsageError where that cannot be."""
+    """The backend of the request's device, with the model loaded.
+
+    Raises UsageError for a device that is not there and for a model that cannot be measured.
+    """
     return BACKENDS[request.device.partition(":")[0]](request, source)
 
 
 def release_memory(device: str) -> None:
-    """Give the memory of backends that were closed back to the device, for other processes."""
+    """Free the device memory that torch still holds for closed backends, so that other processes can use it."""
     if device.startswith("cuda"):
         import gc
 

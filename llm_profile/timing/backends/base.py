@@ -1,4 +1,4 @@
-"""What the measuring loop needs from a device. One file beside this one per way of timing."""
+"""The interface of a way of timing. Each implementation is a file beside this one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,22 +8,25 @@ from llm_profile.measurement import PointFailure, PointSample, StoppingRule
 from llm_profile.points import SweepPoint
 
 GRAPHS = 3
-"""Captures of each point that share its replays, each with activations and weights in device memory of their own.
+"""CUDA graphs that the pass of each point is captured in. Each has its own activations and weights in device memory,
+and the replays of the point are divided evenly among them.
 
-How long a kernel takes depends on where its tensors lie. In an H200, 16 graphs of one pass differed by 2 % (standard
-deviation; median kernel below 5 us) to 9 %, the same way in each round of replays. Between two processes, with the
-same weights in all graphs, 98.5 % of prefill rows agreed within 5 % or 100 ns, whether of 4 graphs or of 8; of 4 with
-weights of their own, 99.9 %. As many passes of 3 graphs as of 4 are off a hundred by 0.03 to 0.16 % more (median).
+How long a kernel takes depends on where in memory its tensors lie. On an H200, kernels below 5 us differed among 16
+graphs of one pass by 2 (median) to 9 % (standard deviation), in the same way in each round of replays. Between two
+processes, 98.5 % of prefill rows agreed within 5 % or 100 ns if all graphs had the same weights, with 4 graphs and with
+8; with 4 graphs that had weights of their own, 99.9 % did. With 3 graphs instead of 4 and as many passes, rows differ
+from those of a hundred passes by 0.03 to 0.16 % more (median).
 """
 
 
 class Backend(Protocol):
     """Times passes of a model with few blocks.
 
-    clock: `gpu-kernel`, `cpu-wall` or `fake`: what the nanoseconds of its rows are. kinds: the model's kinds of
-    blocks. block_rows: row -> kind, for rows of blocks; others are the model's. learned_positions: length of a learned
-    position table, None where there is none. notices: what the user should know, a line each. conditions: what must
-    not differ between runs that share a table (JSON scalars). facts: what is only recorded.
+    clock: what the nanoseconds of its rows are: `gpu-kernel`, `cpu-wall` or `fake`. kinds: the model's kinds of
+    blocks. block_rows: row -> kind of block, for rows of blocks; the other rows are those of the model.
+    learned_positions: length of the model's learned position table, None if it has none. notices: what the user should
+    know, a line each. conditions: what must be the same in all runs that add to one table. facts: what is recorded of a
+    run and may differ. Both are JSON values by name.
     """
 
     clock: str
@@ -39,7 +42,10 @@ class Backend(Protocol):
     def sample(
         self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
-        """Measure points, yielding each as soon as it is known, in any order, each exactly once."""
+        """Measure points and yield the result of each as soon as it is known: each once, in any order.
+
+        rule: when a point has enough passes. warmup: most passes of a point before those that count.
+        """
         ...
 
     def close(self) -> None: ...

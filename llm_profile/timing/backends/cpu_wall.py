@@ -1,4 +1,4 @@
-"""Wall time of each layer on a CPU: a range's own time, without that of the ranges inside it."""
+"""Wall time of each layer on a CPU: the time of its range without the time of the ranges inside it."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +8,21 @@ from llm_profile.block_kinds import BlockKind
 from llm_profile.errors import is_out_of_memory, one_line
 from llm_profile.layers.ranges import LayerRanges
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
-from llm_profile.models.model_errors import place
+from llm_profile.models.model_errors import line_of_model_code
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 from llm_profile.timing.provenance import device_conditions, device_facts
 
 WARMUP_PASSES = 2
-"""Passes before those that count: the first allocates and picks code paths, the second runs in warm caches."""
+"""Most passes of a point before those that count. The first one allocates memory and chooses code paths; after the
+second one the processor's caches are warm."""
 
 
 class WallRecorder:
-    """Own time of each row over one pass (a ranges.Recorder): time goes to the innermost of the open rows."""
+    """Adds up the wall time of each row in one pass: a `Recorder` of layers/ranges.py.
+
+    Time counts for the innermost open range only. rows: row -> nanoseconds. launches: row -> number of its ranges.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -27,7 +31,7 @@ class WallRecorder:
         self._since = 0
 
     def start(self) -> None:
-        """Begin a pass."""
+        """Start a new pass with no time."""
         self.rows, self.launches = {}, {}
 
     def enter(self, row: str) -> None:
@@ -49,7 +53,10 @@ class WallRecorder:
 
 
 class CpuWallBackend:
-    """Times layers on the CPU (`clock`: cpu-wall). A pass is the sum of its rows, without the recorder's own time."""
+    """Times layers on a CPU (`clock`: cpu-wall).
+
+    The time of a pass is the sum of its rows, so the recorder's own time is not in it.
+    """
 
     clock = "cpu-wall"
 
@@ -85,7 +92,7 @@ class CpuWallBackend:
                             runner.run(point)
                             passes.append(recorder.rows)
                 except Exception as error:
-                    # a model's own code may raise errors of any type, past its positions for one
+                    # The model's code may raise errors of any type, for example at a length beyond its positions.
                     yield PointFailure(point, self._reason(error))
                     continue
                 yield self._sample(point, passes, recorder.launches)
@@ -94,10 +101,13 @@ class CpuWallBackend:
         self.subject.close()
 
     def _reason(self, error: Exception) -> str:
-        """Why a point is missing, of an error of its passes. Raises one that is not the model's."""
+        """Why a point whose passes raised `error` is missing.
+
+        Raises `error` itself unless memory ran out or the model's code raised it.
+        """
         if is_out_of_memory(error):
             return "out of memory"
-        if (where := place(error)) is None:
+        if (where := line_of_model_code(error)) is None:
             raise error
         reason = f"the model fails with {type(error).__name__} ({where})"
         if not any(text.startswith(reason) for text in self.notices):

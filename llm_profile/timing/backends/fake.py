@@ -1,6 +1,6 @@
-"""A made-up device: deterministic times from a formula, at once. For tests and demonstrations (`clock`: fake).
+"""A device whose times come from a formula, the same ones each time, without waiting. For tests and demonstrations.
 
-Its tables say that they are fake, and nothing that reads tables for real use takes them.
+Its tables say `fake` as their clock, and validation refuses them.
 """
 
 import random
@@ -15,7 +15,7 @@ from llm_profile.points import SweepPoint, key_of
 KIND = "block"
 
 ROWS: dict[str, tuple[bool, float, float, float]] = {
-    # row -> (in a block, ns per pass, ns per input token, ns per token of the cache), in the order of a pass
+    # row -> (whether it is in a block, ns per pass, ns per input token, ns per cached token), in the order of a pass
     "embedding": (False, 2_000, 4, 0),
     "model_other": (False, 6_000, 5, 0),
     "input_layernorm": (True, 3_000, 9, 0),
@@ -38,19 +38,20 @@ ROWS: dict[str, tuple[bool, float, float, float]] = {
 }
 
 NOISE = 0.004
-"""Spread of a pass relative to its time, as on a quiet GPU."""
+"""Standard deviation of a row over passes, relative to its time; about that of an otherwise idle GPU."""
 
 
 def row_ns(row: str, point: SweepPoint) -> float:
-    """What the formula gives for one block's row at a point, before noise."""
+    """Nanoseconds of a row (of one block) at a point by the formula, without noise."""
     _, base, per_input, per_cached = ROWS[row]
     return base + per_input * point.tokens + per_cached * point.history
 
 
 class FakeBackend:
-    """Implements the Backend protocol. num_layers: of the full model; profiled: blocks kept.
+    """A `Backend` with made-up times.
 
-    delay_s: how long a point takes. out_of_memory_at: total length from which on points fail.
+    num_layers: blocks of the full model. profiled: blocks that are kept. delay_s: seconds to wait at each point.
+    out_of_memory_at: points of this total length and above fail.
     """
 
     clock = "fake"

@@ -1,10 +1,10 @@
-"""GPU kernel time by torch's profiler, many points in one session.
+"""GPU kernel time by torch's profiler, with many points in one profiling session.
 
-The pass of a point is captured in CUDA graphs and replayed, which costs the host almost nothing. A labelled pass, an
-eager one with a profiler range around each layer, says which row each kernel belongs to. A replay runs the captured
-kernels in their order, so they are matched one to one with those of a labelled pass: the point's own, or another
-point's with the same kernels. Where the point's labelled pass runs other kernels than its replays, or where a pass
-cannot be captured, the point is timed by labelled passes instead.
+The pass of a point is captured in CUDA graphs and replayed, which takes almost no time on the host. The row of each
+kernel is known from a labelled pass: an eager one with a profiler range around each layer. A replay runs the captured
+kernels in their order, so they are matched one to one with the kernels of a labelled pass, which may be one of another
+point that ran the same kernels. A point is timed by labelled passes instead of replays if its own labelled pass runs
+other kernels than its replays, or if its pass cannot be captured.
 """
 
 import gc
@@ -31,7 +31,7 @@ from llm_profile.timing.launching import PassLauncher
 from llm_profile.timing.point_passes import EAGER
 from llm_profile.timing.provenance import device_conditions, device_facts
 from llm_profile.timing.reader_thread import reader_thread
-from llm_profile.timing.session_size import FIRST_POINTS, points_in_time
+from llm_profile.timing.session_size import FIRST_POINTS, next_session_points
 from llm_profile.timing.telemetry import Telemetry, sharing_notice
 
 
@@ -58,15 +58,16 @@ class TorchProfilerBackend:
         self._launcher = PassLauncher(self._passes, self._labels, l2_flush(subject))
         if self._launcher.flush:
             self.notices.append(
-                "one block's weights would stay in the GPU's L2 cache, the full model's would not: it is emptied "
-                "before each pass"
+                "the profiled weights would stay in the GPU's L2 cache, those of the full model would not: the cache "
+                "is emptied before each pass"
             )
         self._unmatched = 0
         self._points = FIRST_POINTS
         with session.record():
-            pass  # graphs captured before the first session would show their copies as kernels of another name
+            pass  # copies in graphs captured before the first session would be recorded as kernels of another name
         gc.collect()
-        gc.freeze()  # torch and transformers hold millions of objects, and a session's events make collections frequent
+        # A session's events make collections frequent; they need not visit the objects of torch and transformers.
+        gc.freeze()
 
     def conditions(self) -> Mapping[str, Any]:
         return {**device_conditions(self.subject.device), "driver": self.telemetry.driver, **self.subject.conditions()}
@@ -85,9 +86,9 @@ class TorchProfilerBackend:
     def sample(
         self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
-        """Measure points in sessions, in the given order; a point that needs more passes comes again in the next one.
+        """Measure points in profiling sessions, in the given order. Points that need more passes come first again.
 
-        While a session runs, another thread reads the events of the one before.
+        While a session runs, another thread reads the events of the session before it.
         """
         queue = deque(PendingPoint(point, rule.first_passes) for point in points)
         with reader_thread() as reader:
@@ -96,13 +97,13 @@ class TorchProfilerBackend:
                 batch = [queue.popleft() for _ in range(min(self._points, len(queue)))]
                 started = time.monotonic()
                 self._prepare(batch)
-                # Reading starts only now: captures are slower while another thread runs Python; the session waits for
-                # the device most of the time.
+                # Reading starts only after the captures, which are slower while another thread runs Python. In the
+                # session itself, this thread mostly waits for the device.
                 reading = reader.submit(self._read, *measured, rule) if measured else None
                 measured = None
                 if batch:
                     measured = self._measure(batch, warmup), batch
-                    self._points = points_in_time(len(batch), time.monotonic() - started)
+                    self._points = next_session_points(len(batch), time.monotonic() - started)
                 for result in reading.result() if reading else ():
                     if isinstance(result, PendingPoint):
                         queue.appendleft(result)
@@ -115,7 +116,7 @@ class TorchProfilerBackend:
         self.subject.close()
 
     def _measure(self, batch: list[PendingPoint], warmup: int) -> session.Events:
-        """Run the wanted passes of each point in one profiling session; its place in `batch` is its index there."""
+        """Run the wanted passes of each point in one session. The index of a point there is its place in `batch`."""
         with session.record() as events, LayerRanges(self.subject.model, self.subject.layout, session.RangeRecorder()):
             for index, pending in enumerate(batch):
                 if not pending.failed:
@@ -125,15 +126,16 @@ class TorchProfilerBackend:
         return events
 
     def _prepare(self, batch: list[PendingPoint]) -> None:
-        """What has to happen outside the session: the first use of each shape (plans, libraries, masks), and captures.
+        """Run each point once and capture it, before the session.
 
-        A capture inside a session would add 200 events to it, and reading them takes longer than the capture.
+        The first pass of a shape does work that must not be timed, such as plans of libraries and masks. A capture
+        inside a session would add about 200 events to it, and reading them takes longer than the capture.
         """
         runner = self.subject.runner
         runner.forget_masks()
         for pending in batch:
             with torch.cuda.stream(self._passes.stream):
-                runner.cache.restore()  # recurrent states that passes update in place would grow from pass to pass
+                runner.cache.restore()  # otherwise states that passes update in place would grow from pass to pass
             pending.failed = not fits(partial(self._passes.eager, pending.point))
             if pending.failed:
                 continue
@@ -144,9 +146,9 @@ class TorchProfilerBackend:
     def _read(
         self, events: session.Events, batch: list[PendingPoint], rule: StoppingRule
     ) -> list[PointSample | PointFailure | PendingPoint]:
-        """The results of a session: a sample or a failure, or the pending point itself where it needs more passes.
+        """The result of each point of a session: a sample or a failure, or the pending point if it needs more passes.
 
-        Runs in the reading thread.
+        The reading thread runs this.
         """
         recorded = events.read()
         labelled, replays = trace.labelled_passes(recorded), trace.graph_replays(recorded)

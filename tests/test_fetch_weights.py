@@ -1,4 +1,4 @@
-"""What is wrong with real weights before anything is measured: hf refuses it, auto says it and takes random ones."""
+"""Real weights that cannot be used: `--load-format hf` refuses them, `auto` says why and uses random ones."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_profile.errors import CheckpointError, UsageError
 from llm_profile.models.hub import find_model
-from llm_profile.passes.loading import requested_subject, settle_weights
+from llm_profile.passes.loading import fetch_weights, requested_subject
 from llm_profile.request import Request
 from llm_profile.sweep import Sweep
 from tests.tiny import CONFIGS
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Replace tensors of a checkpoint of one file, `None` leaves one out; __ stands for a point."""
+    """Replace tensors of a checkpoint that has one file; `None` removes one. `__` in a name stands for a dot."""
     stored = load_file(folder / "model.safetensors")
     stored |= {key.replace("__", "."): tensor for key, tensor in tensors.items()}
     save_file({key: tensor for key, tensor in stored.items() if tensor is not None}, folder / "model.safetensors")
@@ -53,7 +53,7 @@ def request_of(folder: Path, load_format: str, **options: Any) -> Request:
 def opened(folder: Path, load_format: str, **options: Any) -> Any:
     request = request_of(folder, load_format, **options)
     source = find_model(request.model, load_format=load_format, allow_pickle=request.allow_pickle)
-    source = settle_weights(request, source)
+    source = fetch_weights(request, source)
     subject = requested_subject(request, source)
     subject.close()
     return [source.notice, *subject.notices], subject.conditions()["weights"]
@@ -116,9 +116,9 @@ PROBLEMS: dict[Callable[[Path], None], str] = {
     all_narrowed: r"layers\.0\.mlp\.up_proj\.weight is \[96, 64\] where its config\.json makes it \[128, 64\]",
     other_vocabulary: r"embed_tokens\.weight is \[250, 64\] where its config\.json makes it \[256, 64\]",
     incomplete: r"lacks 1 of the model's tensors \(model\.norm\.weight\)",
-    cut: r"model\.safetensors is cut or no safetensors file",
-    empty: r"model\.safetensors is cut or no safetensors file",
-    a_pointer_of_git: r"model\.safetensors is cut or no safetensors file",
+    cut: r"model\.safetensors is truncated or no safetensors file",
+    empty: r"model\.safetensors is truncated or no safetensors file",
+    a_pointer_of_git: r"model\.safetensors is truncated or no safetensors file",
     without_tensors: r"lacks \d+ of the model's tensors",
     shard_missing: r"its shard model-00002-of-00002\.safetensors is missing",
     index_empty: "is no index of shards",
@@ -140,14 +140,14 @@ def test_weights_that_cannot_be_used(folder: Path, spoil: Callable[[Path], None]
 @pytest.mark.parametrize("load_format", ["hf", "auto"])
 @pytest.mark.parametrize("name", ["llama", "opt", "phimoe", "mixtral", "qwen3", "gemma3", "deepseek_v2"])
 def test_weights_as_they_should_be(tmp_path: Path, name: str, load_format: str) -> None:
-    """Kinds of blocks, experts stored one by one and shards are no reason to refuse."""
+    """Also those of models with several kinds of blocks, of experts that are stored one by one, and in shards."""
     notices, weights = opened(saved(tmp_path / "model", name, max_shard_size="50KB"), load_format)
     assert weights == "folder model"
     assert notices[0] is None or notices[0].startswith("real weights")
 
 
 def test_blocks_of_one_kind_are_compared_among_themselves(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", "deepseek_v2")  # its first block is dense, the others have experts
+    folder = saved(tmp_path / "model", "deepseek_v2")  # a dense first block; all others have experts
     name = "model.layers.3.mlp.experts.2.down_proj.weight"
     change(folder, **{name.replace(".", "__"): torch.ones(64, 24, dtype=torch.bfloat16)})
     with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.experts\.2\.down_proj\.weight is \[64, 24\]"):
@@ -155,7 +155,7 @@ def test_blocks_of_one_kind_are_compared_among_themselves(tmp_path: Path) -> Non
 
 
 def test_layers_behind_the_last_block_are_not_compared(folder: Path) -> None:
-    """Some models bring layers that predict further tokens."""
+    """Some checkpoints have further layers, which predict further tokens."""
     change(folder, model__layers__4__mlp__down_proj__weight=torch.ones(64, 96, dtype=torch.bfloat16))
     assert opened(folder, "hf")[1] == "folder model"
 
@@ -194,7 +194,7 @@ def test_pickles_that_hold_no_state_dict(folder: Path, state: Any, told: str, zi
     assert weights == "dummy" and told in notices[0]
 
 
-# --- a quantization_config that was left behind ---
+# --- plain weights whose config.json still has a quantization_config ---
 
 LEFTOVERS: dict[str, dict[str, Any]] = {
     "MLX": {"group_size": 64, "bits": 4},
@@ -210,7 +210,7 @@ def test_plain_weights_are_measured_as_plain(folder: Path, fields: dict[str, Any
     set_field(folder, quantization_config=fields)
     notices, weights = opened(folder, load_format)
     assert weights == "folder model"
-    assert "are plain" in notices[0] and "the field can go" in notices[0]
+    assert "are plain" in notices[0] and "remove the field" in notices[0]
 
 
 def test_plain_weights_of_experts(tmp_path: Path) -> None:
