@@ -112,6 +112,12 @@ def test_the_page_of_the_readme_sweep_is_small_and_needs_nothing(tmp_path: Path)
     assert "default-src 'none'" in page
 
 
+def test_the_committed_page_has_the_numbers_of_the_committed_table(llama: dict[str, Any]) -> None:
+    """`python3 run_profile.py report H200/meta-llama/Llama-3.1-8B.csv` writes it anew."""
+    committed = default_path(LLAMA).read_text(encoding="utf-8")
+    assert data_of(committed) == llama and len(committed.encode()) <= MOST_BYTES
+
+
 def test_long_series_are_thinned_and_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "MOST_LENGTHS", 5)
     monkeypatch.setattr(curves, "MOST_BANDS", 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from llm_profile.errors import UsageError, type_and_text
 from llm_profile.report.curves import SeriesCurves, pays_one_logit, row_weights, series_curves
 from llm_profile.report.facts import (
+    CPU,
     Gap,
     Noise,
     banners,
@@ -30,8 +31,12 @@ Lines = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page shows. weights: how often each row counts in a pass, which is of the full model unless the table is
-    unfinished. one_logit: whether a prompt pays `lm_head` for one token. notices: of files that were left out."""
+    """What a page shows.
+
+    weights: how often each row counts in a pass, which is one of the full model unless the table is unfinished.
+    is_of_gpu: whether times are of kernels, and not of a CPU. one_logit: whether a prompt pays `lm_head` for one token.
+    notices: about files that were left out.
+    """
 
     csv: Path
     hardware: str
@@ -40,6 +45,7 @@ class Contents:
     banners: Sequence[str]
     notices: Sequence[str]
     is_of_full_model: bool
+    is_of_gpu: bool
     curves: Sequence[SeriesCurves]
     weights: Mapping[str, int]
     one_logit: bool
@@ -81,6 +87,7 @@ def _contents(
         banners=tuple(banners(table, TablePaths.beside(csv).journal.exists())),
         notices=tuple(notices),
         is_of_full_model=not is_unfinished(table),
+        is_of_gpu=table.meta["clock"] != CPU,
         curves=series_curves(table),
         weights=row_weights(table),
         one_logit=pays_one_logit(table),

@@ -26,9 +26,9 @@ def latency(contents: Contents) -> Markup:
     whose = "the full model" if contents.is_of_full_model else "the profiled blocks"
     head = "; lm_head of a prompt counts for one token, as an engine computes it" if contents.one_logit else ""
     how = (
-        f"Each colour is the GPU time of one layer in a pass of {whose}, so the upper edge is the whole pass, the pale "
-        "band at it the middle half of the measured passes, and each tick above the plot a length at which layers "
-        f"change their kernels, darker the more of the pass they take{head}."
+        f"Each colour is the {_time(contents)} of one layer in a pass of {whose}, so the upper edge is the whole pass, "
+        "the pale band at it the middle half of the measured passes, and each tick above the plot a length at which "
+        f"layers change their kernels, darker the more of the pass they take{head}."
     )
     use = "Drag to zoom, double-click to zoom out; click a layer in the list to hide it."
     switch = element(
@@ -49,6 +49,10 @@ def latency(contents: Contents) -> Markup:
         plots("latency", contents),
         legend,
     )
+
+
+def _time(contents: Contents) -> str:
+    return "GPU time" if contents.is_of_gpu else "time"
 
 
 def _button(name: str, label: str, pressed: bool | None = None) -> Markup:
@@ -109,8 +113,8 @@ def _legend(rows: Iterable[str]) -> Markup:
 def layer_shares(contents: Contents) -> Markup:
     """What each row takes of all passes of a series, and its kernels."""
     how = (
-        "Each line is what a layer takes of the GPU time of all prompts, and of all decode steps, counted as often as "
-        "the model has it, with the kernels that it runs at most lengths."
+        f"Each line is what a layer takes of the {_time(contents)} of all prompts, and of all decode steps, counted as "
+        "often as the model has it, with the kernels that it runs at most lengths."
     )
     names = stacked(dict.fromkeys(row for of in contents.curves for row in of.rows))
     colour = colours(names)

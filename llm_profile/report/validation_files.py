@@ -27,7 +27,7 @@ BROKEN = (KeyError, TypeError, ValueError, AttributeError, LookupError)
 
 @dataclass(frozen=True)
 class ValidationFile:
-    """A table held against the real model.
+    """A table compared with the real model.
 
     depth: of `model_depth` blocks, those that ran. mode: the applied scaling. processes: None where it is not told.
     is_current: whether the table is still the one that was validated. estimates: by way, a PairLatency for each of
