@@ -16,7 +16,7 @@ An interrupted run is resumed by the same command.
 """
 
 from llm_profile import interrupt
-from llm_profile.points import SweepPoint
+from llm_profile.points import SweepPoint, record_of
 from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
@@ -33,6 +33,7 @@ from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.options import parse_request, profile_parser
+from llm_profile.cli.report import report_after_sweep
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
 from llm_profile.cli.table_validation import known_exit_code, validate_and_write
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
@@ -80,7 +81,10 @@ def run_profile(request: Request) -> Result:
     summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
     missing = summary.missing_points(table.missing, laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
-    return Result(paths.csv, missing, max(code, scale(request, table, paths.csv)))
+    code = max(code, scale(request, table, paths.csv))
+    if request.report:
+        report_after_sweep(paths.csv)
+    return Result(paths.csv, missing, code)
 
 
 def with_weights(request: Request, source: ModelSource) -> ModelSource:
@@ -143,12 +147,13 @@ def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, wri
     rule = StoppingRule(request.repeat, request.precision)
     runs_before, notices_before, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
     with summary.progress(left, request.verbose) as tell:
-        measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
+        again = measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
     seconds = time.monotonic() - started
     for text in backend.notices[notices_before:]:
         summary.notice(text)
     if len(table.meta["runs"]) > runs_before:  # this run added a result
-        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3))
+        measured_again = [record_of(point) for point in again]
+        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3), measured_again=measured_again)
         summary.notice(summary.measured_text(table))
     table.meta["block_rows"] = dict(backend.block_rows)
     writer.finish()

@@ -22,24 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 import pandas as pd
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
+from llm_profile.report.layer_groups import LAYER_GROUPS, OTHER_ROWS
 from llm_profile.store.storage import write_whole
 
 LATENCY = "latency(ns)"
 HEAD_ROW = "lm_head"
-
-REST = "all other rows"
-"""Label of the rows that no group names."""
-
-GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    # label, colour, rows (without the kind of block in front); the first group is at the bottom of the stack
-    ("MLP: gate, up, down", "#4e79a7", ("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate", "experts")),
-    ("q, k, v, o projections", "#a0cbe8", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    ("norms", "#59a14f", ("input_layernorm", "post_layernorm", "final_layernorm", "q_norm", "k_norm")),
-    ("rope", "#edc948", ("rope",)),
-    ("attn", "#e15759", ("attn",)),
-    (REST, "#bab0ac", ()),
-    ("lm_head, one token", "#b07aa1", (HEAD_ROW,)),
-)
 
 GREY = "#787878"
 """Colour of text and axes. Its contrast ratio to white is 4.4, to GitHub's dark background 4.3."""
@@ -92,8 +79,8 @@ def pass_latencies(csv: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     table["row"] = table["layer_name"].str.rpartition(".")[2]
     of_one_token = table[(table["row"] == HEAD_ROW) & (table["input"] == 1) & (table["kv_cache"] == 0)]["ms"].sum()
     table.loc[table["row"] == HEAD_ROW, "ms"] = of_one_token
-    groups = {row: label for label, _, rows in GROUPS for row in rows}
-    table["group"] = table["row"].map(groups).fillna(REST)
+    groups = {row: label for label, _, rows in LAYER_GROUPS for row in rows}
+    table["group"] = table["row"].map(groups).fillna(OTHER_ROWS)
     prefill, decode = table[table["kv_cache"] == 0], table[table["input"] == 1]
     if prefill["input"].nunique() < 2 or decode["kv_cache"].nunique() < 2:
         raise UsageError(f"{csv}: needs two lengths of each phase; measure with --mode both")
@@ -103,7 +90,7 @@ def pass_latencies(csv: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _by_length(rows: pd.DataFrame, length: str) -> pd.DataFrame:
     """Sums per group, a column each, over the column `length`; neighbouring lengths are averaged."""
     sums = rows.pivot_table(index=length, columns="group", values="ms", aggfunc="sum", fill_value=0.0)
-    sums = sums[[label for label, _, _ in GROUPS if label in sums]].reset_index()
+    sums = sums[[label for label, _, _ in LAYER_GROUPS if label in sums]].reset_index()
     size = -(-len(sums) // MOST_POINTS)
     return sums.groupby(sums.index // size).mean().set_index(length)
 
@@ -133,7 +120,7 @@ def panel_lines(panel: Panel) -> Iterator[str]:
     for ms in ms_shown:
         yield f'<path d="M{panel.left} {y(ms):.1f}H{panel.right}" class="grid"/>'
         yield f'<text x="{panel.left - 8}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms:,.4g}</text>'
-    colours = {label: colour for label, colour, _ in GROUPS}
+    colours = {label: colour for label, colour, _ in LAYER_GROUPS}
     for label in reversed(stacked.columns):  # each area reaches down to the axis, and lower ones are drawn over it
         line = "L".join(
             f"{x(length):.1f} {y(ms):.1f}" for length, ms in zip(stacked.index, stacked[label], strict=True)
@@ -148,7 +135,7 @@ def panel_lines(panel: Panel) -> Iterator[str]:
 
 def legend_lines(labels: Sequence[str], left: int) -> Iterator[str]:
     """The SVG elements of the legend: a coloured square and a label for each group, the top of the stack first."""
-    shown = [(label, colour) for label, colour, _ in reversed(GROUPS) if label in labels]
+    shown = [(label, colour) for label, colour, _ in reversed(LAYER_GROUPS) if label in labels]
     for i, (label, colour) in enumerate(shown):
         y = TOP + 10 + 26 * i
         yield f'<rect x="{left}" y="{y}" width="14" height="14" fill="{colour}"/>'

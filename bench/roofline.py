@@ -19,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
 
-from llm_profile.cli.planning import DTYPE_BYTES
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.points import SweepPoint
+from llm_profile.request import DTYPE_BYTES
 from llm_profile.store.files import read_table
 from llm_profile.store.storage import write_json
 from llm_profile.store.table import LatencyTable

@@ -24,7 +24,8 @@ MOST_POINTS = 1_000_000
 LARGEST_SEED = 2**63 - 1
 """torch takes seeds up to the largest signed integer of 64 bits."""
 
-DTYPES = ("auto", "float16", "bfloat16", "float32")
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+DTYPES = ("auto", *DTYPE_BYTES)
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
 CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
 """The ones that torch can use on a CPU."""
@@ -89,7 +90,7 @@ class Request:
 
     model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the short
     name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip validation.
-    hf_token: never printed or written to a file.
+    report: whether to write the page of the table. hf_token: never printed or written to a file.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Request:
     overwrite: bool = False
     output_dir: Path = Path(".")
     scaling: ScalingRequest | None = None
+    report: bool = True
     verbose: bool = False
     hf_token: str | None = field(default=None, repr=False)
 

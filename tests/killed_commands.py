@@ -53,7 +53,7 @@ def check_whole(folder: Path) -> None:
     csv = folder / "killed" / CSV
     assert csv.read_bytes() == (folder / "whole" / CSV).read_bytes()
     assert known_points(folder / "killed") == POINTS
-    assert sorted(path.suffix for path in csv.parent.iterdir()) == [".csv", ".json", ".parquet"]
+    assert sorted(path.suffix for path in csv.parent.iterdir()) == [".csv", ".html", ".json", ".parquet"]
 
 
 def main(folder: Path) -> None:

@@ -46,6 +46,14 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(words: list[str]) -> None:
+    """Parse a command line `python3 SCRIPT ...`, by the parser of its sub-command where it has one."""
+    if sub_command := SUBCOMMANDS.get(" ".join(words[2:3])):
+        parser_of(sub_command).parse_args(words[3:])
+    else:
+        parser_of(words[1].removesuffix(".py")).parse_args(words[2:])
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Long options of a parser and of its subcommands."""
     for action in parser._actions:

@@ -18,10 +18,15 @@ NO_TORCH_IN_DESIGN = {
     f"llm_profile.{name}" for name in ("points", "sweep", "measurement", "store.table", "validation.estimate")
 }
 
-ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "cli")
+ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "report", "cli")
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
-PRIVATE_TO = {"store": {"", "store"}, "exporters": {"", "store", "exporters"}, "models": {"", "models"}}
+PRIVATE_TO = {
+    "store": {"", "store"},
+    "exporters": {"", "store", "exporters"},
+    "models": {"", "models"},
+    "report": {"", "store", "timing", "validation", "report"},
+}
 """Rooms that know fewer than all earlier ones: storing knows nothing of models, and models nothing of tables."""
 
 MODULES = {

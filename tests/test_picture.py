@@ -70,7 +70,7 @@ def test_the_picture_of_a_small_table(tmp_path: Path) -> None:
     words = [element.text for element in root.iter(f"{SVG}text")]
     assert {"Prefill", "Decode, one token", "prompt (tokens)", "latency of a pass (ms)", "attn", "8"} <= set(words)
     areas = [path for path in root.iter(f"{SVG}path") if "fill" in path.attrib]
-    assert len(areas) == 2 * len(picture.GROUPS)
+    assert len(areas) == 2 * len(picture.LAYER_GROUPS)
     heights = [float(y) for area in areas for y in re.findall(r" ([\d.]+)", area.attrib["d"])]
     assert min(heights) >= picture.TOP and max(heights) == picture.BOTTOM
 

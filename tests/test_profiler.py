@@ -68,6 +68,14 @@ def test_a_point_at_a_low_clock_is_measured_again(tmp_path: Path) -> None:
     assert slow_points(clocks_mhz(table)) == [never], "and known to be doubtful"
 
 
+def test_what_was_measured_again_is_told(tmp_path: Path) -> None:
+    once, never = SweepPoint(1, 9), SweepPoint(12, 0)
+    backend = TroubledBackend(clocks={once: [LOW_MHZ, FULL_MHZ], never: [LOW_MHZ]})
+    with writer(tmp_path, list(PLAN.points)) as table:
+        assert measure(backend, PLAN, table, StoppingRule(2, 0.0), 0, 0) == [never, once]
+        assert measure(backend, PLAN, table, StoppingRule(2, 0.0), 0, 0) == [], "nothing was left"
+
+
 def test_a_failure_does_not_undo_a_measurement(tmp_path: Path) -> None:
     slow = SweepPoint(16, 0)
 

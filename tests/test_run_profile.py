@@ -801,7 +801,7 @@ def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytes
     for phase in (1, 2):
         assert sum(float(share[phase].rstrip("%")) for share in shares) == pytest.approx(100, abs=1)
     assert [line.split(":")[0] for line in quiet.err.splitlines()] == ["--device fake", "points measured"]
-    assert len(quiet.out.splitlines()) == 4
+    assert len(quiet.out.splitlines()) == 5
 
 
 def without_warning(err: str) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -25,6 +26,7 @@ from llm_profile.validation.scaling import (
     fit_phase,
     kernels_ns,
     prefill_excess_ns,
+    scaling_of,
 )
 from llm_profile.validation.step_plan import WINDOW_STEPS, WINDOWS, StepPlan, decode_windows, plan_steps, windows_beyond
 from tests.fake_reality import FakeReality, make_table, true_kernels_ns
@@ -479,3 +481,24 @@ def test_a_machine_that_slows_down_is_no_error_of_the_estimate():
     """Fitted and judged steps are timed in the same rounds."""
     (fitted, pairs), (held_out, held_pairs) = measured(lambda _point, _depth: 0, slower_per_repeat=0.2)
     assert worst(fit_curve(ESTIMATE, fitted, pairs), held_out, held_pairs)["ttft"] < 1e-3
+
+
+# ---- a scaling from its parameters
+
+
+@pytest.mark.parametrize("mode", SCALING_MODES)
+def test_a_scaling_is_made_again_from_what_its_json_says(mode):
+    (fitted, pairs), (held_out, held_out_pairs) = measured(lambda point, _depth: 300_000 + 40 * point.total_len)
+    scaling = SCALING_MODES[mode](ESTIMATE, fitted, pairs)
+    again = scaling_of(ESTIMATE, mode, json.loads(json.dumps(scaling.parameters)))
+    for phase in ("prefill", "decode"):
+        for factors in ("step", "request"):
+            before, after = (getattr(getattr(of, phase), factors) for of in (scaling, again))
+            np.testing.assert_allclose(after, before, rtol=1e-12)
+    assert worst(again, held_out, held_out_pairs) == pytest.approx(worst(scaling, held_out, held_out_pairs), rel=1e-9)
+
+
+def test_parameters_of_no_scaling_are_refused():
+    for mode, parameters in (("none", {"factor": 2.0}), ("phase", {"factor": 2.0}), ("curve", {})):
+        with pytest.raises((KeyError, ValueError)):
+            scaling_of(ESTIMATE, mode, parameters)

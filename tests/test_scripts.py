@@ -86,6 +86,7 @@ class Sandbox:
             shutil.copy(ROOT / name, self.clone / name)
         self.fake.mkdir()
         self.executable("python3", FAKE_PYTHON)
+        self.executable("apt-get", '#!/bin/sh\necho "$@" >>"$FAKE/apt.log"\n')
         self.gpu(False)
         self.state(ready=["python3"])
         self.environment = {
@@ -409,8 +410,21 @@ def test_ci_has_three_legs_and_removes_their_environments(sandbox: Sandbox, tmp_
     assert pinned
     assert newest[0][2] == ("torch" if free == "room" else pinned[0]) and "--upgrade" in newest[0]
     assert [leg[-1][0] for leg in (tested, oldest, newest)] == ["pytest"] * 3
+    assert (sandbox.fake / "apt.log").read_text().split("\n")[:2] == [
+        "update",
+        "install --yes --no-install-recommends chromium",
+    ]
     assert ("the tested torch takes its place" in done.stderr) is (free != "room")
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_ci_goes_on_without_a_browser(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    sandbox.state(ready=[], in_venv=True)
+    sandbox.executable("apt-get", "#!/bin/sh\necho no such package; exit 100\n")
+    done = sandbox.run(".ci/run", TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == 0 and len(legs_of(sandbox)) == 3
+    assert "no such package\n---- no Chromium could be installed: " in done.stderr
 
 
 def test_legs_of_ci_that_fail_say_which_versions_they_had(sandbox: Sandbox, tmp_path: Path) -> None:

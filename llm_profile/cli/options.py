@@ -108,7 +108,11 @@ GROUPS: Mapping[str, Options] = {
     },
 }
 
-SKIP_SCALING: Options = {"--skip-scaling": {**SWITCH, "help": "do not compare the table with the real model"}}
+AFTER_SWEEP: Options = {
+    "--skip-scaling": {**SWITCH, "help": "do not compare the table with the real model"},
+    "--no-report": {**SWITCH, "help": "do not write <model>.report.html, a page with plots of the table"},
+}
+"""Options for what a run leaves out after the sweep."""
 
 
 def profile_parser(description: str) -> argparse.ArgumentParser:
@@ -118,7 +122,7 @@ def profile_parser(description: str) -> argparse.ArgumentParser:
     for title, options in GROUPS.items():
         add_options(parser.add_argument_group(title).add_argument, options, defaults)
     add_scaling_arguments(parser)
-    add_options(parser.add_argument, SKIP_SCALING, {})
+    add_options(parser.add_argument, AFTER_SWEEP, {})
     return parser
 
 
@@ -129,5 +133,6 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})
     named["precision"] = arguments.precision / 100
     named["scaling"] = None if arguments.skip_scaling else parse_scaling(arguments)
+    named["report"] = not arguments.no_report
     named["hf_token"] = token_of(arguments)
     return Request(**named)

@@ -16,7 +16,7 @@ from llm_profile.models.config_names import POSITION_FIELDS, WorkedOut, field_of
 from llm_profile.models.footprint import memory_bytes
 from llm_profile.models.hub import ModelSource, find_model, folder_name
 from llm_profile.points import SweepPoint
-from llm_profile.request import Request
+from llm_profile.request import DTYPE_BYTES, Request
 from llm_profile.store.files import load_table, read_meta
 from llm_profile.store.journal import read_journal
 from llm_profile.store.paths import TablePaths
@@ -27,8 +27,6 @@ from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.grid import GRIDS
 from llm_profile.validation.estimate import check_pairs
 from llm_profile.validation.scaled_table import scaling_paths
-
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 def find_source(request: Request, *, weights: bool = True) -> ModelSource:

@@ -7,7 +7,10 @@ SUBCOMMANDS.
 import importlib
 from collections.abc import Sequence
 
-SUBCOMMANDS: dict[str, str] = {"export": "llm_profile.cli.export_command"}
+SUBCOMMANDS: dict[str, str] = {
+    "export": "llm_profile.cli.export_command",
+    "report": "llm_profile.cli.report",
+}
 """First word of the command line -> module."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_profile.measurement import PointFailure, PointSample, StoppingRule
-from llm_profile.points import KINDS, SweepPoint
+from llm_profile.points import KINDS, SweepPoint, canonical_order
 from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableWriter
 from llm_profile.sweep import Plan
@@ -48,12 +48,12 @@ def measure(
     seed: int,
     tell: Callable[[Progress], None] = lambda _progress: None,
     grid: Grid = GRIDS["full"],
-) -> None:
+) -> list[SweepPoint]:
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
     Decode comes first, since its passes load the GPU least; within a kind, points are shuffled, so that a drifting
     clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
-    others, and the result at the highest clock is kept.
+    others, and the result at the highest clock is kept. Returns these points.
     """
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))
@@ -61,10 +61,13 @@ def measure(
     known = writer.table.records
     done: set[SweepPoint] = set()
     failed: dict[SweepPoint, str] = {}
+    repeated: set[SweepPoint] = set()
     synced = time.monotonic()
     while asked := in_measuring_order(grid.next_points(runnable, known, failed), seed):
         again, total = asked, len(done) + len(asked)
-        for _attempt in range(1 + CLOCK_RETRIES):
+        for attempt in range(1 + CLOCK_RETRIES):
+            if attempt:
+                repeated.update(again)
             for result in backend.sample(again, rule, warmup):
                 if not _slower_again(result, writer.table):
                     writer.add(result)
@@ -86,6 +89,7 @@ def measure(
         else:
             writer.fill(point, filled_in)
     writer.sync()
+    return sorted(repeated, key=canonical_order)
 
 
 def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:

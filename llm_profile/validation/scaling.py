@@ -5,7 +5,7 @@ so the `curve` puts it on the rows that consumers add once per step and leaves `
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,11 @@ def fit_phase(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     rests = [
         (real.ttft_ns - decode * head_ns) / (kernels.ttft_ns - head_ns) for real, kernels in both if real.input_len > 1
     ]
-    prefill = float(np.mean(rests)) if rests else decode
+    return phase_scaling(estimate, float(np.mean(rests)) if rests else decode, decode)
+
+
+def phase_scaling(estimate: Estimate, prefill: float, decode: float) -> Scaling:
+    """One factor for prompts and one for decode steps, which (1, 0) has too."""
     of_prefill = np.where(estimate.prefill.lens == 1, decode, prefill)
     return Scaling(
         "phase",
@@ -127,30 +131,44 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
         shared = float(np.median(lacking))
     else:
         shared = measured.prefill_ns(1) - float(estimate.prefill_ns(1))
-    walls = np.array([measured.prefill_ns(value) for value in lens])
-    prefill_excess = walls - estimate.prefill_ns(lens)
+    prefill_excess = np.array([measured.prefill_ns(value) for value in lens]) - estimate.prefill_ns(lens)
     decode_knots, decode_excess = _decode_curve(estimate, measured) if windows else (np.zeros(1), np.array([shared]))
-
-    prefill, decode = estimate.prefill, estimate.decode
-    excess = prefill_excess_ns(estimate, lens, walls) if lens else np.full(len(prefill.lens), shared)
-    excess[0] = shared
-    head_ns = prefill.head_ns[0]
-    first = 1 + shared / (prefill.step_ns[0] + head_ns)
-    # `lm_head` of a prompt is looked up at (1, 0) and comes with that point's factor: the other rows make up the rest.
-    prefill_step = 1 + (excess - (first - 1) * head_ns) / prefill.step_ns
-    decode_step = 1 + np.interp(np.log1p(decode.lens), decode_knots, decode_excess) / (decode.step_ns + decode.head_ns)
-    prefill_step[0] = decode_step[0] = first
-
     last_input, last_kv = (lens or [1])[-1], int(windows[-1][-1]) if windows else 0
     parameters = {
         "shared_excess_ns": shared,
         "prefill_knots": _knots("input", lens, prefill_excess),
         "decode_knots": _knots("kv_cache", np.expm1(decode_knots).tolist(), decode_excess),
         "held_beyond": {
-            "input": last_input if prefill.lens[-1] > last_input else None,
-            "kv_cache": last_kv if decode.lens[-1] > last_kv else None,
+            "input": last_input if estimate.prefill.lens[-1] > last_input else None,
+            "kv_cache": last_kv if estimate.decode.lens[-1] > last_kv else None,
         },
     }
+    return _curve_scaling(estimate, shared, (lens, prefill_excess), (decode_knots, decode_excess), parameters)
+
+
+def _curve_scaling(
+    estimate: Estimate,
+    shared: float,
+    of_prefill: tuple[Sequence[float], FloatArray],
+    of_decode: tuple[FloatArray, FloatArray],
+    parameters: dict[str, Any],
+) -> Scaling:
+    """The factors that put an excess in nanoseconds on the rows of a step.
+
+    shared: that of (1, 0). of_prefill: lengths in tokens, and the excess there. of_decode: log(1 + kv_cache), likewise.
+    """
+    prefill, decode = estimate.prefill, estimate.decode
+    lens, prefill_excess = of_prefill
+    excess = np.full(len(prefill.lens), shared)
+    if lens:
+        excess = prefill_excess_ns(estimate, lens, estimate.prefill_ns(lens) + prefill_excess)
+    excess[0] = shared
+    head_ns = prefill.head_ns[0]
+    first = 1 + shared / (prefill.step_ns[0] + head_ns)
+    # `lm_head` of a prompt is looked up at (1, 0) and comes with that point's factor: the other rows make up the rest.
+    prefill_step = 1 + (excess - (first - 1) * head_ns) / prefill.step_ns
+    decode_step = 1 + np.interp(np.log1p(decode.lens), *of_decode) / (decode.step_ns + decode.head_ns)
+    prefill_step[0] = decode_step[0] = first
     return Scaling(
         "curve",
         estimate.depth,
@@ -160,7 +178,7 @@ def fit_curve(estimate: Estimate, measured: MeasuredSteps, pairs: Sequence[Pair]
     )
 
 
-def prefill_excess_ns(estimate: Estimate, lens: Sequence[int], walls_ns: FloatArray) -> FloatArray:
+def prefill_excess_ns(estimate: Estimate, lens: Sequence[float], walls_ns: FloatArray) -> FloatArray:
     """What the prompts of a table cost beyond their kernels, from those of `lens` tokens. Shape [input lengths].
 
     Linear over log(input) between them, and held beyond. But where the host is slower than the GPU, a step takes as
@@ -206,6 +224,29 @@ SCALING_MODES: dict[str, Callable[[Estimate, MeasuredSteps, Sequence[Pair]], Sca
     "curve": fit_curve,
 }
 """The ways of scaling, by the name that --scaling-mode gives them."""
+
+
+def scaling_of(estimate: Estimate, mode: str, parameters: Mapping[str, Any]) -> Scaling:
+    """The scaling that was fitted with these parameters, as `Scaling.parameters` has them.
+
+    estimate: of the same table and depth. Raises KeyError, TypeError and ValueError for parameters of no such mode.
+    """
+    if mode == "global":
+        return global_scaling(estimate, parameters["factor"])
+    if mode == "phase":
+        return phase_scaling(estimate, parameters["prefill_factor"], parameters["decode_factor"])
+    if mode != "curve":
+        raise ValueError(f"{mode}: no way of scaling")
+
+    def knots(phase: str, length: str) -> tuple[list[float], FloatArray]:
+        found = parameters[f"{phase}_knots"]
+        return [knot[length] for knot in found], np.array([knot["excess_ns"] for knot in found], dtype=np.float64)
+
+    lens, excess = knots("decode", "kv_cache")
+    of_decode = (np.log1p(lens), excess)
+    return _curve_scaling(
+        estimate, parameters["shared_excess_ns"], knots("prefill", "input"), of_decode, dict(parameters)
+    )
 
 
 def at_depth(target: Estimate, shallower: Sequence[tuple[Estimate, MeasuredSteps]]) -> MeasuredSteps:
