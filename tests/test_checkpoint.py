@@ -210,7 +210,7 @@ def test_wrong_shape_is_named(llama: Any, llama_file: Path) -> None:
 def test_cut_file_is_refused(llama: Any, llama_file: Path) -> None:
     file = llama_file / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="model.safetensors is cut"):
+    with pytest.raises(UsageError, match="model.safetensors is truncated"):
         load_llama(llama_file, llama)
 
 
