@@ -143,7 +143,16 @@ def test_an_unfinished_table_estimates_nothing():
 
 
 def test_no_torch():
-    modules = ["estimate", "step_plan", "measured_steps", "scaling", "judgement", "scaled_table", "report", "report_text"]
+    modules = [
+        "estimate",
+        "step_plan",
+        "measured_steps",
+        "scaling",
+        "judgement",
+        "scaled_table",
+        "report",
+        "report_text",
+    ]
     code = f"import {', '.join(f'llm_profile.validation.{module}' for module in modules)}, validation, sys; "
     code += "sys.exit(bool({'torch', 'transformers', 'pandas', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

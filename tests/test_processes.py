@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from llm_profile.store.files import read_table
 from llm_profile.validation.processes import Process, ProcessReality
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.real_steps import StepTimes
+from llm_profile.validation.reality import REALITIES
 from llm_profile.validation.validate import validate_over_depths
 from llm_profile.validation.worker import Worker
 from tests.fake_reality import make_table, true_kernels_ns
@@ -242,12 +244,17 @@ def test_each_depth_has_its_processes_and_the_spread_is_that_of_the_last() -> No
 
 def test_a_refusal_is_told_with_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as that of a release newer than tested as a possible cause, which only the traceback over there shows."""
+
+    def refuse(*_options: Any) -> None:
+        raise UsageError(f"not on {torch.device('cpu')}")
+
     monkeypatch.setattr(versions, "newer_than_tested", lambda: "transformers 9.9")
+    monkeypatch.setitem(REALITIES, "eager", refuse)
     process = WorkerHere()
-    process.ask("open", "cuda-graph", PROFILED, 1, "cpu", None, False)
+    process.ask("open", "eager", PROFILED, 1, "cpu", None, False)
     with pytest.raises(UsageError) as refused:
         process.answer()
-    assert str(refused.value) == "--scaling-runtime cuda-graph: not on cpu; use eager"
+    assert str(refused.value) == "not on cpu"
     (cause,) = refused.value.__notes__
     assert cause.startswith("possible cause: newer than tested: transformers 9.9")
 

@@ -564,7 +564,7 @@ def test_the_cpu_for_real(run: Run, tmp_path: Path) -> None:
         f"tiny-llama{ending}"
         for ending in (
             *(".csv", ".meta.json", ".rows.parquet", ".validation.json"),
-            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet", ".host.csv"),
+            *("-scaled.csv", "-scaled.meta.json", "-scaled.rows.parquet", ".host.csv", ".report.html"),
         )
     )
     table = read_table(folder / "tiny-llama.csv")
