@@ -64,8 +64,11 @@ def _error_cards(validation: ValidationFile) -> Markup:
 def _error_card(quantity: str, errors: Errors | None, validation: ValidationFile) -> Markup:
     big = "-" if errors is None else ratio(errors.mean)
     lines = [] if errors is None else [f"at worst {ratio(errors.worst)}"]
-    for label, spreads in (("runs differ by", validation.spread), ("processes by", validation.spread_between)):
-        if (value := spreads.get(quantity)) is not None:
+    spreads = [("processes by", validation.spread_between)]
+    if validation.repeat > 1:
+        spreads.insert(0, ("runs differ by", validation.spread))
+    for label, of in spreads:
+        if (value := of.get(quantity)) is not None:
             lines.append(f"{label} {ratio(value)}")
     missed = "card over" if quantity in validation.over_tolerance or quantity in validation.noisy else "card"
     small = (element("span", line) for line in lines)
@@ -73,10 +76,11 @@ def _error_card(quantity: str, errors: Errors | None, validation: ValidationFile
 
 
 def _doubts(validation: ValidationFile) -> Iterator[str]:
-    for quantity, value in validation.noisy.items():
+    if validation.noisy:
+        found = ", ".join(f"{LABELS.get(name, name)} by {percent(value)}" for name, value in validation.noisy.items())
         yield (
-            f"Too noisy: {LABELS.get(quantity, quantity)} of the same steps differs by {percent(value)} between "
-            "processes, so no error below that can be told on this machine."
+            f"Too noisy: the same steps differ between processes: {found}. Errors below that cannot be told on this "
+            "machine; stop other work on it and validate again."
         )
     if validation.over_tolerance:
         names = ", ".join(LABELS.get(quantity, quantity) for quantity in validation.over_tolerance)
