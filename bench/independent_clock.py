@@ -29,7 +29,7 @@ from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
 from llm_profile.timing.backends.base import GRAPHS
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.backends.gpu_kernels import GpuKernelBackend
 from llm_profile.timing.launching import split_evenly
 from llm_profile.timing.pacing import REST
 
@@ -99,7 +99,7 @@ def mark(after: torch.cuda.CUDAGraph | None = None) -> torch.cuda.Event:
 
 
 def summed_rows(
-    backend: TorchProfilerBackend, points: Sequence[SweepPoint], passes: int = PASSES
+    backend: GpuKernelBackend, points: Sequence[SweepPoint], passes: int = PASSES
 ) -> dict[SweepPoint, float]:
     """Point -> sum of the trimmed means of its rows in nanoseconds. Raises UsageError for a point that fails."""
     sums: dict[SweepPoint, float] = {}
@@ -110,7 +110,7 @@ def summed_rows(
     return sums
 
 
-def compare_clocks(backend: TorchProfilerBackend, points: Sequence[SweepPoint]) -> list[TwoClocks]:
+def compare_clocks(backend: GpuKernelBackend, points: Sequence[SweepPoint]) -> list[TwoClocks]:
     """Both clocks at every point. Raises UsageError for a model whose passes cannot be captured."""
     try:
         events_ns = timed_by_events(backend.subject, points)

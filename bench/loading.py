@@ -7,7 +7,7 @@ from llm_profile.models.hub import find_model
 from llm_profile.passes.loading import requested_subject
 from llm_profile.request import SDPA_BACKENDS, Request
 from llm_profile.sweep import Sweep
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.backends.gpu_kernels import GpuKernelBackend
 from llm_profile.timing.cuda_device import check_cuda
 
 
@@ -23,7 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_profiler(
     model: str, longest: int, num_layers: int = 1, sdpa_backend: str = "auto", device: str = "cuda"
-) -> TorchProfilerBackend:
+) -> GpuKernelBackend:
     """The GPU backend for prompts and caches of up to `longest` tokens.
 
     Raises UsageError for a model that is not known and for a device that is not there.
@@ -37,10 +37,10 @@ def open_profiler(
         load_format="dummy",
     )
     check_cuda(device)
-    return TorchProfilerBackend(requested_subject(request, find_model(model, load_format="dummy")))
+    return GpuKernelBackend(requested_subject(request, find_model(model, load_format="dummy")))
 
 
-def longest_of(backend: TorchProfilerBackend, longest: int) -> tuple[int, int]:
+def longest_of(backend: GpuKernelBackend, longest: int) -> tuple[int, int]:
     """Longest prompt and longest cache that may run: `longest`, or what a learned position table allows."""
     learned = backend.learned_positions
     return (longest, longest) if learned is None else (min(longest, learned), min(longest, learned - 1))

@@ -38,7 +38,7 @@ from llm_profile.measurement import Measurement, PointFailure, StoppingRule
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 from llm_profile.store.storage import write_json
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.backends.gpu_kernels import GpuKernelBackend
 from llm_profile.timing.loop import in_measuring_order
 from llm_profile.timing.session import ROW_RANGE, RangeRecorder
 from llm_profile.validation.estimate import is_unnamed_row
@@ -145,7 +145,7 @@ def documented_way(subject: Subject, points: Sequence[SweepPoint]) -> Timed:
     return timed
 
 
-def this_way(backend: TorchProfilerBackend, points: Sequence[SweepPoint], rule: StoppingRule) -> Timed:
+def this_way(backend: GpuKernelBackend, points: Sequence[SweepPoint], rule: StoppingRule) -> Timed:
     """Time points as run_profile.py does. Raises UsageError for a point that cannot be measured."""
     timed = Timed()
     started = time.perf_counter()
@@ -222,7 +222,7 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
     )
 
 
-def measure(backend: TorchProfilerBackend, count: int, longest: tuple[int, int]) -> dict[str, Any]:
+def measure(backend: GpuKernelBackend, count: int, longest: tuple[int, int]) -> dict[str, Any]:
     """Time both ways and return the figures.
 
     count: points of each phase that are timed the documented way. longest: prompt and cache, in tokens.

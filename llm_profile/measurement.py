@@ -4,6 +4,7 @@ Everything is kept per pass until a statistic is asked for: a trimmed mean of su
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,11 @@ prefill, and 99.8 and 100 % of them at most 5 % or 100 ns; against a hundred pas
 Eight passes of four graphs (0.34 and 0.20 %, within bounds 100 and 100 %) take a third longer; of four passes, one
 each, 98.1 and 99.6 % are within bounds.
 """
+
+LONG_PASS_NS = 500_000
+MIN_LONG_PASSES = 3
+"""Fewest passes if a pass takes at least LONG_PASS_NS: one of each of the graphs. Long kernels vary less with the place
+of their tensors in memory, and take most of the time of a sweep."""
 
 TRIMMED = 10
 """Of every so many passes the fastest and the slowest are left out of a mean; of fewer, one each.
@@ -133,7 +139,7 @@ class StoppingRule:
     """When a point has been measured enough: a pure function of its pass times.
 
     repeat: most passes. precision: relative standard error of the mean pass to reach; 0 asks for exactly `repeat`.
-    min_passes: fewest passes before stopping early.
+    min_passes: fewest passes before stopping early; of long passes MIN_LONG_PASSES, if that is fewer.
     """
 
     repeat: int = 100
@@ -143,7 +149,7 @@ class StoppingRule:
     @property
     def first_passes(self) -> int:
         """How many passes to run before asking for the first time."""
-        return self.repeat if self.precision == 0 else min(self.repeat, self.min_passes)
+        return self.repeat if self.precision == 0 else min(self.repeat, self.min_passes, MIN_LONG_PASSES)
 
     def passes_wanted(self, pass_ns: Sequence[int]) -> int:
         """How many more passes to run: 0 when the mean is known to `precision` or `repeat` is reached.
@@ -157,6 +163,8 @@ class StoppingRule:
             return self.first_passes - done
         if self.precision == 0:
             return self.repeat - done
+        if done < self.min_passes and statistics.median(pass_ns) < LONG_PASS_NS:
+            return min(self.min_passes, self.repeat) - done
         error = Measurement.of(pass_ns).relative_error
         if error <= self.precision:
             return 0

@@ -29,6 +29,9 @@ DTYPES = ("auto", *DTYPE_BYTES)
 SDPA_BACKENDS = ("auto", "torch", "flash", "cudnn", "efficient", "math")
 CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
 """The ones that torch can use on a CPU."""
+TIMERS = ("auto", "cupti", "torch-profiler")
+"""Who records the kernels of a GPU: CUPTI read directly, or torch's profiler; auto: CUPTI where it can be read."""
+
 ROUTINGS = ("balanced", "random", "model")
 """How the experts of a token are chosen: evenly over all experts, at random, or by the model's router."""
 
@@ -102,6 +105,7 @@ class Request:
     warmup: int = 10
     repeat: int = 100
     precision: float = 0.01
+    timer: str = "auto"
     dtype: str = "auto"
     attn_implementation: str = "auto"
     sdpa_backend: str = "auto"
@@ -139,6 +143,8 @@ class Request:
             raise UsageError(
                 f"--sdpa-backend {self.sdpa_backend}: not on a CPU; use {', '.join(CPU_SDPA_BACKENDS[:-1])} or math"
             )
+        if self.timer != "auto" and not self.device.startswith("cuda"):
+            raise UsageError(f"--timer {self.timer}: it records GPU kernels; leave it out with --device {self.device}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
         for name in SERIES:

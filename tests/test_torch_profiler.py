@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.session_size import FIRST_POINTS, SESSION_POINTS, SESSION_S
 
 from llm_profile.errors import UsageError
 from llm_profile.measurement import MIN_PASSES, PointFailure, PointSample, StoppingRule
@@ -18,10 +20,8 @@ from llm_profile.points import SweepPoint
 from llm_profile.timing import pacing, session, trace
 from llm_profile.timing.backends import torch_profiler
 from llm_profile.timing.backends.base import GRAPHS
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
 from llm_profile.timing.launching import split_evenly
 from llm_profile.timing.pacing import REST
-from llm_profile.timing.session_size import FIRST_POINTS, SESSION_POINTS, SESSION_S
 
 ROWS = ("embedding", "q_proj", "attn", "lm_head")
 

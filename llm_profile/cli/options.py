@@ -19,7 +19,7 @@ from llm_profile.cli.parsing import (
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.models.hub import LOAD_FORMATS
-from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, Request
+from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, TIMERS, Request
 from llm_profile.sweep import GRID_NAMES, MODES, Sweep
 
 EXIT_CODES = (
@@ -89,6 +89,11 @@ GROUPS: Mapping[str, Options] = {
             "metavar": "PERCENT",
             "help": "a point ends when the standard error of its mean pass is at most this (default %(default)s; 0: "
             "after exactly --repeat passes)",
+        },
+        "--timer": {
+            "choices": TIMERS,
+            "help": "what records GPU kernels: cupti: CUPTI's records, read directly; torch-profiler; auto: cupti where it "
+            "can be read (default)",
         },
     },
     "files": {

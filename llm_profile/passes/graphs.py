@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 
@@ -54,10 +54,17 @@ class GraphPasses:
         with torch.cuda.stream(self.stream), self.copies.one_pass():
             self.runner.run(point, last_token_only)
 
-    def capture(self, point: SweepPoint, last_token_only: bool = False, pool: int = 0) -> torch.cuda.CUDAGraph:
-        """A graph of one pass, with its activations in the pool of this number. Run the pass eagerly once before.
+    def capture(
+        self,
+        point: SweepPoint,
+        last_token_only: bool = False,
+        pool: int = 0,
+        around: AbstractContextManager[object] = nullcontext(),
+    ) -> torch.cuda.CUDAGraph:
+        """A graph of one pass, with its activations in the pool of this number.
 
-        Raises CaptureError if the pass cannot be captured, and torch.OutOfMemoryError.
+        around: a context around the pass inside the capture. Raises CaptureError if the pass cannot be captured, and
+        torch.OutOfMemoryError.
         """
         graph = torch.cuda.CUDAGraph()
         weights = self.weights[pool - 1].in_use() if pool and self.weights else nullcontext()
@@ -65,7 +72,7 @@ class GraphPasses:
             # thread_local: otherwise a call of another thread, such as the telemetry's, would invalidate the capture
             graph.capture_begin(pool=self._pools[pool].handle, capture_error_mode="thread_local")
             try:
-                with self.copies.one_pass():
+                with self.copies.one_pass(), around:
                     self.runner.run(point, last_token_only)
             except torch.OutOfMemoryError:
                 self._abandon(graph, pool)

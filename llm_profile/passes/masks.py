@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from llm_profile.models.patches import MASK_FUNCTION, modelling_functions, patched
@@ -40,9 +41,9 @@ class KeptMasks:
         finally:
             self._point = None
 
-    def forget(self) -> None:
-        """Free the masks of all points."""
-        self._masks.clear()
+    def forget(self, point: SweepPoint | None = None) -> None:
+        """Free the masks of a point, or of all points."""
+        self._masks = {key: mask for key, mask in self._masks.items() if point is not None and key[0] != point}
 
     def _kept(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any, **kwargs: Any) -> Any:
@@ -51,7 +52,15 @@ class KeptMasks:
             call = self._calls[name] = self._calls.get(name, -1) + 1
             key = (self._point, name, call)
             if key not in self._masks:
-                self._masks[key] = function(*args, **kwargs)
+                made = function(*args, **kwargs)
+                if _has_tensors(made) and torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(f"{name} builds a mask during a capture; run the pass once before")
+                self._masks[key] = made
             return self._masks[key]
 
         return build
+
+
+def _has_tensors(mask: Any) -> bool:
+    """Whether a mask, or one of several by kind of attention, is more than None: then kernels have built it."""
+    return any(map(_has_tensors, mask.values())) if isinstance(mask, dict) else mask is not None

@@ -56,9 +56,9 @@ class PassRunner:
         """How the experts of a token are chosen now: one of request.ROUTINGS."""
         return self.experts.routing
 
-    def forget_masks(self) -> None:
-        """Free the attention masks of all points that were run so far."""
-        self._masks.forget()
+    def forget_masks(self, point: SweepPoint | None = None) -> None:
+        """Free the attention masks of a point, or of all points that were run so far."""
+        self._masks.forget(point)
 
     def run(self, point: SweepPoint, last_token_only: bool = False) -> Any:
         """Run one pass and return the model's output.

@@ -4,7 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-CONDITION_DEFAULTS: dict[str, Any] = {"missing_kernels": None, "quantisation": None, "remote_code": None}
+CONDITION_DEFAULTS: dict[str, Any] = {
+    "missing_kernels": None,
+    "quantisation": None,
+    "remote_code": None,
+    "timer": "torch-profiler",
+}
 """What a table was measured under where it lacks a condition; None: the condition did not apply.
 
 A condition that is added to this program gets a line here: what all tables before it were measured under. Then these

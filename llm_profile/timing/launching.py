@@ -1,67 +1,134 @@
-"""Launching the passes of a point in a profiling session: labelled eager passes and replays of its CUDA graphs.
+"""Launches replays without waiting for them, and lets the GPU rest after long passes.
 
-A labelled pass runs eagerly with a profiler range around each layer, which says the row of each kernel.
+While the GPU works through what was launched, the host captures the passes of the next points.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from llm_profile.passes.graphs import GraphPasses
-from llm_profile.timing import session
 from llm_profile.timing.capturing import PendingPoint
-from llm_profile.timing.pacing import Pacer, needs_rest
-from llm_profile.timing.point_passes import EAGER
-from llm_profile.timing.trace import Labels
+from llm_profile.timing.pacing import REST, needs_rest
+from llm_profile.timing.replays import NodeRows
+
+MOMENT_S = 1e-4
+
+AHEAD = 2
+"""Most bursts that are launched and not finished: one runs, and the next one is ready when it ends."""
 
 
-class PassLauncher:
-    """Launches passes in the open profiling session, in ranges named after the index of their point in the session.
+@dataclass
+class Launched:
+    """A launch of a graph. pending: the point that its replay counts for, with the rows of its nodes; else None."""
 
-    labels: the labelled passes known so far. flush: empties the L2 cache before each pass, None if that is not needed.
+    graph_id: int
+    pending: tuple[PendingPoint, NodeRows] | None
+
+
+@dataclass
+class Burst:
+    """Replays that are launched back to back. rests: a rest follows. settle: one more replay precedes, uncounted."""
+
+    pending: PendingPoint
+    graphs: Sequence[int]
+    rests: bool
+    settle: bool
+
+
+@dataclass
+class Running:
+    """A burst on the device. launched_at: time.monotonic."""
+
+    begin: torch.cuda.Event
+    end: torch.cuda.Event
+    rests: bool
+    launched_at: float
+
+
+class ReplayLauncher:
+    """Launches bursts of replays: those that need rests one at a time, others in these rests.
+
+    stream: where graphs run. flush: empties the L2 cache before each pass, None if that is not needed.
     """
 
-    def __init__(self, passes: GraphPasses, labels: Labels, flush: Callable[[], None] | None) -> None:
-        self.flush = flush
-        self._passes = passes
-        self._labels = labels
-        self._pacer = Pacer()
+    def __init__(self, stream: torch.cuda.Stream, flush: Callable[[], None] | None) -> None:
+        self._flush = flush
+        self._stream = stream
+        self._waiting: dict[bool, deque[Burst]] = {True: deque(), False: deque()}  # by whether they rest
+        self._running: deque[Running] = deque()
+        self._launched: list[Launched] = []
+        self._idle_from = 0.0  # time.monotonic at which the latest finished burst ended
+        self._rest_until = 0.0
 
-    def run(self, index: int, pending: PendingPoint, warmup: int) -> None:
-        """Run the wanted passes of a point: replays of its graphs, or eager passes if it is timed eagerly.
+    def add(self, pending: PendingPoint, warmup: int) -> None:
+        """Queue the wanted passes of a point, shared out evenly among its graphs.
 
-        A labelled pass comes first if the rows of the point's replays are not known, or no labelled pass is known yet.
-        warmup: 0 leaves out the uncounted replay before the others. Long passes rest after each one and have none.
+        warmup: 0 leaves out the uncounted replay before a burst. Passes that need rests are bursts of their own.
         """
+        pending.outstanding = pending.wanted
         rests = needs_rest(pending.point)
-        label = bool(pending.replays) or not self._labels
-        for _ in range(pending.wanted if pending.timed_by == EAGER else label):
-            with self._pacer.around(rests):
-                self._empty_l2()
-                with session.pass_range(index):
-                    self._passes.eager(pending.point)
-        if not pending.graphs:
-            return
         shares = split_evenly(pending.wanted, len(pending.graphs))
-        replays = [graph for graph, times in zip(pending.graphs, shares, strict=True) for _ in range(times)]
-        for burst in [[graph] for graph in replays] if rests else [replays]:
-            with self._pacer.around(rests):
-                self._replay(index, burst, settle=warmup > 0 and not rests)
+        order = [graph for graph, times in enumerate(shares) for _ in range(times)]
+        for graphs in [[graph] for graph in order] if rests else [order]:
+            self._waiting[rests].append(Burst(pending, graphs, rests, settle=warmup > 0 and not rests))
 
-    def _replay(self, index: int, graphs: Sequence[torch.cuda.CUDAGraph], settle: bool) -> None:
-        """Replay graphs back to back. settle: run one more replay first, which does not count."""
-        with torch.cuda.stream(self._passes.stream):
-            if settle:
-                graphs[0].replay()  # the first pass after an idle time takes a little longer or shorter than others
-            with session.pass_range(index):
-                for graph in graphs:
-                    self._empty_l2()  # its kernel is not part of the graph, so its time is in no replay
-                    graph.replay()
+    def pump(self) -> None:
+        """Launch what may run now. Waits for nothing."""
+        while self._running and self._running[0].end.query():
+            self._retire()
+        while len(self._running) < AHEAD and (burst := self._next()) is not None:
+            self._launch(burst)
 
-    def _empty_l2(self) -> None:
-        if self.flush:
-            with torch.cuda.stream(self._passes.stream):
-                self.flush()
+    def work_off(self, most_waiting: int = 0) -> None:
+        """Launch bursts until so many are left, and wait until the device has run what was launched."""
+        while sum(map(len, self._waiting.values())) > most_waiting:
+            self.pump()
+            if len(self._running) == AHEAD or not self._waiting[True]:
+                self._running[0].end.synchronize()
+            else:
+                time.sleep(max(MOMENT_S, self._rest_until - time.monotonic()))
+        while self._running:
+            self._running[0].end.synchronize()
+            self._retire()
+
+    def take_launched(self) -> list[Launched]:
+        """The launches since the last call, in order."""
+        taken, self._launched = self._launched, []
+        return taken
+
+    def _next(self) -> Burst | None:
+        rested = not any(one.rests for one in self._running) and time.monotonic() >= self._rest_until
+        if rested and self._waiting[True]:
+            return self._waiting[True].popleft()
+        return self._waiting[False].popleft() if self._waiting[False] else None
+
+    def _launch(self, burst: Burst) -> None:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pending = burst.pending
+        with torch.cuda.stream(self._stream):
+            launched_at = time.monotonic()
+            begin.record()
+            if burst.settle:  # the first pass after an idle time takes a little longer or shorter than others
+                self._launched.append(Launched(pending.graph_ids[burst.graphs[0]], None))
+                pending.graphs[burst.graphs[0]].replay()
+            for graph in burst.graphs:
+                if self._flush:
+                    self._flush()  # its kernel is not part of the graph, so its time is in no replay
+                self._launched.append(Launched(pending.graph_ids[graph], (pending, pending.rows[graph])))
+                pending.graphs[graph].replay()
+            end.record()
+        self._running.append(Running(begin, end, burst.rests, launched_at))
+
+    def _retire(self) -> None:
+        """Note when the first running burst ended, and how long a rest it needs: REST times as long as it took."""
+        done = self._running.popleft()
+        took = done.begin.elapsed_time(done.end) / 1e3
+        self._idle_from = max(self._idle_from, done.launched_at) + took
+        if done.rests:
+            self._rest_until = self._idle_from + REST * took
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

@@ -51,8 +51,7 @@ def measure(
 ) -> list[SweepPoint]:
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
-    Decode comes first, since its passes load the GPU least; within a kind, points are shuffled, so that a drifting
-    clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
+    Points are shuffled, so that a drifting clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
     others, and the result at the highest clock is kept. Returns these points.
     """
     for point, reason in laid_out.unrunnable.items():
@@ -93,9 +92,15 @@ def measure(
 
 
 def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
-    """Kind by kind, in the order of KINDS, shuffled within each."""
-    shuffled = random.Random(seed).sample(points, len(points))
-    return sorted(shuffled, key=lambda point: KINDS.index(point.kind))
+    """Shuffled within each kind, and the kinds evenly mixed, so that decode steps run while the GPU rests after prompts."""
+    chance = random.Random(seed)
+    by_kind = {kind: [point for point in points if point.kind == kind] for kind in KINDS}
+    places = {
+        point: ((number + 0.5) / len(of_kind), kind)
+        for kind, of_kind in by_kind.items()
+        for number, point in enumerate(chance.sample(of_kind, len(of_kind)))
+    }
+    return sorted(places, key=places.__getitem__)
 
 
 def clocks_mhz(table: LatencyTable) -> dict[SweepPoint, float]:

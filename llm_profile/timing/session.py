@@ -24,7 +24,7 @@ from torch.autograd import (
 from llm_profile.timing.trace import Kernel, Launch, Range, Trace
 
 PASS_RANGE = "llm_profile.pass"
-"""Name of the range around one eager pass, or around replays; `:` and the index of the point in the session follow."""
+"""Name of the range around one eager pass; `:` and the index of the point in the session follow."""
 
 ROW_RANGE = "llm_profile.row:"
 """Start of the names of ranges around layers; the name of the row follows."""

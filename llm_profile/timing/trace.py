@@ -1,11 +1,15 @@
-"""From the events of a profiling session to kernels per pass and row, as plain data. Imports no torch."""
+"""From the events of a session of torch's profiler to passes and replays, as plain data. Imports no torch."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
+
+import numpy as np
+
+from llm_profile.timing.replays import LabelledPass, NodeNames, Replay
 
 
 class Range(NamedTuple):
@@ -33,30 +37,9 @@ class Kernel(NamedTuple):
     name: str
 
 
-NAME = attrgetter("name")
-
-MEMORY = ("Memcpy", "Memset")
-"""What the names of copies and memsets start with."""
-
-
-@cache
-def kernel_kind(name: str) -> str:
-    """The name of a kernel, or `memory` for any copy or memset.
-
-    CUPTI 13 sometimes records a memset of a graph as a copy, or the other way round. With gpt-oss-20b on an H200, 40
-    of 352 replays had such an event, one of 211 to 243 each; it took as long as under its right name.
-    """
-    return "memory" if name.startswith(MEMORY) else name
-
-
-def kernel_kinds(kernels: Iterable[Kernel]) -> tuple[str, ...]:
-    """The kind of each kernel. Passes of a point that run the same kernels in the same order have the same kinds."""
-    return tuple(map(kernel_kind, map(NAME, kernels)))
-
-
 @dataclass
 class Trace:
-    """The events of one session, in any order. Add all of them before reading `by_pass`, which is computed once."""
+    """The events of one session, in any order. Add all of them before reading `started`, which is computed once."""
 
     passes: list[Range] = field(default_factory=list)
     rows: list[Range] = field(default_factory=list)
@@ -64,43 +47,13 @@ class Trace:
     kernels: list[Kernel] = field(default_factory=list)
 
     @cached_property
-    def by_pass(self) -> list[tuple[int, list[tuple[Launch, list[Kernel]]]]]:
-        """For each range around passes: (index of the point, each launch with the kernels that it started).
-
-        Ranges, launches and kernels are ordered by their start. Launches that started nothing are left out.
-        """
-        ranges = sorted(self.passes, key=attrgetter("start_ns"))
-        starts = [r.start_ns for r in ranges]
-        found: list[list[tuple[Launch, list[Kernel]]]] = [[] for _ in ranges]
-        started: dict[int, list[Kernel]] = {}  # by correlation: a replay of a graph is one launch of many kernels
-        for launch in sorted(self.launches, key=attrgetter("start_ns")):
-            at = bisect_right(starts, launch.start_ns) - 1
-            if at >= 0 and launch.start_ns < ranges[at].end_ns:
-                kernels = started[launch.correlation] = []
-                found[at].append((launch, kernels))
-        for kernel in self.kernels:
-            if kernel.correlation in started:
-                started[kernel.correlation].append(kernel)
-        for kernels in started.values():
-            kernels.sort(key=attrgetter("start_ns"))
-        return [(int(r.name), [pair for pair in of if pair[1]]) for r, of in zip(ranges, found, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledPass:
-    """One pass: its kernels in the order in which they ran, and the row of each."""
-
-    rows: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
-
-    @property
-    def duration_ns(self) -> int:
-        return sum(map(attrgetter("duration_ns"), self.kernels))
-
-    @property
-    def end_ns(self) -> int:
-        """End of the last kernel."""
-        return self.kernels[-1].start_ns + self.kernels[-1].duration_ns
+    def started(self) -> list[tuple[Launch, list[Kernel]]]:
+        """Each launch with the kernels that it started: all of a replay's kernels have one launch. Ordered by start."""
+        of_launch: dict[int, list[Kernel]] = {launch.correlation: [] for launch in self.launches}
+        for kernel in sorted(self.kernels, key=attrgetter("start_ns")):
+            if kernel.correlation in of_launch:
+                of_launch[kernel.correlation].append(kernel)
+        return [(launch, of_launch[launch.correlation]) for launch in sorted(self.launches, key=attrgetter("start_ns"))]
 
 
 class Timeline:
@@ -135,70 +88,40 @@ def labelled_passes(trace: Trace) -> dict[int, list[LabelledPass]]:
     """Index of a point -> its eager passes in a session, every kernel with its row.
 
     A kernel belongs to the innermost range of a row that was open on the host when it was launched. What was launched
-    outside the range of the whole model is not part of the pass, such as the copy of a cache before it.
+    outside the range of the whole model is not part of the pass, such as the copy of a cache before it. A pass without
+    kernels is left out.
     """
     rows = Timeline(trace.rows)
+    ranges = sorted(trace.passes, key=attrgetter("start_ns"))
+    starts = [r.start_ns for r in ranges]
+    owned: list[list[tuple[str, Kernel]]] = [[] for _ in ranges]
+    for launch, kernels in trace.started:
+        at = bisect_right(starts, launch.start_ns) - 1
+        if at >= 0 and launch.start_ns < ranges[at].end_ns and (owner := rows.owner(launch.start_ns)) is not None:
+            owned[at] += [(owner, kernel) for kernel in kernels]
     result: dict[int, list[LabelledPass]] = {}
-    for index, launches in trace.by_pass:
-        if any(launch.name.endswith("GraphLaunch") for launch, _ in launches):
-            continue
-        owned = [
-            (owner, kernel)
-            for launch, kernels in launches
-            if (owner := rows.owner(launch.start_ns)) is not None
-            for kernel in kernels
-        ]
-        owned.sort(key=lambda pair: pair[1].start_ns)
-        owners, of_pass = zip(*owned, strict=True) if owned else ((), ())
-        result.setdefault(index, []).append(LabelledPass(owners, of_pass))
+    for r, of_pass in zip(ranges, owned, strict=True):
+        if of_pass:
+            of_pass.sort(key=lambda pair: pair[1].start_ns)
+            result.setdefault(int(r.name), []).append(_labelled(of_pass))
     return result
 
 
-def graph_replays(trace: Trace) -> dict[int, list[list[Kernel]]]:
-    """Index of a point -> the kernels of each of its graph replays in a session, in the order in which they ran."""
-    result: dict[int, list[list[Kernel]]] = {}
-    for index, launches in trace.by_pass:
-        replays = [kernels for launch, kernels in launches if launch.name.endswith("GraphLaunch")]
-        if replays:
-            result.setdefault(index, []).extend(replays)
-    return result
+def _labelled(owned: list[tuple[str, Kernel]]) -> LabelledPass:
+    rows, kernels = zip(*owned, strict=True)
+    replay = _replay(kernels)
+    return LabelledPass(rows, replay.names, replay.start_ns, replay.duration_ns)
 
 
-class Labels:
-    """The row of each kernel of a pass, learned from the labelled passes of all points.
-
-    A graph that was captured from one stream replays its kernels in the order of the capture. So a replay that runs
-    kernels of the same names in the same order as a labelled pass has the rows of that pass. If two such labelled
-    passes have different rows, no replay gets the rows of either.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[tuple[str, ...], tuple[str, ...] | None] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._rows)
-
-    def learn(self, labelled: LabelledPass) -> None:
-        """Store the rows of the kernels of a labelled pass."""
-        names = tuple(map(NAME, labelled.kernels))
-        if self._rows.setdefault(names, labelled.rows) != labelled.rows:
-            self._rows[names] = None
-
-    def label(self, kernels: Sequence[Kernel]) -> LabelledPass | None:
-        """These kernels with their rows; None if the rows are not known."""
-        rows = self._rows.get(tuple(map(NAME, kernels)))
-        return None if rows is None else LabelledPass(rows, tuple(kernels))
+def graph_replays(trace: Trace) -> list[Replay]:
+    """The replay of each launch of a graph in a session, in the order of the launches; without kernels if it has none."""
+    return [_replay(kernels) for launch, kernels in trace.started if launch.name.endswith("GraphLaunch")]
 
 
-def overlap(kernels: Sequence[Kernel]) -> float:
-    """Overlap of kernels as a share of their summed time: 0 if they ran one after the other."""
-    total = sum(k.duration_ns for k in kernels)
-    if not total:
-        return 0.0
-    covered, end = 0, 0
-    for k in sorted(kernels, key=attrgetter("start_ns")):
-        ended = k.start_ns + k.duration_ns
-        if ended > end:
-            covered += ended - max(k.start_ns, end)
-            end = ended
-    return 1.0 - covered / total
+def _replay(kernels: Sequence[Kernel]) -> Replay:
+    """Kernels as a replay. A graph that was captured from one stream runs its nodes in the order of the capture."""
+    return Replay(
+        np.asarray([k.start_ns for k in kernels], dtype=np.int64),
+        np.asarray([k.duration_ns for k in kernels], dtype=np.int64),
+        NodeNames(k.name for k in kernels),
+    )

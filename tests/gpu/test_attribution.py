@@ -18,7 +18,7 @@ from llm_profile.models.blocks import first_blocks
 from llm_profile.models.building import dummy_model, make_config, meta_model
 from llm_profile.points import SweepPoint
 from llm_profile.timing import session, trace
-from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+from llm_profile.timing.backends.gpu_kernels import GpuKernelBackend
 from tests.gpu.models import LLAMA_8B, config_of, gpu_subject, options_of
 from tests.test_hooks import footprint
 from tests.test_layers import EXPECTED
@@ -69,7 +69,7 @@ def kept_traces() -> Iterator[list[trace.Trace]]:
         yield kept
 
 
-def sample(backend: TorchProfilerBackend, points: Sequence[SweepPoint]) -> dict[SweepPoint, PointSample | PointFailure]:
+def sample(backend: GpuKernelBackend, points: Sequence[SweepPoint]) -> dict[SweepPoint, PointSample | PointFailure]:
     return {result.point: result for result in backend.sample(points, THREE, warmup=2)}
 
 
@@ -82,7 +82,7 @@ def succeeded(results: dict[SweepPoint, PointSample | PointFailure]) -> list[Poi
 def measured(request: pytest.FixtureRequest) -> Measured:
     model: str = request.param
     points = POINTS.get(model, TINY_POINTS)
-    backend = TorchProfilerBackend(gpu_subject(model, longest=128 if model in POINTS else 32))
+    backend = GpuKernelBackend(gpu_subject(model, longest=128 if model in POINTS else 32))
     try:
         with kept_traces() as sessions:
             samples = succeeded(sample(backend, points))
@@ -198,7 +198,7 @@ def test_closing_leaves_model_transformers_and_torch_as_they_were(name: str) -> 
     untouched(torch.ones(1, 4, dtype=torch.long, device="cuda"))
     files = sorted({type(m).__module__ for m in untouched.modules()} | {"transformers.masking_utils"})
     before = outside_state(files)
-    backend = TorchProfilerBackend(gpu_subject(name, sdpa_backend="flash"))
+    backend = GpuKernelBackend(gpu_subject(name, sdpa_backend="flash"))
     while_open = outside_state(files)
     succeeded(sample(backend, TINY_POINTS))
     model = backend.subject.model
@@ -210,7 +210,7 @@ def test_closing_leaves_model_transformers_and_torch_as_they_were(name: str) -> 
 
 def test_a_model_that_cannot_be_captured_is_timed_eagerly() -> None:
     """Experts in a Python loop wait for the device, which a capture does not allow. Later captures still work."""
-    backend = TorchProfilerBackend(gpu_subject("phimoe", experts="eager"))
+    backend = GpuKernelBackend(gpu_subject("phimoe", experts="eager"))
     try:
         samples = succeeded(sample(backend, TINY_POINTS))
     finally:
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_captured_is_timed_eagerly() -> None:
 
 
 def captures_again() -> None:
-    backend = TorchProfilerBackend(gpu_subject("llama"))
+    backend = GpuKernelBackend(gpu_subject("llama"))
     try:
         assert {at.timed_by for at in succeeded(sample(backend, TINY_POINTS))} == {"graph-replay"}
     finally:
@@ -255,10 +255,10 @@ def memory_limited_to(spare_bytes: int) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def wide_backend() -> TorchProfilerBackend:
+def wide_backend() -> GpuKernelBackend:
     """A tiny model with a large vocabulary, so that its logits are most of the memory of a pass."""
     wide = config_of("llama") | {"vocab_size": 1 << 15}
-    backend = TorchProfilerBackend(gpu_subject("llama", longest=BIG.input_len, config=wide))
+    backend = GpuKernelBackend(gpu_subject("llama", longest=BIG.input_len, config=wide))
     succeeded(sample(backend, [SweepPoint(2, 0)]))  # libraries, workspaces and the cache allocate their memory
     return backend
 

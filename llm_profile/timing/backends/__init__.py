@@ -10,11 +10,11 @@ from llm_profile.timing.backends.fake import FakeBackend
 
 def _cuda(request: Request, source: ModelSource) -> Backend:
     from llm_profile.passes.loading import requested_subject
-    from llm_profile.timing.backends.torch_profiler import TorchProfilerBackend
+    from llm_profile.timing.backends.gpu_kernels import GpuKernelBackend
     from llm_profile.timing.cuda_device import check_cuda
 
     check_cuda(request.device)
-    return TorchProfilerBackend(requested_subject(request, source))
+    return GpuKernelBackend(requested_subject(request, source), request.timer)
 
 
 def _cpu(request: Request, source: ModelSource) -> Backend:
