@@ -28,6 +28,9 @@ MIN_LONG_PASSES = 3
 """Fewest passes if a pass takes at least LONG_PASS_NS: one of each of the graphs. Long kernels vary less with the place
 of their tensors in memory, and take most of the time of a sweep."""
 
+FEW_PASSES_CLOSENESS = 0.25
+"""Share of the precision that fewer than the usual passes have to reach. Three of them may be close by chance."""
+
 TRIMMED = 10
 """Of every so many passes the fastest and the slowest are left out of a mean; of fewer, one each.
 
@@ -163,9 +166,11 @@ class StoppingRule:
             return self.first_passes - done
         if self.precision == 0:
             return self.repeat - done
-        if done < self.min_passes and statistics.median(pass_ns) < LONG_PASS_NS:
-            return min(self.min_passes, self.repeat) - done
         error = Measurement.of(pass_ns).relative_error
+        if done < min(self.min_passes, self.repeat):
+            close = error <= FEW_PASSES_CLOSENESS * self.precision
+            long = statistics.median(pass_ns) >= LONG_PASS_NS
+            return 0 if close and long else min(self.min_passes, self.repeat) - done
         if error <= self.precision:
             return 0
         needed = math.ceil(done * (error / self.precision) ** 2)

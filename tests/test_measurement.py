@@ -89,11 +89,11 @@ def test_nothing_measured_is_not_zero() -> None:
         Measurement.of([])
 
 
-def run(rule: StoppingRule, draw: random.Random, noise: float) -> int:
+def run(rule: StoppingRule, draw: random.Random, noise: float, pass_ns: float = 1e5) -> int:
     """Passes that a rule asks for when each pass has normal noise."""
     passes: list[int] = []
     while wanted := rule.passes_wanted(passes):
-        passes += [round(1e6 * (1 + noise * draw.gauss(0, 1))) for _ in range(wanted)]
+        passes += [round(pass_ns * (1 + noise * draw.gauss(0, 1))) for _ in range(wanted)]
     return len(passes)
 
 
@@ -102,6 +102,12 @@ def test_quiet_points_stop_early_and_hopeless_noise_ends(noise: float, least: in
     counts = [run(StoppingRule(), random.Random(seed), noise) for seed in range(20)]
     assert least <= statistics.median(counts) <= most
     assert max(counts) <= 100
+
+
+@pytest.mark.parametrize(("pass_ns", "noise", "passes"), [(1e6, 0.001, 3), (1e6, 0.02, 6), (4e5, 0.001, 6)])
+def test_three_long_passes_are_enough_if_they_are_alike(pass_ns: float, noise: float, passes: int) -> None:
+    counts = [run(StoppingRule(), random.Random(seed), noise, pass_ns) for seed in range(20)]
+    assert statistics.median(counts) == pytest.approx(passes, abs=1 if passes > 3 and noise > 0.01 else 0)
 
 
 def test_the_number_reaches_the_precision_that_was_asked_for() -> None:

@@ -28,13 +28,15 @@ def measured(folder: Path, backend: TroubledBackend, laid_out: Plan = PLAN, seed
     return read_table(paths_in(folder).csv)
 
 
-def test_every_point_is_measured_once_decode_first(tmp_path: Path) -> None:
+def test_every_point_is_measured_once_in_mixed_order(tmp_path: Path) -> None:
     backend = TroubledBackend()
     table = measured(tmp_path, backend)
     assert sorted(backend.asked) == sorted(PLAN.points) and table.points() == list(PLAN.points)
-    phases = [point.kind for point in backend.asked]
-    assert phases == sorted(phases) and phases[0] == "decode"
-    assert backend.asked != sorted(backend.asked), "shuffled"
+    assert all(
+        {one.kind, two.kind} == {"decode", "prefill"}
+        for one, two in zip(backend.asked[::2], backend.asked[1::2], strict=True)
+    )
+    assert [p for p in backend.asked if p.kv_len] != sorted(p for p in backend.asked if p.kv_len), "shuffled"
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.integers(1, 40))
@@ -43,7 +45,9 @@ def test_the_order_depends_on_the_seed_alone(seed: int, prefill: int, decode: in
     order = in_measuring_order(points, seed)
     assert order == in_measuring_order(points, seed)
     assert sorted(order) == sorted(points)
-    assert [point.kind for point in order] == ["decode"] * decode + ["prefill"] * prefill
+    for length in range(1, len(order) + 1):  # each beginning of the order has its share of both, to within one point
+        share = sum(point.kind == "decode" for point in order[:length]) / length
+        assert abs(share - decode / (decode + prefill)) * length <= 1
 
 
 def test_progress_counts_points_and_not_results(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ GROUPS: Mapping[str, Options] = {
         },
         "--timer": {
             "choices": TIMERS,
-            "help": "what records GPU kernels: cupti: CUPTI's records, read directly; torch-profiler; auto: cupti where it "
-            "can be read (default)",
+            "help": "what records GPU kernels: cupti (its records, read directly), torch-profiler, or auto: "
+            "cupti where it can be read (default)",
         },
     },
     "files": {

@@ -13,6 +13,8 @@ from llm_profile.passes.placement import weight_copies
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 
+AROUND_NOTHING = nullcontext()
+
 
 class CaptureError(RuntimeError):
     """A pass cannot be captured in a CUDA graph. The message is that of the error that ended the capture."""
@@ -59,7 +61,7 @@ class GraphPasses:
         point: SweepPoint,
         last_token_only: bool = False,
         pool: int = 0,
-        around: AbstractContextManager[object] = nullcontext(),
+        around: AbstractContextManager[object] = AROUND_NOTHING,
     ) -> torch.cuda.CUDAGraph:
         """A graph of one pass, with its activations in the pool of this number.
 

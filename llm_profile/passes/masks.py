@@ -53,7 +53,7 @@ class KeptMasks:
             key = (self._point, name, call)
             if key not in self._masks:
                 made = function(*args, **kwargs)
-                if _has_tensors(made) and torch.cuda.is_current_stream_capturing():
+                if _has_tensors(made) and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                     raise RuntimeError(f"{name} builds a mask during a capture; run the pass once before")
                 self._masks[key] = made
             return self._masks[key]

@@ -26,7 +26,8 @@ class PendingPoint(PointPasses):
     """A point that needs more passes.
 
     graphs: captures of its pass; empty if the point has to be timed by eager passes. graph_ids, rows: of each graph.
-    outstanding: number of replays that are to run and be read. failed: the device's memory does not suffice for a pass of the point.
+    outstanding: number of replays that are still to run or to be read. failed: the device's memory does not suffice for
+    a pass of the point.
     """
 
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
@@ -48,8 +49,9 @@ class PointCaptures:
     Some passes launch other kernels when their length is first used: masks, tables that grow with the length. So a pass
     runs eagerly before it is captured, unless the second point of its kind has shown that this changes nothing.
 
-    meanwhile: is called between captures, when the host could do something for the device. nodes: has a place in the open LayerRanges. notices: a list to which a line is added if captures fail or do not fit in
-    memory. error: why passes of this model cannot be captured, None as long as no capture has failed.
+    meanwhile: is called between captures, when the host could do something for the device. nodes: is the recorder of
+    the open LayerRanges. notices: a list to which a line is added if captures fail or do not fit in memory. error: why
+    passes of this model cannot be captured, None as long as no capture has failed.
     """
 
     def __init__(self, passes: GraphPasses, nodes: GraphNodes | None, notices: list[str]) -> None:

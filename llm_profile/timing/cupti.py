@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from llm_profile.timing.cupti_records import (
-    KINDS,
-    MEMCPY,
-    MEMSET,
+    MEMCPY_KIND,
+    MEMSET_KIND,
     NO_NAMES,
     RECORD_BYTES,
+    RECORD_KINDS,
     Records,
     StrangeBufferError,
+    concatenated,
     parse,
     release_of,
 )
@@ -32,7 +33,7 @@ BUFFER_BYTES = 8 << 20
 FLUSH_FORCED = 1
 """CUPTI_ACTIVITY_FLAG_FLUSH_FORCED: hand over buffers although some of their records may be incomplete."""
 
-MEMORY_NAMES = {NO_NAMES[MEMCPY]: "Memcpy", NO_NAMES[MEMSET]: "Memset"}
+MEMORY_NAMES = {NO_NAMES[MEMCPY_KIND]: "Memcpy", NO_NAMES[MEMSET_KIND]: "Memset"}
 """What stands for the name in records of copies and memsets -> their names."""
 
 
@@ -99,7 +100,7 @@ class CuptiRecorder:
             raise CuptiUnavailableError(f"the records of CUPTI {version.value} are of an unknown layout")
         self._record_bytes = RECORD_BYTES[release]
         self._call("cuptiActivityRegisterCallbacks", *buffers().functions)
-        for kind in KINDS:
+        for kind in RECORD_KINDS:
             self._call("cuptiActivityEnable", kind)
         now = ctypes.c_uint64()
         self._call("cuptiGetTimestamp", ctypes.byref(now))
@@ -124,11 +125,11 @@ class CuptiRecorder:
         for buffer in buffers().take():
             with suppress(StrangeBufferError):  # its replays count as lost, and are run again
                 parts.append(parse(buffer, self._record_bytes))
-        records = Records(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
+        records = concatenated(parts) if parts else None
         return matched(self._replays(records) if records else {}, launched)
 
     def close(self) -> None:
-        for kind in KINDS:
+        for kind in RECORD_KINDS:
             self._call("cuptiActivityDisable", kind)
         self._flush()
         buffers().take()
@@ -146,7 +147,7 @@ class CuptiRecorder:
         if not len(of_graphs):
             return {}
         order = of_graphs[np.lexsort((records.node[of_graphs], records.correlation[of_graphs]))]
-        sorted_ = Records(*(field[order] for field in records))
+        sorted_ = Records._make(field[order] for field in records)
         starts = np.flatnonzero(np.diff(sorted_.correlation, prepend=sorted_.correlation[0] + 1))
         names = _Names()
         replays: dict[int, list[Replay]] = {}
@@ -174,7 +175,7 @@ class _Names:
 
     def _name(self, address: int) -> str:
         if address not in self._one:
-            self._one[address] = torch._C._demangle(ctypes.string_at(address).decode())  # type: ignore[attr-defined]
+            self._one[address] = torch._C._demangle(ctypes.string_at(address).decode())
         return self._one[address]
 
 

@@ -5,38 +5,42 @@ headers of CUDA 12.6 to 13.5 (`cupti_activity.h`, by offsetof of the newest stru
 differ between versions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-MEMCPY, MEMSET, KERNEL = 1, 2, 10
+MEMCPY_KIND, MEMSET_KIND, KERNEL_KIND = 1, 2, 10
 """Values of CUpti_ActivityKind: CUPTI_ACTIVITY_KIND_MEMCPY, _MEMSET and _CONCURRENT_KERNEL."""
 
-KINDS = (KERNEL, MEMCPY, MEMSET)
+RECORD_KINDS = (KERNEL_KIND, MEMCPY_KIND, MEMSET_KIND)
 
 RECORD_BYTES: Mapping[int, Mapping[int, int]] = {
-    24: {KERNEL: 208, MEMCPY: 88, MEMSET: 88},  # CUDA 12.6
-    26: {KERNEL: 208, MEMCPY: 96, MEMSET: 88},  # CUDA 12.8
-    28: {KERNEL: 208, MEMCPY: 96, MEMSET: 88},  # CUDA 12.9
-    1300: {KERNEL: 216, MEMCPY: 96, MEMSET: 88},
-    1301: {KERNEL: 224, MEMCPY: 96, MEMSET: 88},
-    1302: {KERNEL: 224, MEMCPY: 96, MEMSET: 88},
-    1303: {KERNEL: 232, MEMCPY: 96, MEMSET: 88},
-    1304: {KERNEL: 248, MEMCPY: 112, MEMSET: 104},
-    1305: {KERNEL: 248, MEMCPY: 112, MEMSET: 104},
+    24: {KERNEL_KIND: 208, MEMCPY_KIND: 88, MEMSET_KIND: 88},  # CUDA 12.6
+    26: {KERNEL_KIND: 208, MEMCPY_KIND: 96, MEMSET_KIND: 88},  # CUDA 12.8
+    28: {KERNEL_KIND: 208, MEMCPY_KIND: 96, MEMSET_KIND: 88},  # CUDA 12.9
+    1300: {KERNEL_KIND: 216, MEMCPY_KIND: 96, MEMSET_KIND: 88},
+    1301: {KERNEL_KIND: 224, MEMCPY_KIND: 96, MEMSET_KIND: 88},
+    1302: {KERNEL_KIND: 224, MEMCPY_KIND: 96, MEMSET_KIND: 88},
+    1303: {KERNEL_KIND: 232, MEMCPY_KIND: 96, MEMSET_KIND: 88},
+    1304: {KERNEL_KIND: 248, MEMCPY_KIND: 112, MEMSET_KIND: 104},
+    1305: {KERNEL_KIND: 248, MEMCPY_KIND: 112, MEMSET_KIND: 104},
 }
 """Release of CUPTI -> kind -> bytes of a record. A release is what `release_of` makes of CUPTI_API_VERSION."""
 
-ALIGNMENT = 8
+RECORD_ALIGNMENT = 8
 """Every record begins at a multiple of so many bytes (ACTIVITY_RECORD_ALIGNMENT)."""
 
+LONGEST_RUN = 128
+"""Most records of kernels that are looked at together."""
+
 START, END, NAME = 16, 24, 104
-CORRELATION = {KERNEL: 92, MEMCPY: 44, MEMSET: 44}
-NODE = {KERNEL: 144, MEMCPY: 64, MEMSET: 64}
-GRAPH = {KERNEL: 156, MEMCPY: 72, MEMSET: 72}
-"""Offsets of fields in bytes. START, END: u64, ns. NAME: pointer, of kernels only. CORRELATION, GRAPH: u32. NODE: u64."""
+CORRELATION = {KERNEL_KIND: 92, MEMCPY_KIND: 44, MEMSET_KIND: 44}
+NODE = {KERNEL_KIND: 144, MEMCPY_KIND: 64, MEMSET_KIND: 64}
+GRAPH = {KERNEL_KIND: 156, MEMCPY_KIND: 72, MEMSET_KIND: 72}
+"""Offsets of fields in bytes. START, END: u64, in ns. NAME: a pointer, of kernels only. CORRELATION, GRAPH: u32.
+NODE: u64."""
 
 
 class StrangeBufferError(RuntimeError):
@@ -46,9 +50,9 @@ class StrangeBufferError(RuntimeError):
 class Records(NamedTuple):
     """Fields of records, an array of [records] each.
 
-    correlation: id of the launch; all work of one replay of a graph has the same one. graph: id of the executable graph,
-    0 outside graphs. node: id of the node in the graph, in the order in which nodes were made. name: address of the
-    kernel's name, a C string; 0 for copies, 1 for memsets.
+    correlation: id of the launch; all work of one replay of a graph has the same one. graph: id of the executable
+    graph, 0 outside graphs. node: id of the node in the graph, in the order in which nodes were made. name: address of
+    the kernel's name, a C string; 0 for copies, 1 for memsets.
     """
 
     start_ns: NDArray[np.int64]
@@ -59,12 +63,12 @@ class Records(NamedTuple):
     name: NDArray[np.uint64]
 
 
-NO_NAMES = {MEMCPY: 0, MEMSET: 1}
+NO_NAMES = {MEMCPY_KIND: 0, MEMSET_KIND: 1}
 """What stands for the names of copies and memsets, whose records have none."""
 
 
 def release_of(version: int) -> int:
-    """The key of RECORD_BYTES for a CUPTI_API_VERSION: that of CUDA 13.0.1 is 130001, those before CUDA 13 are small."""
+    """The key of RECORD_BYTES for a CUPTI_API_VERSION: that of CUDA 13.0.1 is 130001, that of CUDA 12.6 is 24."""
     return version // 100 if version >= 100_000 else version
 
 
@@ -74,7 +78,7 @@ def parse(buffer: bytes, record_bytes: Mapping[int, int]) -> Records:
     buffer: the valid part of a buffer. record_bytes: kind -> bytes of a record. Raises StrangeBufferError for a record
     of another kind, and for one that is cut off.
     """
-    if len(buffer) % ALIGNMENT:
+    if len(buffer) % RECORD_ALIGNMENT:
         raise StrangeBufferError(f"{len(buffer)} bytes are no whole number of records")
     words = np.frombuffer(buffer, dtype="<u4")
     kind, at = _records(words, record_bytes)
@@ -87,7 +91,7 @@ def parse(buffer: bytes, record_bytes: Mapping[int, int]) -> Records:
         return values[(at + places) // width]
 
     name = np.zeros(len(at), dtype=np.uint64)
-    kernels = kind == KERNEL
+    kernels = kind == KERNEL_KIND
     name[kernels] = longs[(at[kernels] + NAME) // 8]
     for one, stands_for in NO_NAMES.items():
         name[kind == one] = stands_for
@@ -101,23 +105,33 @@ def parse(buffer: bytes, record_bytes: Mapping[int, int]) -> Records:
     )
 
 
+def concatenated(parts: Sequence[Records]) -> Records:
+    """The records of several buffers."""
+    return Records._make(np.concatenate(field) for field in zip(*parts, strict=True))
+
+
 def _records(words: NDArray[np.uint32], record_bytes: Mapping[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Kind and offset in bytes of each record. words: the buffer as u32."""
-    kinds = words[:: ALIGNMENT // 4]
-    # A record begins where the one before it ends, so its place is known only after all before it. The few slots that
-    # can be a record at all, by their first word, are found at once; the walk goes through these alone.
-    known = np.zeros(int(max(record_bytes)) + 1, dtype=np.int64)
-    for kind, size in record_bytes.items():
-        known[kind] = size // ALIGNMENT
-    possible = np.flatnonzero(kinds < len(known))
-    lengths = known[kinds[possible]]
-    following = dict(zip(possible.tolist(), (possible + lengths).tolist(), strict=True))
+    kinds = words[:: RECORD_ALIGNMENT // 4]
+    stride = record_bytes[KERNEL_KIND] // RECORD_ALIGNMENT
     slots, slot, end = [], 0, len(kinds)
     while slot < end:
-        next_slot = following.get(slot, slot)
-        if next_slot == slot or next_slot > end:
-            raise StrangeBufferError(f"no whole record of a known kind at byte {ALIGNMENT * slot} of {ALIGNMENT * end}")
-        slots.append(slot)
-        slot = next_slot
-    found = np.asarray(slots, dtype=np.int64)
-    return kinds[found].astype(np.int64), found * ALIGNMENT
+        # A record begins where the one before it ends. Nearly all are kernels, so runs of them are found at once.
+        run = kinds[slot : slot + LONGEST_RUN * stride : stride]
+        others = np.flatnonzero(run != KERNEL_KIND)
+        kernels = int(others[0]) if len(others) else len(run)
+        slots.append(np.arange(slot, slot + kernels * stride, stride))
+        slot += kernels * stride
+        while slot < end and (kind := int(kinds[slot])) != KERNEL_KIND:
+            slots.append(np.asarray([slot]))
+            slot += record_bytes.get(kind, 0) // RECORD_ALIGNMENT
+            if kind not in record_bytes:
+                raise StrangeBufferError(
+                    f"a record of kind {kind} at byte {RECORD_ALIGNMENT * slot} of {RECORD_ALIGNMENT * end}"
+                )
+    if slot != end:
+        raise StrangeBufferError(
+            f"the last record ends at byte {RECORD_ALIGNMENT * slot}, the buffer at {RECORD_ALIGNMENT * end}"
+        )
+    found = np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+    return kinds[found].astype(np.int64), found * RECORD_ALIGNMENT

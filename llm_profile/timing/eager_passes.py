@@ -22,8 +22,8 @@ SESSION_POINTS = 8
 """Points of one session: starting and ending one takes as long as a few passes, and its events take memory."""
 
 NO_EVENTS = (
-    "the profiler recorded no kernels at {at}: most likely another profiler receives the GPU's events, and only one can; "
-    "end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
+    "the profiler recorded no kernels at {at}: most likely another profiler receives the GPU's events, and only one "
+    "can; end nsys, ncu, a DCGM monitor or another torch profiler (on AMD rocprof), then run the same command again"
 )
 """Error if eager passes have no kernels."""
 

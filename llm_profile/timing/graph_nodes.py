@@ -18,7 +18,7 @@ DRIVER = "libcuda.so.1"
 CAPTURE_INFO = (("cuStreamGetCaptureInfo_v3", 3), ("cuStreamGetCaptureInfo_v2", 2))
 """Names of the driver's function that tells the graph under capture, with the number of pointers that come after it."""
 
-KERNEL, MEMCPY, MEMSET = 0, 1, 2
+KERNEL_NODE, MEMCPY_NODE, MEMSET_NODE = 0, 1, 2
 SILENT = {3, 5, 6, 7}
 """Values of CUgraphNodeType. SILENT: host functions, empty nodes and events, which do no work on the device."""
 
@@ -72,7 +72,7 @@ class GraphNodes:
     def _labelled(self) -> NodeRows:
         """The rows of the graph under capture.
 
-        Passes with the same rows are taken to have the same types of nodes, which takes long to ask for. If they do not,
+        Passes with the same rows are taken to have the same types of nodes, which take long to ask for. If they do not,
         their replays do not fit.
         """
         rows = tuple(self._rows)
@@ -87,10 +87,10 @@ class GraphNodes:
         for node in nodes:
             self._check(self._driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)))
             kinds.append(kind.value)
-        if strange := set(kinds) - SILENT - {KERNEL, MEMCPY, MEMSET}:
+        if strange := set(kinds) - SILENT - {KERNEL_NODE, MEMCPY_NODE, MEMSET_NODE}:
             raise CaptureError(f"its graph has nodes of type {min(strange)}, whose kernels cannot be told apart")
         recorded = [(row, kind) for row, kind in zip(self._rows, kinds, strict=True) if kind not in SILENT]
-        return NodeRows(tuple(row for row, _ in recorded), tuple(kind != KERNEL for _, kind in recorded))
+        return NodeRows(tuple(row for row, _ in recorded), tuple(kind != KERNEL_NODE for _, kind in recorded))
 
     def _graph_under_capture(self) -> ctypes.c_void_p:
         status, number, graph = ctypes.c_int(), ctypes.c_ulonglong(), ctypes.c_void_p()

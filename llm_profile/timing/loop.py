@@ -51,8 +51,8 @@ def measure(
 ) -> list[SweepPoint]:
     """Measure what a plan still wants, round by round as the grid has it, and journal each point as it is known.
 
-    Points are shuffled, so that a drifting clock shows as noise and never as a trend over length. Those that ran at a low clock are measured again after the
-    others, and the result at the highest clock is kept. Returns these points.
+    Points are shuffled, so that a drifting clock shows as noise and never as a trend over length. Those that ran at a
+    low clock are measured again after the others, and the result at the highest clock is kept. Returns these points.
     """
     for point, reason in laid_out.unrunnable.items():
         writer.add(PointFailure(point, reason))
@@ -92,7 +92,7 @@ def measure(
 
 
 def in_measuring_order(points: Sequence[SweepPoint], seed: int) -> list[SweepPoint]:
-    """Shuffled within each kind, and the kinds evenly mixed, so that decode steps run while the GPU rests after prompts."""
+    """Shuffled within each kind, the kinds evenly mixed: decode steps run while the GPU rests after prompts."""
     chance = random.Random(seed)
     by_kind = {kind: [point for point in points if point.kind == kind] for kind in KINDS}
     places = {

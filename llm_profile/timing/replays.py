@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
 MEMORY = ("Memcpy", "Memset")
 """What the names of copies and memsets start with."""
 
@@ -39,8 +38,8 @@ class NodeNames(tuple[str, ...]):
 class NodeRows:
     """The row of each node of a captured graph, in the order in which the nodes were captured.
 
-    rows: None for nodes outside the model, such as the copy of a cache before the pass. memory: whether a node is a copy
-    or a memset. Nodes that do no work on the device are not among them.
+    rows: None for nodes outside the model, such as the copy of a cache before the pass. memory: whether a node is a
+    copy or a memset. Nodes that do no work on the device are not among them.
     """
 
     rows: tuple[str | None, ...]

@@ -114,7 +114,7 @@ def _labelled(owned: list[tuple[str, Kernel]]) -> LabelledPass:
 
 
 def graph_replays(trace: Trace) -> list[Replay]:
-    """The replay of each launch of a graph in a session, in the order of the launches; without kernels if it has none."""
+    """The replay of each launch of a graph in a session, in the order of the launches."""
     return [_replay(kernels) for launch, kernels in trace.started if launch.name.endswith("GraphLaunch")]
 
 
