@@ -36,11 +36,9 @@ LONGEST_RUN = 128
 """Most records of kernels that are looked at together."""
 
 START, END, NAME = 16, 24, 104
-CORRELATION = {KERNEL_KIND: 92, MEMCPY_KIND: 44, MEMSET_KIND: 44}
-NODE = {KERNEL_KIND: 144, MEMCPY_KIND: 64, MEMSET_KIND: 64}
-GRAPH = {KERNEL_KIND: 156, MEMCPY_KIND: 72, MEMSET_KIND: 72}
-"""Offsets of fields in bytes. START, END: u64, in ns. NAME: a pointer, of kernels only. CORRELATION, GRAPH: u32.
-NODE: u64."""
+CORRELATION, NODE, GRAPH = (92, 44), (144, 64), (156, 72)
+"""Offsets of fields in bytes; of two, the first is that in kernels, the other that in copies and memsets. START, END:
+u64, in ns. NAME: a pointer, of kernels only. CORRELATION, GRAPH: u32. NODE: u64."""
 
 
 class StrangeBufferError(RuntimeError):
@@ -81,26 +79,21 @@ def parse(buffer: bytes, record_bytes: Mapping[int, int]) -> Records:
     if len(buffer) % RECORD_ALIGNMENT:
         raise StrangeBufferError(f"{len(buffer)} bytes are no whole number of records")
     words = np.frombuffer(buffer, dtype="<u4")
-    kind, at = _records(words, record_bytes)
     longs = np.frombuffer(buffer, dtype="<u8")
+    kind, at = _records(words, record_bytes)
+    is_kernel = kind == KERNEL_KIND
 
-    def field(offsets: Mapping[int, int], values: NDArray[np.generic], width: int) -> NDArray[np.generic]:
-        places = np.empty(len(at), dtype=np.int64)
-        for one, offset in offsets.items():
-            places[kind == one] = offset
-        return values[(at + places) // width]
+    def places(offsets: tuple[int, int], width: int) -> NDArray[np.int64]:
+        return (at + np.where(is_kernel, *offsets)) // width
 
-    name = np.zeros(len(at), dtype=np.uint64)
-    kernels = kind == KERNEL_KIND
-    name[kernels] = longs[(at[kernels] + NAME) // 8]
-    for one, stands_for in NO_NAMES.items():
-        name[kind == one] = stands_for
+    name = np.where(kind == MEMCPY_KIND, NO_NAMES[MEMCPY_KIND], NO_NAMES[MEMSET_KIND]).astype(np.uint64)
+    name[is_kernel] = longs[(at[is_kernel] + NAME) // 8]
     return Records(
-        longs[(at + START) // 8].astype(np.int64),
-        longs[(at + END) // 8].astype(np.int64),
-        field(CORRELATION, words, 4).astype(np.uint32),
-        field(GRAPH, words, 4).astype(np.uint32),
-        field(NODE, longs, 8).astype(np.uint64),
+        longs[(at + START) // 8].view(np.int64),
+        longs[(at + END) // 8].view(np.int64),
+        words[places(CORRELATION, 4)],
+        words[places(GRAPH, 4)],
+        longs[places(NODE, 8)],
         name,
     )
 

@@ -30,12 +30,12 @@ class Launched:
 
 @dataclass
 class Burst:
-    """Replays that are launched back to back. rests: a rest follows. settle: one more replay precedes, uncounted."""
+    """Replays that are launched back to back. rests: a rest follows. uncounted: number of replays before them."""
 
     pending: PendingPoint
     graphs: Sequence[int]
     rests: bool
-    settle: bool
+    uncounted: int
 
 
 @dataclass
@@ -62,18 +62,22 @@ class ReplayLauncher:
         self._launched: list[Launched] = []
         self._idle_from = 0.0  # time.monotonic at which the latest finished burst ended
         self._rest_until = 0.0
+        self._cold = True
 
     def add(self, pending: PendingPoint, warmup: int) -> None:
         """Queue the wanted passes of a point, shared out evenly among its graphs.
 
-        warmup: 0 leaves out the uncounted replay before a burst. Passes that need rests are bursts of their own.
+        warmup: most uncounted replays before a burst. The first burst of all has so many, since the GPU's clock was low
+        before, others have one. Passes that need rests are bursts of their own, without.
         """
         pending.outstanding = pending.wanted
         rests = needs_rest(pending.point)
         shares = split_evenly(pending.wanted, len(pending.graphs))
         order = [graph for graph, times in enumerate(shares) for _ in range(times)]
         for graphs in [[graph] for graph in order] if rests else [order]:
-            self._waiting[rests].append(Burst(pending, graphs, rests, settle=warmup > 0 and not rests))
+            uncounted = warmup if self._cold else min(warmup, 0 if rests else 1)
+            self._cold = False
+            self._waiting[rests].append(Burst(pending, graphs, rests, uncounted))
 
     def pump(self) -> None:
         """Launch what may run now. Waits for nothing."""
@@ -111,7 +115,7 @@ class ReplayLauncher:
         with torch.cuda.stream(self._stream):
             launched_at = time.monotonic()
             begin.record()
-            if burst.settle:  # the first pass after an idle time takes a little longer or shorter than others
+            for _ in range(burst.uncounted):  # the first pass after an idle time takes a little longer or shorter
                 self._launched.append(Launched(pending.graph_ids[burst.graphs[0]], None))
                 pending.graphs[burst.graphs[0]].replay()
             for graph in burst.graphs:
