@@ -18,7 +18,7 @@ NO_TORCH_IN_DESIGN = {
     f"llm_profile.{name}" for name in ("points", "sweep", "measurement", "store.table", "validation.estimate")
 }
 
-ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "report", "cli")
+ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "report", "comparison", "cli")
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
 PRIVATE_TO = {
