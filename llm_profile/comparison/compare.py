@@ -27,9 +27,9 @@ SUM = "sum"
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A row, or the sum of a phase, over the common lengths. a_ns, b_ns: means over lengths, per block for rows of blocks.
+    """A row, or the sum of a phase, over the common lengths.
 
-    other_kernels: whether it ran kernels of other names in B.
+    a_ns, b_ns: means over lengths, per block for rows of blocks. other_kernels: whether it ran kernels of other names in B.
     """
 
     name: str
@@ -138,9 +138,7 @@ def _compared(a: LatencyTable, b: LatencyTable, csvs: tuple[Path, Path], toleran
 def _told(table: LatencyTable, csv: Path) -> ComparedTable:
     notes = list(state_notes(table))
     if is_unfinished(table) or TablePaths.beside(csv).journal.exists():
-        notes.insert(
-            0, f"Unfinished: {len(table.records)} points so far; the command that measures it goes on with it."
-        )
+        notes.insert(0, f"Unfinished: {len(table.records)} points so far; the command that measures it goes on.")
     return ComparedTable(csv, table.hardware, table.model, len(table.records), tuple(notes))
 
 

@@ -15,7 +15,8 @@ OTHER_KERNELS = "*"
 
 def title_of(comparison: Comparison) -> str:
     """The two tables by name."""
-    return f"B against A: {comparison.b.model} on {comparison.b.hardware} against {comparison.a.model} on {comparison.a.hardware}"
+    a, b = comparison.a, comparison.b
+    return f"B against A: {b.model} on {b.hardware} against {a.model} on {a.hardware}"
 
 
 def table_line(letter: str, told: ComparedTable) -> str:
@@ -26,8 +27,8 @@ def how_to_read(comparison: Comparison) -> str:
     """What the columns and verdicts mean."""
     within = percent(comparison.tolerance)
     return (
-        f"Times are means over the common lengths, of one block for rows of blocks; B/A has a {CONFIDENCE:.0%} interval, "
-        f"and 'by length' the least and the most B/A of neighbouring lengths. SAME: the interval lies within {within}; "
+        f"Times are means over the common lengths, of one block for rows of blocks; B/A has a {CONFIDENCE:.0%} "
+        f"interval, and 'by length' the least and the most B/A of neighbouring lengths. SAME: the interval lies within {within}; "
         f"FASTER, SLOWER: beyond {within}; UNDECIDED: it crosses that bound. {OTHER_KERNELS}: other kernels in B."
     )
 
