@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 SUBCOMMANDS: dict[str, str] = {
     "compare": "llm_profile.cli.compare_command",
-    "doctor": "llm_profile.cli.doctor_command",
+    "doctor": "llm_profile.doctor.command",
     "export": "llm_profile.cli.export_command",
     "report": "llm_profile.cli.report",
 }

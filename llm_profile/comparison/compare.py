@@ -29,7 +29,7 @@ SUM = "sum"
 class ComparedRow:
     """A row, or the sum of a phase, over the common lengths.
 
-    a_ns, b_ns: means over lengths, per block for rows of blocks. other_kernels: whether it ran kernels of other names in B.
+    a_ns, b_ns: means over lengths, per block for rows of blocks. other_kernels: whether B ran kernels of other names.
     """
 
     name: str
@@ -125,7 +125,8 @@ def _compared(a: LatencyTable, b: LatencyTable, csvs: tuple[Path, Path], toleran
             "(--mode, --prefill-max, --decode-max, --prefill-step, --decode-step)"
         )
     return Comparison(
-        *(_told(table, csv) for table, csv in zip((a, b), csvs, strict=True)),
+        a=_told(a, csvs[0]),
+        b=_told(b, csvs[1]),
         differing=tuple(differing(a, b)),
         phases=phases,
         tolerance=tolerance,
@@ -167,11 +168,14 @@ def _phase(
     def only(there: LatencyTable, other: set[str], own: set[str]) -> tuple[str, ...]:
         return tuple(row for row in there.row_names() if row in own - other)
 
-    measured = [sum(series_of(point) == name for point in table.measured_points()) for table in (a, b)]
+    def only_there(table: LatencyTable) -> int:
+        return sum(series_of(point) == name for point in table.measured_points()) - len(points)
+
     return ComparedPhase(
         name,
         tuple(SERIES[name].length(point) for point in points),
-        *(count - len(points) for count in measured),
+        only_in_a=only_there(a),
+        only_in_b=only_there(b),
         rows=tuple(
             _row(row, of_a.row(row), of_b.row(row), tolerance, of_a.kernels[row] != of_b.kernels[row])
             for row in rows

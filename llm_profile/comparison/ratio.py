@@ -27,7 +27,7 @@ BLOCKS = 64
 """Most blocks of neighbouring lengths."""
 
 STUDENT_T = {1: 63.66, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 7: 3.499, 10: 3.169, 15: 2.947, 20: 2.845, 30: 2.750}
-"""Degrees of freedom -> two-sided quantile of Student's distribution at CONFIDENCE; for others, the next lower one's."""
+"""Degrees of freedom -> two-sided quantile of Student's distribution at CONFIDENCE; for others, the next lower."""
 
 WIDEST = 10.0
 """Half the width of an interval of log R beyond which nothing is known: a factor of 22,000 to each side."""

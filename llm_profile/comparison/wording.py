@@ -28,8 +28,9 @@ def how_to_read(comparison: Comparison) -> str:
     within = percent(comparison.tolerance)
     return (
         f"Times are means over the common lengths, of one block for rows of blocks; B/A has a {CONFIDENCE:.0%} "
-        f"interval, and 'by length' the least and the most B/A of neighbouring lengths. SAME: the interval lies within {within}; "
-        f"FASTER, SLOWER: beyond {within}; UNDECIDED: it crosses that bound. {OTHER_KERNELS}: other kernels in B."
+        "interval, and 'by length' the least and the most B/A of neighbouring lengths. "
+        f"SAME: the interval lies within {within}; FASTER, SLOWER: beyond {within}; UNDECIDED: it crosses that bound. "
+        f"{OTHER_KERNELS}: other kernels in B."
     )
 
 
