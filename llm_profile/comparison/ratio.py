@@ -1,15 +1,17 @@
 """The ratio of two tables' times with its confidence interval, and what that says. Imports no torch.
 
-At n common lengths, A took a_i and B took b_i nanoseconds. The ratio is R = sum b_i / sum a_i. Two things make it
-uncertain:
+The ratio is R = sum b_i / sum a_i of the nanoseconds a_i and b_i that A and B took at the common lengths. Two things
+make it uncertain:
 
 * the passes of each point: the standard error of its trimmed mean, from the quartiles that a table keeps;
 * what differs from length to length, such as another kernel, or where in memory a run had its weights. Neighbouring
-  lengths are alike, so they are put into BLOCKS blocks, and the residuals of the blocks, d_j = b_j - R a_j, give the
-  variance of a ratio of paired sums: g / (g - 1) * sum d_j^2 / (sum a_i)^2 for g blocks.
+  lengths are alike, so they are put into blocks, g of them, BLOCKS at most. The jackknife leaves out one block at a
+  time: the variance of log R is (g - 1) / g * sum (log R_j - mean)^2, and the interval has Student's quantile of g - 1
+  degrees of freedom.
 
-The residuals hold the noise of the passes too, so the wider of the two is taken. The interval is one of log R, so that
-that of A/B is the inverse of that of B/A. It tells nothing of what a whole run had in common, such as a lower clock.
+What the second one sees has the noise of the passes in it, so the wider of the two intervals is taken, not their sum.
+Both are of log R, so that the interval of A/B is the inverse of that of B/A. They tell nothing of what a whole run had
+in common, such as a lower clock.
 """
 
 import math
@@ -109,7 +111,9 @@ def _of_lengths(a_blocks: Times, b_blocks: Times) -> float | None:
     count = len(a_blocks)
     if count < 2:
         return None
-    value = b_blocks.sum() / a_blocks.sum()
-    residuals = b_blocks - value * a_blocks
-    relative = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / float(b_blocks.sum())
-    return STUDENT_T[max(known for known in STUDENT_T if known <= count - 1)] * relative
+    a_others, b_others = a_blocks.sum() - a_blocks, b_blocks.sum() - b_blocks
+    if not (a_others.min() > 0 and b_others.min() > 0):  # all of the time is in one block
+        return math.inf
+    left_out = np.log(b_others / a_others)
+    error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
+    return STUDENT_T[max(known for known in STUDENT_T if known <= count - 1)] * error
