@@ -6,14 +6,14 @@ from typing import Any
 from llm_profile.comparison.compare import ComparedPhase, ComparedRow, ComparedTable, Comparison
 from llm_profile.comparison.ratio import CONFIDENCE
 
-SCHEMA = 1
+COMPARISON_SCHEMA = 1
 """Version of the document."""
 
 
 def as_document(comparison: Comparison, fail_above: float | None) -> dict[str, Any]:
     """What `--json` prints. fail_above: as a ratio; None where it was not given. Ratios are those of B / A."""
     return {
-        "schema": SCHEMA,
+        "schema": COMPARISON_SCHEMA,
         "a": _table(comparison.a),
         "b": _table(comparison.b),
         "warnings": list(comparison.warnings),

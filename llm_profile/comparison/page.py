@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_profile.comparison.compare import ComparedPhase, ComparedRow, ComparedTable, Comparison
 from llm_profile.comparison.ratio import Verdict
 from llm_profile.comparison.wording import (
-    COLUMNS,
+    COMPARED_COLUMNS,
     cells_of,
     closing_lines,
     how_to_read,
@@ -67,7 +67,7 @@ def _phase(phase: ComparedPhase, comparison: Comparison) -> Markup:
         PHASES[phase.name],
         note(how_to_read(comparison)),
         element("ul", *(element("li", line) for line in phase_lines(phase))),
-        table([*COLUMNS], lines, class_="numbers"),
+        table([*COMPARED_COLUMNS], lines, class_="numbers"),
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from llm_profile.comparison.compare import ComparedPhase, Comparison
 from llm_profile.comparison.ratio import Verdict
 from llm_profile.comparison.wording import (
-    COLUMNS,
+    COMPARED_COLUMNS,
     cells_of,
     closing_lines,
     how_to_read,
@@ -74,7 +74,7 @@ def _print_phase(phase: ComparedPhase, console: "Console") -> None:
     from rich.text import Text
 
     table = Table(title=phase.name, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    first, *others = COLUMNS
+    first, *others = COMPARED_COLUMNS
     table.add_column(first, overflow="fold", max_width=30)
     for column in others:
         table.add_column(column, justify="right", no_wrap=True)

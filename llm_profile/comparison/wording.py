@@ -7,7 +7,7 @@ from llm_profile.comparison.ratio import CONFIDENCE, Ratio
 from llm_profile.report.elements import counted
 from llm_profile.validation.report_text import percent
 
-COLUMNS = ("row", "A (us)", "B (us)", "B/A", f"{CONFIDENCE:.0%} interval", "by length", "verdict")
+COMPARED_COLUMNS = ("row", "A (us)", "B (us)", "B/A", f"{CONFIDENCE:.0%} interval", "by length", "verdict")
 
 OTHER_KERNELS = "*"
 """Behind the name of a row that ran kernels of other names in B."""
@@ -58,7 +58,7 @@ def closing_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def cells_of(row: ComparedRow) -> Sequence[str]:
-    """A row's cells, in the order of COLUMNS."""
+    """A row's cells, in the order of COMPARED_COLUMNS."""
     return (
         f"{row.name}{OTHER_KERNELS if row.other_kernels else ''}",
         microseconds(row.a_ns),

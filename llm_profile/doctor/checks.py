@@ -7,7 +7,7 @@ give it a line of CHECKS.
 from collections.abc import Callable, Iterator, Mapping
 
 from llm_profile.doctor import gpu_checks, host_checks, model_checks, profiler_checks
-from llm_profile.doctor.finding import Finding, Intended, warning
+from llm_profile.doctor.finding import Finding, Intended, doubt
 from llm_profile.errors import type_and_text
 
 Check = Callable[[Intended], Finding | None]
@@ -40,6 +40,6 @@ def findings(intended: Intended, checks: Mapping[str, Check] = CHECKS) -> Iterat
         try:
             found = check(intended)
         except Exception as error:
-            found = warning(f"not known: the check itself failed ({type_and_text(error)}); please report it")
+            found = doubt(f"not known: the check itself failed ({type_and_text(error)}); please report it")
         if found is not None:
             yield name, found

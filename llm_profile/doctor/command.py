@@ -20,7 +20,7 @@ DOCTOR_DESCRIPTION = (
 
 DOCTOR_OPTIONS: Options = {"--json": {**SWITCH, "help": "print one JSON document instead of lines"}}
 
-SCHEMA = 1
+DOCTOR_SCHEMA = 1
 """Version of the document."""
 
 
@@ -53,13 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         summary.tell([to_json(_document(found, counts), indent=2)])
     else:
-        summary.tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} warning(s)"])
+        summary.tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} doubt(s)"])
     return EXIT_USAGE if counts[Level.ERROR] else EXIT_COMPLETE
 
 
 def _document(found: list[tuple[str, Finding]], counts: Mapping[Level, int]) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
+        "schema": DOCTOR_SCHEMA,
         "checks": [{"name": name, "level": finding.level.value, "text": finding.text} for name, finding in found],
         "errors": counts[Level.ERROR],
         "warnings": counts[Level.WARNING],

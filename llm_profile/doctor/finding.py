@@ -32,7 +32,7 @@ def fine(text: str) -> Finding:
     return Finding(Level.OK, text)
 
 
-def warning(text: str) -> Finding:
+def doubt(text: str) -> Finding:
     """Something that makes the numbers, or a part of the run, doubtful."""
     return Finding(Level.WARNING, text)
 

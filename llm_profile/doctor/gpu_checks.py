@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from llm_profile.cards import short_device_name
-from llm_profile.doctor.finding import Finding, Intended, failure, fine, warning
+from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.doctor.gpu_handle import Gpu
 from llm_profile.errors import UsageError
 from llm_profile.models.memory import gib
@@ -44,7 +44,7 @@ def driver_fits(intended: Intended) -> Finding | None:
         return None  # ROCm, or a build for CPUs, which `is_there` tells
     driver, newest = _driver()
     if newest is None:
-        return warning(NO_NVML)
+        return doubt(NO_NVML)
     text = f"driver {driver} has CUDA {_dotted(newest)}, torch {torch.__version__} is of CUDA {torch.version.cuda}"
     if newest >= _number(torch.version.cuda):
         return fine(text)
@@ -52,7 +52,7 @@ def driver_fits(intended: Intended) -> Finding | None:
         return fine(f"{text}, which runs on it, being of the same major version")
     advice = "update the driver, or install a build of torch for that CUDA"
     if isinstance(intended.gpu, Gpu):
-        return warning(f"{text} and runs through a compatibility package: {advice}")
+        return doubt(f"{text} and runs through a compatibility package: {advice}")
     return failure(f"{text}: {advice}")
 
 
@@ -82,14 +82,14 @@ def other_processes(intended: Intended) -> Finding | None:
         return None
     running = gpu.ask("nvmlDeviceGetComputeRunningProcesses")
     if running is None:
-        return warning(NO_NVML)
+        return doubt(NO_NVML)
     pids = [process.pid for process in running]
     others = [pid for pid in pids if pid != os.getpid()]
     count = len(others) if os.getpid() in pids else max(0, len(others) - 1)
     if not count:
         return fine("no other process computes on this GPU")
     named = f" (of pids {', '.join(map(str, others[:5]))})"
-    return warning(f"{count} other process(es) compute on this GPU{named}: times would be doubtful; stop them")
+    return doubt(f"{count} other process(es) compute on this GPU{named}: times would be doubtful; stop them")
 
 
 def clocks(intended: Intended) -> Finding | None:
@@ -98,18 +98,18 @@ def clocks(intended: Intended) -> Finding | None:
         return None
     now, most = gpu.ask("nvmlDeviceGetClockInfo", SM_CLOCK), gpu.ask("nvmlDeviceGetMaxClockInfo", SM_CLOCK)
     if now is None or most is None:
-        return warning(NO_NVML)
+        return doubt(NO_NVML)
     applied = gpu.ask("nvmlDeviceGetApplicationsClock", GRAPHICS_CLOCK)
     default = gpu.ask("nvmlDeviceGetDefaultApplicationsClock", GRAPHICS_CLOCK)
     text = f"SM clock {now} of at most {most} MHz"
     if applied is not None:
         text += f", application clock {applied} MHz"
     if applied is not None and default is not None and applied < default:
-        return warning(f"{text}, below its default of {default} MHz: reset it with `nvidia-smi -rac`")
+        return doubt(f"{text}, below its default of {default} MHz: reset it with `nvidia-smi -rac`")
     bits = gpu.ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
     reasons = sorted({name for bit, name in REASONS.items() if bits & bit} - BENIGN_REASONS)
     if reasons:
-        return warning(f"{text}, held down by {', '.join(reasons)}: end other work, check cooling and power")
+        return doubt(f"{text}, held down by {', '.join(reasons)}: end other work, check cooling and power")
     return fine(text)
 
 
@@ -123,7 +123,7 @@ def power_cap(intended: Intended) -> Finding | None:
     if limit is None or default is None:
         return fine("not told by this GPU")
     if limit < default:
-        return warning(
+        return doubt(
             f"power is capped at {_watts(limit)}, {_watts(default)} are the default: long prompts run at a lower "
             f"clock; `nvidia-smi -pl {default // 1000}` lifts it"
         )
@@ -145,5 +145,5 @@ def temperature(intended: Intended) -> Finding | None:
     if slowdown is None:
         return fine(f"{now} C")
     if now > slowdown - HOT:
-        return warning(f"{now} C, and it slows down at {slowdown} C: let it cool, and check its cooling")
+        return doubt(f"{now} C, and it slows down at {slowdown} C: let it cool, and check its cooling")
     return fine(f"{now} C, it slows down at {slowdown} C")

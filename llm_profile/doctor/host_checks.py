@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_profile import versions
 from llm_profile.cli.planning import nearest_folder
-from llm_profile.doctor.finding import Finding, Intended, failure, fine, warning
+from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.errors import UsageError
 from llm_profile.models.memory import gib
 
@@ -34,7 +34,7 @@ def tested_versions(intended: Intended) -> Finding:
     except UsageError as error:
         return failure(str(error))
     if text := versions.warning():
-        return warning(text)
+        return doubt(text)
     return fine(", ".join(f"{name} {version}" for name, version in found.items()) + ": tested")
 
 
@@ -46,7 +46,7 @@ def governor(intended: Intended) -> Finding:
         return fine("the host does not tell who sets the clock of its processors, as virtual machines do")
     if names == ["performance"]:
         return fine("performance")
-    return warning(
+    return doubt(
         f"{', '.join(names)}: eager times, and the rate of the sweep, depend on the clock of the processors; "
         "`cpupower frequency-set -g performance` holds it up"
     )
@@ -57,7 +57,7 @@ def load(intended: Intended) -> Finding:
     running, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
     text = f"load {running:.1f} on {processors} processors"
     if running / processors > BUSY:
-        return warning(f"{text}: eager times, and all times of --device cpu, depend on it; stop other work")
+        return doubt(f"{text}: eager times, and all times of --device cpu, depend on it; stop other work")
     return fine(text)
 
 
@@ -80,7 +80,7 @@ def disk_space(intended: Intended) -> Finding:
     advice = "make room, or choose another --output-dir"
     if free < TOO_LITTLE_DISK:
         return failure(f"{text}: {advice}")
-    return warning(f"{text}: {advice}") if free < LITTLE_DISK else fine(text)
+    return doubt(f"{text}: {advice}") if free < LITTLE_DISK else fine(text)
 
 
 def compiler(intended: Intended) -> Finding:
@@ -89,7 +89,7 @@ def compiler(intended: Intended) -> Finding:
     found = next((path for name in wanted if (path := shutil.which(name))), None)
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if found is None:
-        return warning(f"no C compiler ({', '.join(wanted)}): models that compile kernels would fail; install gcc")
+        return doubt(f"no C compiler ({', '.join(wanted)}): models that compile kernels would fail; install gcc")
     if not headers.exists():
-        return warning(f"{found}, but no {headers}: Triton would fail; install Python's headers (python3-dev)")
+        return doubt(f"{found}, but no {headers}: Triton would fail; install Python's headers (python3-dev)")
     return fine(found)

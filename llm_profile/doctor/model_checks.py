@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llm_profile.cli import planning
-from llm_profile.doctor.finding import Finding, Intended, failure, fine, warning
+from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.doctor.gpu_handle import Gpu
 from llm_profile.errors import UsageError
 from llm_profile.models.download import HubUnreachable
@@ -21,12 +21,12 @@ def can_be_found(intended: Intended) -> Finding | None:
     if source is None:
         return None
     if isinstance(source, HubUnreachable):
-        return warning(f"{source}; where it stays so, use a local folder, or fetch the model elsewhere first")
+        return doubt(f"{source}; where it stays so, use a local folder, or fetch the model elsewhere first")
     if isinstance(source, UsageError):
         return failure(str(source))
     is_elsewhere = source.origin != "table" or "/" in source.name  # names without an owner are in the table only
     if source.notice and is_elsewhere and source.weights == "dummy" and intended.request.load_format == "auto":
-        return warning(f"{source.notice} ({token}); --load-format dummy says that you want them")
+        return doubt(f"{source.notice} ({token}); --load-format dummy says that you want them")
     weights = "real" if source.weights == "hf" else "random"
     return fine(f"{source.name}: configuration from {PLACES[source.origin]} ({token}), {weights} weights")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from llm_profile.doctor.finding import Finding, Intended, failure, fine, warning
+from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.doctor.gpu_handle import Gpu
 from llm_profile.errors import type_and_text
 
@@ -20,7 +20,7 @@ PROGRAMS = {
 }
 """Programs that may hold CUPTI or the GPU's counters, as /proc names them (15 letters at most)."""
 
-KERNELS = 3
+TRIED_KERNELS = 3
 """Launched for the trial."""
 
 
@@ -36,7 +36,7 @@ def others(intended: Intended) -> Finding | None:
     if programs:
         advice.append(f"running: {', '.join(programs)}; stop them while you measure")
     if advice:
-        return warning(f"other profilers may hold CUPTI: {', and '.join(advice)}")
+        return doubt(f"other profilers may hold CUPTI: {', and '.join(advice)}")
     return fine("no other profiler in the environment or among the processes")
 
 
@@ -58,18 +58,18 @@ def records_kernels(intended: Intended) -> Finding | None:
         return failure(f"torch's profiler fails ({type_and_text(error)}): {advice}")
     if not recorded:
         return failure(f"torch's profiler records no kernel: {advice}")
-    return fine(f"torch's profiler records kernels ({recorded} of {KERNELS})")
+    return fine(f"torch's profiler records kernels ({recorded} of {TRIED_KERNELS})")
 
 
 def recorded_kernels(device: str) -> int:
-    """How many of KERNELS kernels the profiler has seen."""
+    """How many of TRIED_KERNELS kernels the profiler has seen."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     values = torch.ones(1024, device=device)
     torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        for _ in range(KERNELS):
+        for _ in range(TRIED_KERNELS):
             values.add_(1)
         torch.cuda.synchronize(device)
     on_device = torch.autograd.DeviceType.CUDA
