@@ -34,7 +34,7 @@ CHECKS: Mapping[str, Check] = {
 """What is checked -> its function."""
 
 
-def findings(intended: Intended, checks: Mapping[str, Check] = CHECKS) -> Iterator[tuple[str, Finding]]:
+def findings(intended: Intended, checks: Mapping[str, Check]) -> Iterator[tuple[str, Finding]]:
     """Name and finding of each check that applies; one that fails itself is told as a warning."""
     for name, check in checks.items():
         try:

@@ -7,7 +7,7 @@ from typing import Any
 from llm_profile.cli import summary
 from llm_profile.cli.options import GROUPS, add_run_options, parse_request
 from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options
-from llm_profile.doctor.checks import findings
+from llm_profile.doctor.checks import CHECKS, findings
 from llm_profile.doctor.finding import Finding, Intended, Level
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, one_line
 from llm_profile.store.storage import to_json, without_tokens
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.skip_scaling = arguments.skip_scaling or arguments.device == "fake"
     intended = Intended(parse_request(arguments))
     found: list[tuple[str, Finding]] = []
-    for name, finding in findings(intended):
+    for name, finding in findings(intended, CHECKS):
         found.append((name, finding))
         if not arguments.json:
             summary.tell([without_tokens(f"{finding.level:8}{name}: {one_line(finding.text, 1000)}")])
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         summary.tell([to_json(_document(found, counts), indent=2)])
     else:
-        summary.tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} doubt(s)"])
+        summary.tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} warning(s)"])
     return EXIT_USAGE if counts[Level.ERROR] else EXIT_COMPLETE
 
 

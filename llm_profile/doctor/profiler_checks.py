@@ -68,7 +68,7 @@ def recorded_kernels(device: str) -> int:
 
     values = torch.ones(1024, device=device)
     torch.cuda.synchronize(device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(TRIED_KERNELS):
             values.add_(1)
         torch.cuda.synchronize(device)
