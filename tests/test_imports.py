@@ -18,7 +18,10 @@ NO_TORCH_IN_DESIGN = {
     f"llm_profile.{name}" for name in ("points", "sweep", "measurement", "store.table", "validation.estimate")
 }
 
-ROOMS = ("", "store", "exporters", "models", "layers", "passes", "timing", "validation", "report", "cli")
+ROOMS = (
+    *("", "store", "exporters", "models", "layers", "passes"),
+    *("timing", "validation", "report", "comparison", "cli", "doctor"),
+)
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
 PRIVATE_TO = {
@@ -26,6 +29,7 @@ PRIVATE_TO = {
     "exporters": {"", "store", "exporters"},
     "models": {"", "models"},
     "report": {"", "store", "timing", "validation", "report"},
+    "comparison": {"", "store", "timing", "validation", "report", "comparison"},
 }
 """Rooms that know fewer than all earlier ones: storing knows nothing of models, and models nothing of tables."""
 

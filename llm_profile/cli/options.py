@@ -123,12 +123,17 @@ AFTER_SWEEP: Options = {
 def profile_parser(description: str) -> argparse.ArgumentParser:
     """The parser of run_profile.py."""
     parser = OneLineParser(description=description, epilog=EXIT_CODES)
+    add_run_options(parser, GROUPS)
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser, groups: Mapping[str, Options]) -> None:
+    """Add all options of a run to a parser. groups: GROUPS, or those with other arguments."""
     defaults = {**field_defaults(Request), **field_defaults(Sweep), "precision": 100 * Request.precision}
-    for title, options in GROUPS.items():
+    for title, options in groups.items():
         add_options(parser.add_argument_group(title).add_argument, options, defaults)
     add_scaling_arguments(parser)
     add_options(parser.add_argument, AFTER_SWEEP, {})
-    return parser
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:

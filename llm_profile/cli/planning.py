@@ -82,14 +82,14 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
         make_config(source.config)
     blocks = _field(source.config, "num_hidden_layers")
     _check_depth("--num-layers", request.num_layers, blocks)
-    _check_writable(paths.csv)
+    check_writable(paths.csv)
     table = _table_there(request, paths)
     known = table.measured_points() if table is not None else set()
     if request.scaling is not None:
         _check_depth("--scaling-num-layers", request.scaling.num_layers, blocks)
         for other in request.scaling.other_depths or ():
             _check_depth("--scaling-other-depths", other, blocks)
-        _check_writable(scaling_paths(paths.csv, request.scaling.output)[1].csv)
+        check_writable(scaling_paths(paths.csv, request.scaling.output)[1].csv)
         check_validation(request, plan(request.sweep, learned_positions(source.config)), known)
     return known
 
@@ -195,9 +195,14 @@ def _check_depth(option: str, asked: int | None, blocks: Any) -> None:
         raise UsageError(f"{option} {asked}: the model has {blocks} blocks; use 1 to {blocks}")
 
 
-def _check_writable(csv: Path) -> None:
+def nearest_folder(path: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def check_writable(csv: Path) -> None:
     """Raises UsageError where the nearest folder that is there takes no files; root may write where nobody can."""
-    folder = next(parent for parent in csv.absolute().parents if parent.exists())
+    folder = nearest_folder(csv)
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise UsageError(f"cannot write {csv}: {folder} is no folder that you may write to; choose another")
 
@@ -237,13 +242,34 @@ def _visible_hardware(device: str) -> str | None:
         return None
 
 
-def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
-    dtype = request.dtype
-    if dtype == "auto":
-        dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16")
+def dtype_of(request: Request, config: Mapping[str, Any]) -> str:
+    """The data type of the weights: `--dtype`, else that of the model's configuration."""
+    if request.dtype != "auto":
+        return request.dtype
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def needed_bytes(request: Request, source: ModelSource, laid_out: Plan) -> int | None:
+    """Memory that the sweep needs on the device; None if unknown."""
     longest = max(p.cache_len for p in laid_out.points)
     copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
-    needed = memory_bytes(source.config, request.num_layers, DTYPE_BYTES.get(dtype, 2), longest, copies)
+    dtype_bytes = DTYPE_BYTES.get(dtype_of(request, source.config), 2)
+    return memory_bytes(source.config, request.num_layers, dtype_bytes, longest, copies)
+
+
+def needed_bytes_of_validation(request: Request, source: ModelSource) -> int | None:
+    """Memory that the real model needs, each time that it runs; None if unknown, or if it is not to run."""
+    if request.scaling is None:
+        return None
+    depth = request.scaling.num_layers or _field(source.config, "num_hidden_layers")
+    if not isinstance(depth, int):
+        return None
+    longest = max(input_len + output_len for input_len, output_len in request.scaling.pairs)
+    return memory_bytes(source.config, depth, DTYPE_BYTES.get(dtype_of(request, source.config), 2), longest)
+
+
+def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
+    needed, dtype = needed_bytes(request, source, laid_out), dtype_of(request, source.config)
     return "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"
 
 

@@ -8,6 +8,8 @@ import importlib
 from collections.abc import Sequence
 
 SUBCOMMANDS: dict[str, str] = {
+    "compare": "llm_profile.cli.compare_command",
+    "doctor": "llm_profile.doctor.command",
     "export": "llm_profile.cli.export_command",
     "report": "llm_profile.cli.report",
 }

@@ -116,5 +116,7 @@ def validate_and_write(
     files = f"Scaled table: {scaled_path}\nHost time of each step: {host_path}\nAll pairs and steps: {json_path}"
     console.print(files, highlight=False, soft_wrap=True, markup=False)
     if report.noisy:  # as the last line, so that it is not overlooked
-        console.print(noisy_text(report), style="red", highlight=False, soft_wrap=True, markup=False)
+        console.print(
+            noisy_text(report.noisy, report.noise_limit), style="red", highlight=False, soft_wrap=True, markup=False
+        )
     return report.exit_code

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
+from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
@@ -105,10 +106,8 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
         config = model_config(table, _CONFIG_FIELDS, _SIMULATOR)
         files[f"model_configs/{name}.json"] = (to_json(config, indent=2) + "\n").encode()
         notes += [*filled_notes(table), *_notes(table, name, layout)]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([CSV_HEADER, *lines])
     return Bundle(
-        files={f"perf_model/{hardware}.csv": text.getvalue().encode(), **files},
+        files={f"perf_model/{hardware}.csv": csv_bytes(CSV_HEADER, lines), **files},
         notes=(*notes, *_NOTES),
         targets=tuple(Target(hardware, name) for name in names),
         about=f"perf_model/{hardware}.llm-profile.json",

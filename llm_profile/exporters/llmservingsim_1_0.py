@@ -5,13 +5,12 @@ of the prompts at one length that stands for all of them, and attention of the d
 It looks up every key exactly.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
+from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
@@ -109,7 +108,7 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     predictions = f"{folder}/tp1/predictions"
     return Bundle(
         files={
-            f"{folder}/tp1/layers.csv": _csv(("layer_name", "input", "kv_cache", "tp_size", "latency(ns)"), lines),
+            f"{folder}/tp1/layers.csv": csv_bytes(("layer_name", "input", "kv_cache", "tp_size", "latency(ns)"), lines),
             f"{predictions}/attn_prefill_predictions.csv": _prefill(table, wanted),
             f"{predictions}/attn_decode_predictions.csv": _decode(table, wanted),
             f"model_configs/{table.model}.json": (to_json(config, indent=2) + "\n").encode(),
@@ -140,7 +139,7 @@ def _prefill(table: LatencyTable, wanted: ExportRequest) -> bytes:
     last = -(-wanted.max_tokens // _PREFILL_STEP) * _PREFILL_STEP  # lengths beyond max_tokens are rounded up to it
     points = {key: SweepPoint(min(key, wanted.max_tokens), 0) for key in range(_PREFILL_STEP, last + 1, _PREFILL_STEP)}
     lines = ((0, key, layer_ns(table, ("attn",), point)) for key, point in points.items())
-    return _csv(("kv_cache_size", "prefill_chunk_size", "prediction"), lines)
+    return csv_bytes(("kv_cache_size", "prefill_chunk_size", "prediction"), lines)
 
 
 def _decode(table: LatencyTable, wanted: ExportRequest) -> bytes:
@@ -153,7 +152,7 @@ def _decode(table: LatencyTable, wanted: ExportRequest) -> bytes:
         for number in range(1, wanted.max_sequences + 1)
         for key, cache in caches.items()
     )
-    return _csv(("batch_size", "kv_cache_size", "prediction"), lines)
+    return csv_bytes(("batch_size", "kv_cache_size", "prediction"), lines)
 
 
 def _experts(table: LatencyTable, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -196,9 +195,3 @@ def _expert_notes(table: LatencyTable, tokens: int) -> Iterable[str]:
         f"{table.model}: the simulator prices idle experts as experts with one token, so steps of fewer than {tokens} "
         f"tokens are priced like those of {tokens}"
     )
-
-
-def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    return text.getvalue().encode()

@@ -6,12 +6,13 @@ chunk's history, the number of decodes and their mean cache, `lm_head` and `samp
 have the grid of its own profiler.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_profile import __version__
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
+from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
@@ -168,17 +169,17 @@ def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, byt
     folder = _folder(table)
     files = {
         f"{folder}/meta.yaml": _meta(table, wanted),
-        f"{folder}/tp1/dense.csv": _csv("layer,tokens,time_us", dense_lines),
-        f"{folder}/tp1/per_sequence.csv": _csv("layer,sequences,time_us", sequence_lines),
-        f"{folder}/tp1/attention.csv": _csv(
-            "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us,source", attention_lines
+        f"{folder}/tp1/dense.csv": csv_bytes(("layer", "tokens", "time_us"), dense_lines),
+        f"{folder}/tp1/per_sequence.csv": csv_bytes(("layer", "sequences", "time_us"), sequence_lines),
+        f"{folder}/tp1/attention.csv": csv_bytes(
+            ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us", "source"), attention_lines
         ),
         f"configs/model/{table.model}.json": (to_json(config, indent=2) + "\n").encode(),
     }
     notes = [*filled_notes(table), f"{table.model}: {moved_text(_parts_of_none(layout), table)}"]
     if has_experts:
         moe_lines = _moe_lines(table, config, token_grid(wanted.max_tokens))
-        files[f"{folder}/tp1/moe.csv"] = _csv("tokens,activated_experts,time_us", moe_lines)
+        files[f"{folder}/tp1/moe.csv"] = csv_bytes(("tokens", "activated_experts", "time_us"), moe_lines)
         notes.append(
             f"{table.model}: moe has the experts that evenly routed tokens reach on one GPU, nothing for expert "
             "parallelism and other routing"
@@ -236,10 +237,6 @@ def _moe_lines(table: LatencyTable, config: dict[str, Any], lengths: Sequence[in
 
 def _us(time_ns: float) -> str:
     return f"{max(BLANK_NS, time_ns) / 1000:.12g}"
-
-
-def _csv(header: str, lines: Iterable[Sequence[object]]) -> bytes:
-    return "".join(f"{line}\n" for line in (header, *(",".join(map(str, line)) for line in lines))).encode()
 
 
 def _folder(table: LatencyTable) -> str:

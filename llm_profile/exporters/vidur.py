@@ -5,14 +5,13 @@ one on a history, and of decodes at their number and cache. Times are millisecon
 medians, so no key is looked up exactly.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
+from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
@@ -246,8 +245,5 @@ def _beyond(attention: StepAttention, wanted: ExportRequest) -> str:
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*lines[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().encode()
+    header = [*lines[0]]
+    return csv_bytes(header, ([line[name] for name in header] for line in lines))

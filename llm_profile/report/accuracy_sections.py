@@ -11,7 +11,8 @@ from llm_profile.report.validation_files import UNSCALED, ValidationFile
 from llm_profile.timing.loop import CLOCK_DROP
 from llm_profile.validation.judgement import BatchedStep, Errors
 from llm_profile.validation.measured_steps import QUANTITIES
-from llm_profile.validation.report_text import LABELS, milliseconds, percent
+from llm_profile.validation.report import noise_limit
+from llm_profile.validation.report_text import LABELS, milliseconds, noisy_text, percent
 
 RUNTIME_TITLES = {"eager": "transformers, eager", "cuda-graph": "CUDA graphs, as serving engines run"}
 """How the real model ran, for those who do not know the options."""
@@ -77,11 +78,7 @@ def _error_card(quantity: str, errors: Errors | None, validation: ValidationFile
 
 def _doubts(validation: ValidationFile) -> Iterator[str]:
     if validation.noisy:
-        found = ", ".join(f"{LABELS.get(name, name)} by {percent(value)}" for name, value in validation.noisy.items())
-        yield (
-            f"Too noisy: the same steps differ between processes: {found}. Errors below that cannot be told on this "
-            "machine; stop other work on it and validate again."
-        )
+        yield f"{noisy_text(validation.noisy, noise_limit(validation.tolerance))}."
     if validation.over_tolerance:
         names = ", ".join(LABELS.get(quantity, quantity) for quantity in validation.over_tolerance)
         yield f"Over the tolerance of {percent(validation.tolerance)}: {names}."

@@ -69,6 +69,11 @@ def banners(table: LatencyTable, has_journal: bool) -> Iterator[str]:
             f"Unfinished: {len(table.records)} points so far. The same run_profile.py command goes on with the sweep "
             "and writes this page anew."
         )
+    yield from state_notes(table)
+
+
+def state_notes(table: LatencyTable) -> Iterator[str]:
+    """What a table's numbers are, where they are not measured times of a GPU, and what of its files was damaged."""
     scaling = table.meta.get("scaling")
     if isinstance(scaling, Mapping):
         yield (

@@ -74,21 +74,30 @@ def _data(contents: Contents) -> Markup:
 
 def _document(title: str, body: Markup, data: Markup) -> str:
     script = "\n".join([f"/* {UPLOT}\n{_part(UPLOT_LICENCE)} */", *map(_part, SCRIPT_PARTS)])
-    style = "\n".join(map(_part, STYLE_PARTS))
     allowed = b64encode(sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    scripts = joined(
+        element("script", data, id="data", type="application/json"),
+        element("script", Markup(script)),
+    )
+    return document(title, style(*STYLE_PARTS), joined(body, scripts), f"; script-src 'sha256-{allowed}'")
+
+
+def style(*parts: str) -> Markup:
+    """Style sheets of `page/` as one."""
+    return Markup("\n".join(map(_part, parts)))
+
+
+def document(title: str, css: Markup, body: Markup, more_allowed: str = "") -> str:
+    """A page that loads nothing. more_allowed: what its policy allows beside pictures and styles in the page itself."""
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{more_allowed}"
     head = joined(
         Markup('<meta charset="utf-8">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         element("title", title),
-        element("style", Markup(style)),
+        element("style", css),
     )
-    scripts = joined(
-        element("script", data, id="data", type="application/json"),
-        element("script", Markup(script)),
-    )
-    html = element("html", element("head", head), element("body", body, scripts), lang="en")
+    html = element("html", element("head", head), element("body", body), lang="en")
     return f"<!DOCTYPE html>\n{html}\n"
 
 

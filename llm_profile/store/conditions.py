@@ -40,7 +40,7 @@ def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     texts = _differing(old_identity, new_identity)
     texts += _differing(known["conditions"], wanted["conditions"], CONDITION_DEFAULTS)
     if "config" in known and "config" in wanted:
-        of_config = _differing(_fields(known["config"]), _fields(wanted["config"]))
+        of_config = _differing(config_fields(known["config"]), config_fields(wanted["config"]))
         texts += of_config[:FIELDS_SHOWN]
         if more := len(of_config[FIELDS_SHOWN:]):
             texts.append(f"{more} more fields of its config.json differ")
@@ -67,12 +67,12 @@ def _differing(old: dict[str, Any], new: dict[str, Any], defaults: Mapping[str, 
     ]
 
 
-def _fields(config: dict[str, Any], path: str = "config.") -> dict[str, Any]:
+def config_fields(config: Mapping[str, Any], path: str = "config.") -> dict[str, Any]:
     """What a configuration and those in it say of a model, each field by its path."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            found |= _fields(value, f"{path}{name}.")
+            found |= config_fields(value, f"{path}{name}.")
         elif name not in NOT_COMPUTED:
             found[path + name] = value
     return found

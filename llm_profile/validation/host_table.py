@@ -1,12 +1,12 @@
 """What a step costs beside its kernels: `<model>.host.csv`. No torch."""
 
 import csv
-import io
 import statistics
 from contextlib import suppress
 from pathlib import Path
 
 from llm_profile.errors import UsageError
+from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.points import SweepPoint
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import write_whole
@@ -31,16 +31,14 @@ def write_host_table(table: LatencyTable, csv_path: Path, report: ValidationRepo
     path = TablePaths.beside(csv_path).host
     walls = _read(path, table)
     walls[report.runtime, report.depth] = {step.point: round(statistics.median(step.wall_ns)) for step in report.steps}
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(HEADER)
+    lines: list[tuple[object, ...]] = []
     for (runtime, depth), steps in sorted(walls.items()):
         points = sorted(steps, key=lambda point: (point.kv_len, point.input_len))
         for point, exact_ns in zip(points, kernels_ns(Estimate.of(table, depth), points), strict=True):
             wall, kernels = steps[point], round(exact_ns)
             step = (point.input_len, point.kv_len)
-            writer.writerow((table.hardware, table.model, runtime, depth, *step, wall, kernels, wall - kernels))
-    write_whole(path, lines.getvalue().encode())
+            lines.append((table.hardware, table.model, runtime, depth, *step, wall, kernels, wall - kernels))
+    write_whole(path, csv_bytes(HEADER, lines))
     return path
 
 

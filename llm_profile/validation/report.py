@@ -75,6 +75,11 @@ class StepResult:
         }
 
 
+def noise_limit(tolerance: float) -> float:
+    """Spread between processes above which a machine is too noisy to say anything; both are ratios."""
+    return max(NOISY, tolerance)
+
+
 @dataclass(frozen=True)
 class ValidationReport:
     """A table held against the real model.
@@ -128,7 +133,7 @@ class ValidationReport:
     @property
     def noise_limit(self) -> float:
         """Spread between processes above which the machine is too noisy, a ratio."""
-        return max(NOISY, self.tolerance)
+        return noise_limit(self.tolerance)
 
     @property
     def noisy(self) -> dict[str, float]:

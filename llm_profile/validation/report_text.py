@@ -1,6 +1,6 @@
 """What validation found, for people: tables, and warnings that say what makes a number doubtful. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llm_profile.validation.measured_steps import QUANTITIES, quantity_ns
@@ -67,11 +67,14 @@ def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> I
         )
 
 
-def noisy_text(report: ValidationReport) -> str:
-    """What is said first and last of a machine whose processes differ too much."""
-    found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in report.noisy.items())
+def noisy_text(noisy: Mapping[str, float], limit: float) -> str:
+    """What is said first and last of a machine whose processes differ too much.
+
+    noisy: quantity -> spread between processes, a ratio. limit: the least spread that is too much.
+    """
+    found = ", ".join(f"{LABELS.get(quantity, quantity)} by {percent(spread)}" for quantity, spread in noisy.items())
     return (
-        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(report.noise_limit)} "
+        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(limit)} "
         "can be told on this machine now; stop other work on it and validate again"
     )
 
@@ -96,7 +99,7 @@ def print_report(report: ValidationReport, console: "Console") -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     if report.noisy:
-        say(f"[red]{noisy_text(report)}[/]")
+        say(f"[red]{noisy_text(report.noisy, report.noise_limit)}[/]")
     several = "es" if report.processes > 1 else ""
     say(
         f"[bold]{escape(report.model)}[/] on {escape(report.hardware)} against the real model: {report.runtime}, "

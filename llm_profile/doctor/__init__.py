@@ -1,0 +1,1 @@
+"""What would spoil a run on this machine, found before it starts."""
