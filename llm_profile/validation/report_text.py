@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llm_profile.validation.measured_steps import QUANTITIES, quantity_ns
+from llm_profile.validation.outcome import ValidationOutcome
 from llm_profile.validation.report import ValidationReport
 
 if TYPE_CHECKING:
@@ -67,13 +68,38 @@ def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> I
         )
 
 
-def noisy_text(report: ValidationReport) -> str:
-    """What is said first and last of a machine whose processes differ too much."""
-    found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in report.noisy.items())
-    return (
-        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(report.noise_limit)} "
+def noisy_text(outcome: ValidationOutcome) -> str | None:
+    """What is said first and last of a machine whose processes differ too much; None of another machine."""
+    found = ", ".join(f"{LABELS[quantity]} by {percent(spread)}" for quantity, spread in outcome.noisy.items())
+    return found and (
+        f"Too noisy: the same steps differ between processes: {found}. No error below {percent(outcome.noise_limit)} "
         "can be told on this machine now; stop other work on it and validate again"
     )
+
+
+def over_tolerance_text(outcome: ValidationOutcome) -> str | None:
+    """Which quantities are off by more than was asked for; None if none is."""
+    failed = ", ".join(LABELS[quantity] for quantity in outcome.over_tolerance)
+    return f"Over tolerance ({percent(outcome.tolerance)}): {failed}" if failed else None
+
+
+def accuracy_lines(outcome: ValidationOutcome) -> Iterator[str]:
+    """How far the estimate is off, a line for each quantity, beside how far the real model differs from itself."""
+    processes = f"{outcome.processes} process{'es' if outcome.processes > 1 else ''}"
+    yield (
+        f"estimate against the real model ({outcome.runtime}, {outcome.depth} of {outcome.model_depth} layers, "
+        f"{processes}), scaling {outcome.mode}, lengths that were not fitted:"
+    )
+    for quantity, errors in outcome.errors.items():
+        if errors is None:
+            yield f"  {LABELS[quantity]:5}  not judged"
+            continue
+        spreads = (("run to run", outcome.spread[quantity]), ("process to process", outcome.spread_between[quantity]))
+        known = " and ".join(f"{percent(value)} from {of}" for of, value in spreads if value is not None)
+        yield (
+            f"  {LABELS[quantity]:5}  off by {percent(errors.mean)} on average, {percent(errors.worst)} at worst"
+            + (f"; the real model differs by {known}" if known else "")
+        )
 
 
 def percent(ratio: float, signed: bool = False) -> str:
@@ -95,8 +121,6 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    if report.noisy:
-        say(f"[red]{noisy_text(report)}[/]")
     several = "es" if report.processes > 1 else ""
     say(
         f"[bold]{escape(report.model)}[/] on {escape(report.hardware)} against the real model: {report.runtime}, "
@@ -128,9 +152,6 @@ def print_report(report: ValidationReport, console: "Console") -> None:
         say(f"Scaling {mode} was not fitted: {escape(reason)}")
     for warning in report.warnings:
         say(f"[yellow]Warning:[/] {escape(warning)}")
-    if report.over_tolerance:
-        failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
-        say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")
 
 
 def _table(title: str) -> "Table":
