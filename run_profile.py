@@ -92,7 +92,7 @@ def run_profile(request: Request) -> Result:
         raise
     code = max(code, of_validation)
     if verbosity.verbose:
-        verbosity.summarise(summary.detail_lines(table))
+        verbosity.summarise(summary.rows_text(table))
     if validated is not None:
         tell_pairs(validated, verbosity)
         ending = replace(ending, outcome=validated.outcome, files={**ending.files, **validated.files})

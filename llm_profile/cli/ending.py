@@ -92,9 +92,8 @@ def file_lines(files: Mapping[str, Path]) -> list[str]:
 
 def sweep_ending(table: LatencyTable, paths: TablePaths, swept: Swept) -> Ending:
     """What is said of a table that was measured."""
-    latest = None if swept.seconds is None else summary.measured_text(swept.measured, swept.seconds)
     return Ending(
-        measured=tuple(summary.measured_lines(table, latest)),
+        measured=tuple(summary.measured_lines(table, summary.measured_text(swept.measured, swept.seconds))),
         missing=tuple(summary.missing_lines(table, swept.laid_out)),
         noise=tuple(summary.noise_lines(table)),
         doubts=tuple(summary.doubt_lines(table)),

@@ -35,8 +35,10 @@ def resuming_text(left: int, most: int) -> str | None:
     return f"going on: {most - left} of {most} points are there already" if left < most else None
 
 
-def measured_text(points: int, seconds: float) -> str:
-    """What a run measured and how fast."""
+def measured_text(points: int, seconds: float | None) -> str | None:
+    """What a run measured and how fast, if anything."""
+    if not points or seconds is None:
+        return None
     return f"points measured: {points} in {seconds:.1f} s ({1000 * seconds / points:.1f} ms each)"
 
 
@@ -127,6 +129,9 @@ def measured_lines(table: LatencyTable, latest: str | None = None) -> Iterator[s
     title = f"{table.model} on {table.hardware}: {len(table.records)} points, {len(table.row_names())} rows each"
     yield f"{title}; {latest}" if latest else title
     yield from filled_text(table)
+    timed = Counter(record.timed_by for record in table.records.values())
+    if timed:
+        yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
 
 
 def missing_lines(table: LatencyTable, laid_out: Plan) -> Iterator[str]:
@@ -163,14 +168,6 @@ def doubt_lines(table: LatencyTable) -> Iterator[str]:
     notes = Counter(note for record in table.records.values() for note in record.notes)
     for note, count in notes.most_common():
         yield f"doubtful: {count} of {len(table.records)} points: {note}"
-
-
-def detail_lines(table: LatencyTable) -> Iterator[str]:
-    """What --verbose says of a table: the share of each row, and how its points were timed."""
-    yield from rows_text(table)
-    timed = Counter(record.timed_by for record in table.records.values())
-    if timed:
-        yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
 
 
 def largest_ranges(laid_out: Plan) -> str:

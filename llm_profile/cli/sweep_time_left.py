@@ -80,7 +80,8 @@ class SweepTimeLeft:
         self._told = None if left_s is None else (left_s, now_s)
 
     def left_s(self, now_s: float) -> float | None:
-        """Seconds left; None while nothing is known, and when only points that are measured again are left."""
+        """Seconds left; None until the second profiling session, since the first one has what is done once, and when
+        only points that are measured again are left."""
         told = self._told  # one value, as another thread may ask
         return None if told is None else max(0.0, told[0] - (now_s - told[1]))
 
@@ -96,6 +97,8 @@ class SweepTimeLeft:
         if self._asked <= self._done and not self._later:
             return None
         s_per_assumed_ms = self._fit.solve(self._session)
+        if s_per_assumed_ms is None:
+            return None
         later_ms = LATER_WEIGHT * self._mean_asked_ms + self._known_later_ms
         later_ms = later_ms * (self._later / (LATER_WEIGHT + self._known_later))
         return float((self._left_ms + later_ms) @ s_per_assumed_ms)
@@ -116,10 +119,7 @@ class _Session:
 
 
 class _Fit:
-    """Least squares over sessions, drawn towards the assumed parts (ridge regression).
-
-    The first session is left out once there are others: it has what is done once, such as loading kernels.
-    """
+    """Least squares over sessions but the first, drawn towards the assumed parts (ridge regression)."""
 
     def __init__(self) -> None:
         size = len(KINDS) * PARTS
@@ -140,12 +140,15 @@ class _Fit:
         self._products += np.outer(session.parts_ms, session.parts_ms) / session.points
         self._times += session.parts_ms * (session.seconds / session.points)
 
-    def solve(self, under_way: _Session) -> FloatArray:
-        """Seconds for each assumed millisecond of each part. under_way: a session that may still get results; it only
-        counts where nothing else is known. Shape [KINDS x PARTS]."""
+    def solve(self, under_way: _Session) -> FloatArray | None:
+        """Seconds for each assumed millisecond of each part, shape [KINDS x PARTS]; None of the first session alone.
+
+        under_way: a session that may still get results; it only counts where there is none between it and the first.
+        """
         if not self._points:
-            only = self._first or under_way
-            return np.full(len(self._times), only.seconds / max(float(only.parts_ms.sum()), 1e-9))
+            if self._first is None:
+                return None
+            return np.full(len(self._times), under_way.seconds / max(float(under_way.parts_ms.sum()), 1e-9))
         unit = self._seconds / self._assumed_ms
         if unit <= 0:
             return np.zeros_like(self._times)

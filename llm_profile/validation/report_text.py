@@ -19,6 +19,9 @@ DRIFT_LIMIT = 0.05
 
 LABELS = {"ttft": "TTFT", "tpot": "TPOT", "total": "total"}
 
+STEP_WAYS = {"own_point": "all rows at (1, k)", "recombined": "rope and attn at (1, k), the rest at (1, 0)"}
+"""How decode steps are read from a scaled table."""
+
 
 def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> Iterator[str]:
     """What makes a report's numbers doubtful, and what to do. drift: how much slower the last repeat was (a ratio).
@@ -87,19 +90,15 @@ def accuracy_lines(outcome: ValidationOutcome) -> Iterator[str]:
     """How far the estimate is off, a line for each quantity, beside how far the real model differs from itself."""
     processes = f"{outcome.processes} process{'es' if outcome.processes > 1 else ''}"
     yield (
-        f"estimate against the real model ({outcome.runtime}, {outcome.depth} of {outcome.model_depth} layers, "
-        f"{processes}), scaling {outcome.mode}, lengths that were not fitted:"
+        f"against the real model ({outcome.runtime}, {outcome.depth} of {outcome.model_depth} layers, {processes}), "
+        f"scaling {outcome.mode}, in %:"
     )
+    columns = ("mean error", "worst error", "run-to-run spread", "between processes")
+    yield " " * 8 + "".join(f"{column:>19}" for column in columns)
     for quantity, errors in outcome.errors.items():
-        if errors is None:
-            yield f"  {LABELS[quantity]:5}  not judged"
-            continue
-        spreads = (("run to run", outcome.spread[quantity]), ("process to process", outcome.spread_between[quantity]))
-        known = " and ".join(f"{percent(value)} from {of}" for of, value in spreads if value is not None)
-        yield (
-            f"  {LABELS[quantity]:5}  off by {percent(errors.mean)} on average, {percent(errors.worst)} at worst"
-            + (f"; the real model differs by {known}" if known else "")
-        )
+        of_errors = (errors.mean, errors.worst) if errors else (None, None)
+        ratios = (*of_errors, outcome.spread[quantity], outcome.spread_between[quantity])
+        yield f"  {LABELS[quantity]:6}" + "".join(f"{'-' if ratio is None else f'{ratio:.1%}':>19}" for ratio in ratios)
 
 
 def percent(ratio: float, signed: bool = False) -> str:
@@ -129,10 +128,7 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     )
     _print_pairs(report, console)
     _print_modes(report, console)
-    for way, label in (
-        ("own_point", "all rows at (1, k)"),
-        ("recombined", "rope and attn at (1, k), the rest at (1, 0)"),
-    ):
+    for way, label in STEP_WAYS.items():
         if errors := report.recombination[way]:
             say(f"Decode steps from scaled rows, {label}: error {percent(errors.mean)}, worst {percent(errors.worst)}")
     for step in report.batched:
