@@ -31,7 +31,7 @@ from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.ending import Ending, Swept, sweep_ending, sweep_figures, tell_document, tell_ending
-from llm_profile.cli.messages import Verbosity, notice, tell, tell_json
+from llm_profile.cli.messages import Verbosity, hide_bars_of_downloads, notice, tell, tell_json
 from llm_profile.cli.options import parse_request, profile_parser
 from llm_profile.cli.progress import Stages
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
@@ -238,6 +238,8 @@ def _run(words: Sequence[str]) -> int:
         return run_subcommand(words)
     arguments = build_parser().parse_args(words)
     request = parse_request(arguments)
+    if request.quiet:
+        hide_bars_of_downloads()
     versions.refuse_older()
     notice(versions.warning())
     if arguments.plan:

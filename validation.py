@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from llm_profile import versions
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.ending import Ending, tell_document, tell_ending
-from llm_profile.cli.messages import OUTPUT_OPTIONS, Verbosity, notice
+from llm_profile.cli.messages import OUTPUT_OPTIONS, Verbosity, hide_bars_of_downloads, notice
 from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path, token_of
 from llm_profile.cli.progress import Stages
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
@@ -69,6 +69,8 @@ def _run(words: Sequence[str]) -> int:
     arguments = build_parser().parse_args(words)
     wanted = parse_scaling(arguments)
     verbosity = Verbosity.of(arguments)
+    if verbosity.quiet:
+        hide_bars_of_downloads()
     versions.refuse_older()
     notice(versions.warning())
     table = read_table(arguments.csv)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +13,8 @@ import run_profile
 import validation
 from llm_profile.cli import table_validation
 from llm_profile.cli.ending import MOST_LINES, Ending
+from llm_profile.errors import UsageError
+from llm_profile.timing.backends import BACKENDS
 from llm_profile.validation.outcome import ValidationOutcome
 from llm_profile.validation.report import ValidationReport
 from llm_profile.validation.validate import fit_and_judge
@@ -114,6 +117,19 @@ def test_quiet_says_nothing_but_what_is_wrong(tmp_path: Path, capsys: pytest.Cap
     assert profile(tmp_path, "--quiet", "--prefill-max", "9") == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("run_profile.py: ") and "--append" in said.err
+
+
+def test_a_validation_that_fails_leaves_the_summary_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "cpu", lambda request, source: TroubledBackend())
+    monkeypatch.setattr(table_validation, "ProcessReality", Mock(side_effect=UsageError("no memory")))
+    pairs = ["--scaling-input-min", "2", "--scaling-input-max", "3", "--scaling-input-step", "1"]
+    options = ["--device", "cpu", *[option for option in OPTIONS[4:] if option != "--skip-scaling"], *pairs]
+    assert run_profile.main([*OPTIONS[:2], *options, "--output-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("tiny-llama on CPU: 12 points") and "table: " in said.out
+    assert said.err.splitlines()[-1] == "run_profile.py: no memory"
 
 
 @pytest.mark.parametrize("main", [run_profile.main, validation.main])

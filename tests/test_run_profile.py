@@ -850,7 +850,7 @@ def test_names_are_not_markup(run: Run, tmp_path: Path, opened: list[int]) -> No
     done = run(*CPU, *PAIRS, *LAX, *names, "--verbose")
     assert done.code == 0 and opened == [4]
     assert "[x]y on [red] against the real model" in done.out
-    assert f"Scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out
+    assert f"scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out
 
 
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])

@@ -45,6 +45,11 @@ def tell_json(document: Mapping[str, Any]) -> None:
     tell([json.dumps(document, default=str, allow_nan=False)])
 
 
+def hide_bars_of_downloads() -> None:
+    """Have huggingface_hub draw no bars, in the processes of the real model neither. Call it before it is imported."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
 @dataclass(frozen=True)
 class Verbosity:
     """How much a command prints, by the options of these names."""
