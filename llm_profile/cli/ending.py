@@ -17,6 +17,9 @@ from llm_profile.validation.report_text import accuracy_lines, noisy_text, over_
 MOST_LINES = 25
 """Lines of a summary: what a screen shows at once."""
 
+MOST_MISSING = 6
+"""Lines of a summary on what is missing."""
+
 FILE_LABELS = {
     "csv": "table",
     "scaled_csv": "scaled table",
@@ -54,22 +57,16 @@ class Ending:
     files: Mapping[str, Path] = field(default_factory=dict)
     advice: str | None = None
 
-    def lines(self) -> list[str]:
-        """The summary, of at most MOST_LINES lines: as many doubts are left out as do not fit."""
-        before = [*self.measured, *self.missing]
-        noisy = None
-        if self.outcome is not None:
-            before += accuracy_lines(self.outcome)
-            noisy = noisy_text(self.outcome)
-        before += self.noise
-        after = [*file_lines(self.files), *filter(None, [self.advice])]
+    def lines(self, whole: bool = False) -> list[str]:
+        """The summary, of at most MOST_LINES lines unless it is to be `whole`: doubts that do not fit are counted."""
+        noisy = None if self.outcome is None else noisy_text(self.outcome)
         frame = [noisy] if noisy else []
+        missing = [*self.missing] if whole else cut(self.missing, MOST_MISSING)
+        accuracy = () if self.outcome is None else accuracy_lines(self.outcome)
+        before = [*frame, *self.measured, *missing, *accuracy, *self.noise]
+        after = [*file_lines(self.files), *filter(None, [self.advice]), *frame]
         doubts = self._doubts()
-        room = max(1, MOST_LINES - 2 * len(frame) - len(before) - len(after))
-        if len(doubts) > room:
-            left_out = len(doubts) - room + 1
-            doubts = [*doubts[: room - 1], f"{left_out} more doubts are in the files named below"]
-        return [*frame, *before, *doubts, *after, *frame]
+        return [*before, *(doubts if whole else cut(doubts, MOST_LINES - len(before) - len(after))), *after]
 
     def warnings(self) -> list[str]:
         """What is said even if nothing else is."""
@@ -81,6 +78,12 @@ class Ending:
             return [*self.doubts]
         failed = filter(None, [over_tolerance_text(self.outcome)])
         return [*failed, *self.doubts, *(f"warning: {text}" for text in self.outcome.warnings)]
+
+
+def cut(lines: Sequence[str], most: int) -> list[str]:
+    """At most so many of the lines, at least one; where some are left out the last one counts them."""
+    kept = max(1, most) - 1
+    return [*lines] if len(lines) <= most else [*lines[:kept], f"{len(lines) - kept} more: --verbose prints them"]
 
 
 def file_lines(files: Mapping[str, Path]) -> list[str]:
@@ -106,7 +109,7 @@ def tell_ending(ending: Ending, verbosity: Verbosity) -> None:
     if verbosity.quiet:
         for text in ending.warnings():
             notice(text)
-    verbosity.summarise(ending.lines())
+    verbosity.summarise(ending.lines(whole=verbosity.verbose))
 
 
 def tell_document(ending: Ending, exit_code: int, figures: Mapping[str, Any], verbosity: Verbosity) -> None:

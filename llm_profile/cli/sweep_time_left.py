@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from llm_profile.points import KINDS, SweepPoint
 
 ASSUMED_MS = dict.fromkeys(KINDS, (14.0, 20 / 2048, 0.2 / 2048)) | {"decode": (12.0, 20 / 2048, 0.2 / 2048)}
-"""Kind -> milliseconds of a point, for each token fed, and for each token in the cache: about those of a block of
-Llama-3.1-8B on an H200. Only their ratios matter."""
+"""Kind -> milliseconds of a point, for each token fed, and for each token in the cache. Only their ratios matter, and
+these only until points of the kind are measured."""
 
 POINT_NOISE = 2.0
 """Standard deviation of a point's time, relative to that of a mean point."""
@@ -51,6 +51,7 @@ class SweepTimeLeft:
 
     def __init__(self, asked: Sequence[SweepPoint], most: int, started_s: float) -> None:
         self._asked = set(asked)
+        self._waiting = len(self._asked)
         self._done: set[SweepPoint] = set()
         self._later = max(0, most - len(asked))
         self._left_ms = sum(map(assumed_parts, asked), np.zeros(len(KINDS) * PARTS))
@@ -87,6 +88,7 @@ class SweepTimeLeft:
 
     def _count(self, point: SweepPoint, parts_ms: FloatArray) -> None:
         if point in self._asked:
+            self._waiting -= 1
             self._left_ms = self._left_ms - parts_ms
         else:
             self._later = max(0, self._later - 1)
@@ -94,7 +96,7 @@ class SweepTimeLeft:
             self._known_later += 1
 
     def _predict(self) -> float | None:
-        if self._asked <= self._done and not self._later:
+        if not self._waiting and not self._later:
             return None
         s_per_assumed_ms = self._fit.solve(self._session)
         if s_per_assumed_ms is None:
