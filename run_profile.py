@@ -16,8 +16,6 @@ An interrupted run is resumed by the same command.
 """
 
 from llm_profile import interrupt
-from llm_profile.points import SweepPoint, record_of
-from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
@@ -26,21 +24,25 @@ import argparse
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_profile import versions
 from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
+from llm_profile.cli.ending import Ending, Swept, sweep_ending, sweep_figures, tell_document, tell_ending
+from llm_profile.cli.messages import Verbosity, hide_bars_of_downloads, notice, tell, tell_json
 from llm_profile.cli.options import parse_request, profile_parser
-from llm_profile.cli.report import report_after_sweep
+from llm_profile.cli.progress import Stages
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
-from llm_profile.cli.table_validation import known_exit_code, validate_and_write
+from llm_profile.cli.table_validation import Validated, known_validation, tell_pairs, validate_and_write
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
 from llm_profile.exporters import EXPORTERS
 from llm_profile.measurement import StoppingRule
 from llm_profile.models.hub import ModelSource
+from llm_profile.points import SweepPoint, record_of
 from llm_profile.request import Request
+from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.store.writer import TableHeader, TableRun, TableWriter
@@ -65,26 +67,49 @@ class Result:
 
 
 def run_profile(request: Request) -> Result:
-    """Profile a model as `request` says: check, load, measure, report, validate.
+    """Profile a model as `request` says: check, load, measure, validate, report.
 
     An interrupted or killed run is resumed by the same request. Raises UsageError for what the user can correct, if
     possible before torch or a model is loaded.
     """
+    verbosity = Verbosity.of(request)
+    stages = Stages(("load", "sweep") if request.scaling is None else Stages.names, verbosity.quiet)
     source = planning.find_source(request)
     hardware = planning.hardware_name(request)
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)
     source = with_weights(request, source)
-    summary.notice(source.notice)
-    laid_out = measure_table(request, source, paths, hardware, known)
+    notice(source.notice)
+    swept = measure_table(request, source, paths, hardware, known, stages)
     table = read_table(paths.csv)
-    summary.tell(summary.end_of_sweep(table, paths, laid_out, request.verbose))
-    missing = summary.missing_points(table.missing, laid_out)
+    ending = sweep_ending(table, paths, swept)
+    missing = summary.missing_points(table.missing, swept.laid_out)
     code = EXIT_POINTS_MISSING if missing else EXIT_COMPLETE
-    code = max(code, scale(request, table, paths.csv))
-    if request.report:
-        report_after_sweep(paths.csv)
+    try:
+        validated, of_validation = validate(request, table, paths.csv, stages)
+    except (UsageError, KeyboardInterrupt):
+        tell_ending(ending, verbosity)  # the table is there
+        raise
+    code = max(code, of_validation)
+    if verbosity.verbose:
+        verbosity.summarise(summary.rows_text(table))
+    if validated is not None:
+        tell_pairs(validated, verbosity)
+        ending = replace(ending, outcome=validated.outcome, files={**ending.files, **validated.files})
+    ending = with_page(request, ending)
+    tell_ending(ending, verbosity)
+    tell_document(ending, code, sweep_figures(table, swept, missing), verbosity)
     return Result(paths.csv, missing, code)
+
+
+def with_page(request: Request, ending: Ending) -> Ending:
+    """Write the page of the table, if it is wanted and can be written, and name it among the files."""
+    if not request.report:
+        return ending
+    from llm_profile.cli.report import report_after_sweep  # imports all of the report
+
+    page = report_after_sweep(ending.files["csv"])
+    return ending if page is None else replace(ending, files={**ending.files, "report": page})
 
 
 def with_weights(request: Request, source: ModelSource) -> ModelSource:
@@ -100,21 +125,28 @@ def with_weights(request: Request, source: ModelSource) -> ModelSource:
 
 
 def measure_table(
-    request: Request, source: ModelSource, paths: TablePaths, hardware: str, known: Collection[SweepPoint]
-) -> Plan:
-    """Measure the points of the request that the table at `paths` lacks, and write its files. Returns the plan.
+    request: Request,
+    source: ModelSource,
+    paths: TablePaths,
+    hardware: str,
+    known: Collection[SweepPoint],
+    stages: Stages,
+) -> Swept:
+    """Measure the points of the request that the table at `paths` lacks, and write its files.
 
     known: points that are in the table already. Raises UsageError, before anything is measured, if points that the
     validation needs cannot run on this model.
     """
-    backend = open_backend(request, source)
+    verbosity = Verbosity.of(request)
+    with stages.load():
+        backend = open_backend(request, source)
     try:
         laid_out = plan(request.sweep, backend.learned_positions)
         planning.check_validation(request, laid_out, known)
         for text in (*backend.notices, planning.beyond_training(source.config, laid_out)):
-            summary.notice(text)
-        if request.verbose:
-            summary.notice(summary.conditions_text(backend.conditions()))
+            notice(text)
+        if verbosity.verbose:
+            verbosity.inform(summary.conditions_text(backend.conditions()))
         header = TableHeader(
             hardware=hardware,
             model=planning.table_name(request, source),
@@ -131,55 +163,62 @@ def measure_table(
             overwrite=request.overwrite,
         )
         with TableWriter(paths, header, run, EXPORTERS["csv"]) as writer:
-            measure_what_is_left(request, backend, laid_out, writer)
+            return measure_what_is_left(request, backend, laid_out, writer, stages)
     finally:
         backend.close()
-    return laid_out
 
 
-def measure_what_is_left(request: Request, backend: Backend, laid_out: Plan, writer: TableWriter) -> None:
+def measure_what_is_left(
+    request: Request, backend: Backend, laid_out: Plan, writer: TableWriter, stages: Stages
+) -> Swept:
     """Measure the points that are not in the table yet, then write the table."""
-    table, grid = writer.table, GRIDS[request.sweep.grid]
+    table, grid, verbosity = writer.table, GRIDS[request.sweep.grid], Verbosity.of(request)
     for text in table.notices:
-        summary.notice(text)
+        notice(text)
     left, most = grid.left(laid_out.left(()), table.records)
-    summary.notice(summary.resuming_text(left, most))
+    verbosity.inform(summary.resuming_text(left, most))
+    asked = grid.next_points(laid_out.left(()), table.records, ())
     rule = StoppingRule(request.repeat, request.precision)
     runs_before, notices_before, started = len(table.meta["runs"]), len(backend.notices), time.monotonic()
-    with summary.progress(left, request.verbose) as tell:
-        again = measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell, grid)
-    seconds = time.monotonic() - started
+    with stages.sweep(asked, left) as tell_progress:
+        again = measure(backend, laid_out, writer, rule, request.warmup, request.seed, tell_progress, grid)
+    seconds = round(time.monotonic() - started, 3)
     for text in backend.notices[notices_before:]:
-        summary.notice(text)
+        notice(text)
+    swept = Swept(laid_out)
     if len(table.meta["runs"]) > runs_before:  # this run added a result
         measured_again = [record_of(point) for point in again]
-        table.meta["runs"][-1].update(backend.facts(), seconds=round(seconds, 3), measured_again=measured_again)
-        summary.notice(summary.measured_text(table))
+        table.meta["runs"][-1].update(backend.facts(), seconds=seconds, measured_again=measured_again)
+        swept = Swept(laid_out, table.measured_by(table.meta["runs"][-1]["index"]), seconds)
+        verbosity.inform(summary.measured_text(swept.measured, seconds))
     table.meta["block_rows"] = dict(backend.block_rows)
     writer.finish()
+    return swept
 
 
-def scale(request: Request, table: LatencyTable, csv: Path) -> int:
-    """Compare the table with the real model, unless that was done with the same options. Returns the exit code.
+def validate(request: Request, table: LatencyTable, csv: Path, stages: Stages) -> tuple[Validated | None, int]:
+    """Compare the table with the real model, unless that was done with the same options. Returns also the exit code.
 
     If the table lacks points that the validation needs, a notice says so, and the exit code is 3.
     """
     wanted = request.scaling
     if wanted is None:
-        return EXIT_COMPLETE
+        return None, EXIT_COMPLETE
     try:
         check_pairs(wanted.pairs, table.records, table.missing)
     except UsageError as error:
-        summary.notice(f"not validated against the real model: {error}")
-        return EXIT_POINTS_MISSING
-    code = known_exit_code(table, csv, wanted)
-    if code is None:
+        notice(f"not validated against the real model: {error}")
+        return None, EXIT_POINTS_MISSING
+    validated = known_validation(table, csv, wanted)
+    if validated is None:
         release_memory(request.device)
-        return validate_and_write(table, csv, wanted, request.device, request.hf_token, request.trust_remote_code)
-    summary.notice(
-        "validated against the real model before, with the same options; use validation.py to validate it again"
-    )
-    return code
+        options = (request.device, request.hf_token, request.trust_remote_code)
+        validated = validate_and_write(table, csv, wanted, *options, stages=stages)
+    else:
+        Verbosity.of(request).inform(
+            "validated against the real model before, with the same options; use validation.py to validate it again"
+        )
+    return validated, validated.outcome.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -190,7 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return exit_code_of("run_profile.py", lambda: _run(words), interrupted="the same command resumes from here")
+    resumes = "the same command resumes from here"
+    return exit_code_of("run_profile.py", lambda: _run(words), interrupted=resumes, json="--json" in words)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -198,10 +238,16 @@ def _run(words: Sequence[str]) -> int:
         return run_subcommand(words)
     arguments = build_parser().parse_args(words)
     request = parse_request(arguments)
+    if request.quiet:
+        hide_bars_of_downloads()
     versions.refuse_older()
-    summary.notice(versions.warning())
+    notice(versions.warning())
     if arguments.plan:
-        summary.tell(planning.plan_lines(request))
+        lines = planning.plan_lines(request)
+        if request.json:
+            tell_json({"exit_code": EXIT_COMPLETE, "plan": lines})
+        else:
+            tell(lines)
         return EXIT_COMPLETE
     return run_profile(request).exit_code
 

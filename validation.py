@@ -16,21 +16,25 @@ that only with `curve` the overhead of a step is counted once per step.
 """
 
 from llm_profile import interrupt
-from llm_profile.store.files import read_table
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 
 from llm_profile import versions
-from llm_profile.cli import summary
 from llm_profile.cli.command import exit_code_of
+from llm_profile.cli.ending import Ending, tell_document, tell_ending
+from llm_profile.cli.messages import OUTPUT_OPTIONS, Verbosity, hide_bars_of_downloads, notice
 from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path, token_of
+from llm_profile.cli.progress import Stages
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
-from llm_profile.cli.table_validation import validate_and_write
+from llm_profile.cli.table_validation import tell_pairs, validate_and_write
 from llm_profile.cli.validation_device import validation_device
+from llm_profile.store.files import read_table
 from llm_profile.validation.scaled_table import refuse_scaled
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv, compute_average_scaling_factor
 
@@ -50,27 +54,43 @@ def build_parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Exit codes: 0 done; 2 usage or environment; 4 held-out error above the tolerance, or too much noise.",
     )
-    add_options(parser.add_argument, OWN_OPTIONS, {})
+    add_options(parser.add_argument, {**OWN_OPTIONS, **OUTPUT_OPTIONS}, {})
     add_scaling_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return exit_code_of("validation.py", lambda: _run(argv), interrupted="nothing was written")
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code_of("validation.py", lambda: _run(words), interrupted="nothing was written", json="--json" in words)
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = build_parser().parse_args(argv)
+def _run(words: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(words)
     wanted = parse_scaling(arguments)
+    verbosity = Verbosity.of(arguments)
+    if verbosity.quiet:
+        hide_bars_of_downloads()
     versions.refuse_older()
-    summary.notice(versions.warning())
+    notice(versions.warning())
     table = read_table(arguments.csv)
     for text in table.notices:
-        summary.notice(text)
+        notice(text)
     refuse_scaled(table)
     device = validation_device(arguments.device, table.meta["clock"], wanted.runtime)
-    return validate_and_write(table, arguments.csv, wanted, device, token_of(arguments), arguments.trust_remote_code)
+    options = (device, token_of(arguments), arguments.trust_remote_code)
+    stages = Stages(("validation",), verbosity.quiet)
+    validated = validate_and_write(table, arguments.csv, wanted, *options, stages=stages)
+    tell_pairs(validated, verbosity)
+    ending = Ending(
+        measured=(f"{table.model} on {table.hardware}: {len(table.records)} points in {arguments.csv}",),
+        outcome=validated.outcome,
+        files=validated.files,
+        advice=f"a page with every pair: python3 run_profile.py report {shlex.quote(str(arguments.csv))}",
+    )
+    tell_ending(ending, verbosity)
+    tell_document(ending, validated.outcome.exit_code, {"hardware": table.hardware, "model": table.model}, verbosity)
+    return validated.outcome.exit_code
 
 
 if __name__ == "__main__":

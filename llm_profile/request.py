@@ -93,7 +93,8 @@ class Request:
 
     model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the short
     name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip validation.
-    report: whether to write the page of the table. hf_token: never printed or written to a file.
+    report: whether to write the page of the table. verbose, quiet, json: how much is printed, and where. hf_token:
+    never printed or written to a file.
     """
 
     model: str
@@ -123,6 +124,8 @@ class Request:
     scaling: ScalingRequest | None = None
     report: bool = True
     verbose: bool = False
+    quiet: bool = False
+    json: bool = False
     hf_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

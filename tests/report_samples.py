@@ -119,6 +119,9 @@ def validation_json(table: LatencyTable, csv: Path, **changes: Any) -> dict[str,
         "batched": [
             {"sequences": 4, "kv_len": 8, "measured_ns": 2e6, "composed_ns": 3e6, "request_ns": 1e6, "error": 0.5}
         ],
+        "recombination": {"own_point": errors(0.03)["ttft"], "recombined": None},
+        "depth_extrapolation": {"ttft": errors(0.04)["ttft"]},
+        "not_fitted": {"phase": "there is no decode step"},
         "warnings": [],
         "pairs": [pair(i, o, held) for i, held in ((2, False), (3, True)) for o in (2, 4)],
         "provenance": {"table": csv.name, "runs": table.meta["runs"], "validated": "2026-11-27T10:00:00+00:00"},

@@ -126,6 +126,10 @@ def imported_by_commands() -> set[str]:
     return found
 
 
+def test_commands_import_the_report_only_where_it_is_written() -> None:
+    assert not {name for name in imported_by_commands() if room_of(name) == "report"}
+
+
 def test_no_model_family_is_named_in_a_condition() -> None:
     """What differs between architectures stands in tables."""
     families = ("llama", "opt", "phi", "mixtral", "qwen", "gemma", "mistral", "gpt")

@@ -1,5 +1,6 @@
 """Ctrl-C while a command is starting shows no traceback."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -68,3 +69,12 @@ def test_importing_a_command_changes_no_handler() -> None:
     code = "import signal, run_profile, validation;"
     code += "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, env=os.environ) == "True\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_that_takes_time_is_imported_before(command: str) -> None:
+    """Above `end_quietly` a command imports nothing of the package but what has it."""
+    body = ast.parse((ROOT / command).read_text(encoding="utf-8")).body
+    quiet_from = next(at for at, node in enumerate(body) if "interrupt.end_quietly()" in ast.unparse(node))
+    imports = [ast.unparse(node) for node in body[:quiet_from] if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports == ["from llm_profile import interrupt"]

@@ -16,7 +16,6 @@ from llm_profile.points import KINDS, SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.request import Request
 from llm_profile.store.files import read_table
-from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Plan, Sweep
 from llm_profile.timing.backends.cpu_wall import CpuWallBackend
@@ -195,8 +194,8 @@ def test_a_summary_tells_the_kinds_apart(table: LatencyTable) -> None:
     table.meta["runs"] = [{"index": 0}]
     laid_out = Plan((SweepPoint(1, 0), SweepPoint(3, 0), SweepPoint(1, 7), *NOT_FLAT), {})
     assert summary.largest_ranges(laid_out) == "--prefill-max 3 --decode-max 7"
-    said = list(summary.end_of_sweep(table, TablePaths.beside(Path("m.csv")), laid_out, verbose=True))
-    assert any("of prefill" in line and "of mixed" in line for line in said)
+    noise = next(summary.noise_lines(table))
+    assert "of prefill" in noise and "of mixed" in noise
 
 
 def test_a_plan_has_the_memory_of_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,5 +217,5 @@ def test_a_failure_of_any_kind_is_told(tmp_path: Path) -> None:
         for point in NOT_FLAT:
             table.add(PointFailure(point, "out of memory"))
         laid_out = Plan(NOT_FLAT, {})
-        said = list(summary.end_of_sweep(table.table, paths_in(tmp_path), laid_out))
+        said = list(summary.missing_lines(table.table, laid_out))
     assert f"missing: 6 of 6 points: out of memory (first: {NOT_FLAT[0]})" in said

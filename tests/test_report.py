@@ -175,6 +175,9 @@ def test_a_finished_table_says_what_it_has(tmp_path: Path) -> None:
         "at worst 20\N{NO-BREAK SPACE}%",
         "runs differ by 1.0\N{NO-BREAK SPACE}%",
         "Over the tolerance of 5.0 %: TTFT.",
+        "cuda-graph, decode steps from scaled rows, all rows at (1, k): 3.0 % / 3.0 % / 6.0 %".replace(" %", "\u00a0%"),
+        "cuda-graph, TTFT extrapolated to 32 layers: 4.0 % / 4.0 % / 8.0 %".replace(" %", "\u00a0%"),
+        "cuda-graph: scaling phase was not fitted: there is no decode step",
     ):
         assert found in page
     assert "2 requests of unseen lengths, scaling curve, 32 of 32 layers, 3 rounds in 2 processes, 2026-11-27" in page

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import pytest
 
 import run_profile
-from llm_profile.cli import summary, table_validation
+from llm_profile.cli import table_validation
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.request import Request, ScalingRequest
@@ -787,21 +787,18 @@ def test_a_token_in_the_wrong_place_is_not_repeated(run: Run) -> None:
 # ---- what is printed
 
 
-def test_verbose_tells_conditions_rows_and_progress(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "VERBOSE_EVERY", 5)
-    quiet, verbose = run(*OPTIONS, "--hardware", "a"), run(*OPTIONS, "--hardware", "b", "--verbose")
+def test_verbose_tells_conditions_and_rows_before_the_summary(run: Run) -> None:
+    plain, verbose = run(*OPTIONS, "--hardware", "a"), run(*OPTIONS, "--hardware", "b", "--verbose")
     assert "conditions: gpu fake, num_layers 1" in verbose.err
-    assert [line.split(", now")[0] for line in verbose.err.splitlines() if "now at" in line] == [
-        "5 of 12 points",
-        "10 of 12 points",
-        "12 of 12 points",
-    ]
     shares = [line.split() for line in verbose.out.splitlines() if line.startswith("  ")]
     assert [name for name, *_ in shares] == list(ROWS)
     for phase in (1, 2):
         assert sum(float(share[phase].rstrip("%")) for share in shares) == pytest.approx(100, abs=1)
-    assert [line.split(":")[0] for line in quiet.err.splitlines()] == ["--device fake", "points measured"]
-    assert len(quiet.out.splitlines()) == 5
+    assert [line.split(":")[0] for line in plain.err.splitlines()] == ["--device fake", "points measured"]
+    heads = ["tiny-llama on a", "timed by", "noise", "table", "report"]
+    assert [line.split(":")[0] for line in plain.out.splitlines()] == heads
+    last = [line.split(":")[0] for line in verbose.out.splitlines()[-len(heads) :]]
+    assert last == ["tiny-llama on b", *heads[1:]], "the summary comes last"
 
 
 def without_warning(err: str) -> list[str]:
@@ -811,7 +808,7 @@ def without_warning(err: str) -> list[str]:
 
 def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}
-    slow = ("-m", "tests.fake_command", '{"delay_s": 0.05, "out_of_memory_at": 6}')
+    slow = ("-m", "tests.fake_command", '{"delay_s": 0.15, "out_of_memory_at": 6}')
     piped = command(*OPTIONS, "--output-dir", str(tmp_path / "a"), module=slow, env=environment)
     assert piped.code == 3 and "\x1b" not in piped.err and len(without_warning(piped.err)) == 2
     leader, follower = pty.openpty()
@@ -827,7 +824,7 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(tmp_path: Path) -> None:
     os.close(leader)
     assert process.wait() == 3
     text = drawn.decode()
-    assert "/12" in text and "points/s" in text and "input 1, kv_cache " in text
+    assert "of 12 points, " in text and " left, input 1, kv_cache " in text
     assert "input 6, kv_cache 0: out of memory" in text
 
 
@@ -849,12 +846,11 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
 
 
 def test_names_are_not_markup(run: Run, tmp_path: Path, opened: list[int]) -> None:
-    done = run(
-        *CPU, *PAIRS, *LAX, "--output-dir", str(tmp_path / "[/b]"), "--hardware", "[red]", "--model-name", "[x]y"
-    )
+    names = ["--output-dir", str(tmp_path / "[/b]"), "--hardware", "[red]", "--model-name", "[x]y"]
+    done = run(*CPU, *PAIRS, *LAX, *names, "--verbose")
     assert done.code == 0 and opened == [4]
     assert "[x]y on [red] against the real model" in done.out
-    assert f"Scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out
+    assert f"scaled table: {tmp_path}/[/b]/[red]/[x]y-scaled.csv" in done.out
 
 
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])

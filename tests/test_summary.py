@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 
 from llm_profile.cli import summary
-from llm_profile.measurement import PointFailure, PointSample, RowSample
+from llm_profile.cli.ending import Swept, sweep_ending
+from llm_profile.cli.messages import notice
+from llm_profile.measurement import PointSample, RowSample
 from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Plan, Sweep, plan
-from llm_profile.timing.loop import Progress
 
 PATHS = TablePaths.of(Path("out"), "H200", "org/model")
+NOTHING = Plan((), {})
 PREFILL, DECODE = SweepPoint(4, 0), SweepPoint(1, 4)
 
 
@@ -33,6 +35,10 @@ def table(**records: PointRecord) -> LatencyTable:
     return made
 
 
+def end_of_sweep(made: LatencyTable, laid_out: Plan = NOTHING) -> list[str]:
+    return sweep_ending(made, PATHS, Swept(laid_out)).lines()
+
+
 def test_shares_are_of_the_whole_pass_in_each_phase() -> None:
     made = table(
         prefill=record(attn=(60, 60), block_other=(20, 20), lm_head=(20, 20)),
@@ -42,14 +48,16 @@ def test_shares_are_of_the_whole_pass_in_each_phase() -> None:
         "prefill": {"attn": 0.6, "block_other": 0.2, "lm_head": 0.2},
         "decode": {"attn": 0.25, "block_other": 0.0, "lm_head": 0.75},
     }
-    said = list(summary.end_of_sweep(made, PATHS, Plan((), {})))
-    assert said[0] == "org/model on H200: 2 points, 3 rows each"
-    assert said[1].startswith("unnamed rows (_other): 20.0% of prefill, 0.0% of decode; noise: 0.00%")
-    assert said[2:] == ["timed by: eager 2", f"files: {PATHS.csv}, model.rows.parquet, model.meta.json"]
-    verbose = list(summary.end_of_sweep(made, PATHS, Plan((), {}), verbose=True))
-    assert verbose[1] == "rows: share of the time of prefill and decode"
-    assert verbose[2].split() == ["attn", "60.0%", "25.0%"]
-    assert [line for line in verbose if line not in said] == verbose[1:5]
+    assert end_of_sweep(made) == [
+        "org/model on H200: 2 points, 3 rows each",
+        "timed by: eager 2",
+        "noise: 0.00% between quartiles of a pass (median point); unnamed rows (_other): 20.0% of prefill, 0.0% of "
+        "decode",
+        f"table: {PATHS.csv}, model.rows.parquet, model.meta.json",
+    ]
+    title, first, *others = summary.rows_text(made)
+    assert title == "rows: share of the time of prefill and decode" and len(others) == 2
+    assert first.split() == ["attn", "60.0%", "25.0%"]
 
 
 def test_much_gpu_time_without_a_name_is_told_with_its_kernels() -> None:
@@ -93,7 +101,7 @@ def test_noise_is_the_median_spread_of_passes() -> None:
 def test_an_empty_table_says_what_is_missing() -> None:
     made = table()
     made.missing = {PREFILL: "out of memory", DECODE: "out of memory"}
-    said = list(summary.end_of_sweep(made, PATHS, Plan((PREFILL, DECODE), {}), verbose=True))
+    said = [*end_of_sweep(made, Plan((PREFILL, DECODE), {})), *summary.rows_text(made)]
     assert "missing: 2 of 2 points: out of memory (first: input 4, kv_cache 0)" in said
 
 
@@ -108,7 +116,7 @@ def test_points_that_cannot_run_come_with_the_ranges_that_do() -> None:
     laid_out = plan(Sweep("both", 8, 8), learned_positions=6)
     made = table()
     made.missing = dict(laid_out.unrunnable)
-    said = list(summary.end_of_sweep(made, PATHS, laid_out))
+    said = end_of_sweep(made, laid_out)
     assert "missing: 5 of 16 points: beyond the model's 6 learned positions (first: input 7, kv_cache 0)" in said
     assert "  they cannot be measured on this model; --prefill-max 6 --decode-max 5 leaves them out" in said
     assert not plan(Sweep("both", 6, 5), learned_positions=6).unrunnable
@@ -120,7 +128,7 @@ def test_doubts_are_told() -> None:
     for kv_len in (5, 6, 7):
         made.records[SweepPoint(1, kv_len)] = record(1980.0, attn=(1,))
     made.records[DECODE] = record(1500.0, ("kernels overlap",), attn=(1,))
-    said = list(summary.end_of_sweep(made, PATHS, Plan((), {})))
+    said = end_of_sweep(made)
     assert "doubtful: 1 of 5 points ran at a low SM clock (first: input 1, kv_cache 4)" in said
     below = "clock: 1 of 5 points ran over 2% below 1980 MHz, the highest of the table, the slowest at 1500 MHz"
     assert below in said
@@ -134,33 +142,20 @@ def test_how_far_a_plan_has_come() -> None:
 
 
 def test_what_the_latest_run_measured() -> None:
-    made = table(prefill=record(attn=(1,), run=0), decode=record(attn=(1,), run=1))
-    made.meta["runs"].append({"index": 1, "seconds": 0.25})
-    assert summary.measured_text(made) == "points measured: 1 in 0.2 s (250.0 ms each)"
-    made.meta["runs"].append({"index": 2, "seconds": 0.1})
-    assert summary.measured_text(made) is None
+    made = table(prefill=record(attn=(1,)), decode=record(attn=(1,)))
+    assert summary.measured_text(4, 0.2) == "points measured: 4 in 0.2 s (50.0 ms each)"
+    assert summary.measured_text(0, 0.2) is None and summary.measured_text(0, None) is None
+    first = sweep_ending(made, PATHS, Swept(Plan((), {}), 4, 0.2)).lines()[0]
+    assert first == "org/model on H200: 2 points, 1 rows each; points measured: 4 in 0.2 s (50.0 ms each)"
 
 
 def test_notices_are_one_line_without_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    summary.notice(None)
-    summary.notice("")
-    summary.notice("two\nlines of hf_abcdefghijklmnopqrstuvwxyz")
+    notice(None)
+    notice("")
+    notice("two\nlines of hf_abcdefghijklmnopqrstuvwxyz")
     assert capsys.readouterr().err == "two lines of hf_***\n"
 
 
 def test_conditions_that_do_not_apply_are_left_out() -> None:
     text = summary.conditions_text({"gpu": None, "dtype": "float32", "seed": 0})
     assert text == "conditions: dtype float32, seed 0"
-
-
-@pytest.mark.parametrize("verbose", [False, True])
-def test_without_a_terminal_progress_is_quiet_or_a_line_at_times(
-    capsys: pytest.CaptureFixture[str], verbose: bool
-) -> None:
-    total = 2 * summary.VERBOSE_EVERY + 1
-    with summary.progress(total, verbose) as tell:
-        for done in range(1, total + 1):
-            tell(Progress(done, total, PointFailure(SweepPoint(1, done), "[out] of memory")))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (3 if verbose else 0)
-    assert not verbose or lines[-1] == f"{total} of {total} points, now at input 1, kv_cache {total}"

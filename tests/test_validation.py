@@ -16,7 +16,7 @@ from rich.console import Console
 from llm_profile.cli import table_validation
 from llm_profile.cli.parsing import OneLineParser
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
-from llm_profile.cli.table_validation import known_exit_code
+from llm_profile.cli.table_validation import known_validation
 from llm_profile.errors import UsageError
 from llm_profile.measurement import Measurement, PointSample, RowSample
 from llm_profile.points import SweepPoint
@@ -621,7 +621,7 @@ def real_model(monkeypatch):
     """Stands in for the processes of the real model. What they were told; their speeds, by their number."""
     opened = SimpleNamespace(told=[], speeds={})
 
-    def open_reality(runtime, profiled, depth, device, token, trust_remote_code, *, processes, tell):
+    def open_reality(runtime, profiled, depth, device, token, trust_remote_code, *, processes, tell, tick):
         opened.told.append((runtime, profiled.meta["model"], depth, device, token, trust_remote_code, processes))
         return FakeReality(overhead, depth, process_speeds=opened.speeds.get(processes, (1.0,) * processes))
 
@@ -639,6 +639,11 @@ def scaling_request(*options):
     return parse_scaling(parser.parse_args(options))
 
 
+def known_code(table, source, wanted):
+    known = known_validation(table, source, wanted)
+    return known and known.outcome.exit_code
+
+
 def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     source = write_table(tmp_path)
     argv = ["--csv", str(source), *GRID, "--device", "cuda:1", "--hf-token", "hf_secret"]
@@ -649,7 +654,7 @@ def test_the_command_scales_reports_and_exits(tmp_path, real_model, capsys):
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
     assert (scaling["mode"], scaling["runtime"]) == ("curve", "fake")
     assert scaling["held_out_errors"]["total"]["worst"] < 0.01
-    assert "curve (applied)" in capsys.readouterr().out
+    assert "scaling curve, in %:" in capsys.readouterr().out
     assert not [path for path, data in contents(tmp_path).items() if b"hf_secret" in data]
     assert main([*argv, "--scaling-mode", "global", "--scaling-tolerance", "0.01"]) == 4
     assert main([*argv, "--trust-remote-code", "--scaling-processes", "5"]) == 0
@@ -671,25 +676,25 @@ def test_noise_is_told_first_and_last_and_kept_with_the_table(tmp_path, real_mod
     assert scaling["noisy"] is True and scaling["processes"] == 3
     assert scaling["spread_between_processes"]["ttft"] == pytest.approx(0.3 / 1.1, rel=1e-3)
     table = read_table(source)
-    assert [known_exit_code(table, source, request) for request in wanted] == [4, None]
+    assert [known_code(table, source, request) for request in wanted] == [4, None]
     assert main([*argv, "--scaling-processes", "1"]) == 0
     assert "Too noisy" not in capsys.readouterr().out
     scaling = json.loads(source.with_name("fake-scaled.meta.json").read_bytes())["scaling"]
     assert scaling["noisy"] is False
     assert scaling["spread_between_processes"] == {"ttft": None, "tpot": None, "total": None}
-    assert [known_exit_code(table, source, request) for request in wanted] == [None, 0]
+    assert [known_code(table, source, request) for request in wanted] == [None, 0]
 
 
 def test_a_report_of_a_version_that_knew_no_noise_is_made_anew(tmp_path, real_model):
     source = write_table(tmp_path)
     assert main(["--csv", str(source), *GRID]) == 0
     table, wanted = read_table(source), scaling_request(*GRID)
-    assert known_exit_code(table, source, wanted) == 0
+    assert known_code(table, source, wanted) == 0
     path = source.with_name("fake.validation.json")
     told = json.loads(path.read_bytes())
     del told["noisy"]
     path.write_text(json.dumps(told))
-    assert known_exit_code(table, source, wanted) is None
+    assert known_code(table, source, wanted) is None
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,26 @@
 from collections.abc import Callable
 
 from llm_profile import versions
-from llm_profile.cli import summary
+from llm_profile.cli.messages import notice, tell_json
 from llm_profile.errors import EXIT_INTERRUPTED, EXIT_USAGE, UsageError
+from llm_profile.store.storage import without_tokens
 
 
-def exit_code_of(command: str, run: Callable[[], int], interrupted: str) -> int:
+def exit_code_of(command: str, run: Callable[[], int], interrupted: str, json: bool = False) -> int:
     """Run a command and return its exit code.
 
-    A UsageError is printed as one line and gives 2. Ctrl-C prints `interrupted`, what was kept, and gives 130.
+    A UsageError is printed as one line and gives 2. Ctrl-C prints `interrupted`, what was kept, and gives 130. json:
+    whether these print a document, too.
     """
     try:
         with versions.possible_cause_noted():
             return run()
     except UsageError as error:
-        for text in (f"{command}: {error}", *getattr(error, "__notes__", ())):
-            summary.notice(text)
-        return EXIT_USAGE
+        code, texts = EXIT_USAGE, [f"{command}: {error}", *getattr(error, "__notes__", ())]
     except KeyboardInterrupt:
-        summary.notice(f"{command}: interrupted; {interrupted}")
-        return EXIT_INTERRUPTED
+        code, texts = EXIT_INTERRUPTED, [f"{command}: interrupted; {interrupted}"]
+    for text in texts:
+        notice(text)
+    if json:
+        tell_json({"exit_code": code, "error": without_tokens(texts[0])})
+    return code

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from llm_profile.cli import summary
+from llm_profile.cli.messages import notice, tell
 from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path
 from llm_profile.comparison.compare import Comparison, compare
 from llm_profile.comparison.document import as_document
@@ -63,15 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     comparison = compare(arguments.a, arguments.b, arguments.tolerance)
     if arguments.html is not None:
         write_page(comparison, arguments.html)
-        summary.notice(f"page: {arguments.html}")
+        notice(f"page: {arguments.html}")
     if arguments.json:
-        summary.tell([to_json(as_document(comparison, arguments.fail_above), indent=2)])
+        tell([to_json(as_document(comparison, arguments.fail_above), indent=2)])
     else:
         _print(comparison)
     slower = {} if arguments.fail_above is None else comparison.slower_by(arguments.fail_above)
     if not slower:
         return EXIT_COMPLETE
-    summary.notice(printable(slower_text(slower, arguments.fail_above)))
+    notice(printable(slower_text(slower, arguments.fail_above)))
     return EXIT_SLOWER
 
 

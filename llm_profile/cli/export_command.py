@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm_profile.cli import summary
 from llm_profile.cli.export_steps import parse_step, step_lines
+from llm_profile.cli.messages import notice, tell
 from llm_profile.cli.parsing import COUNT, SWITCH, OneLineParser, Options, add_options, named_path
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.exporters import BUNDLES
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         targets, read = (_target(arguments),), reader_of(arguments.bundle)
     if steps:
-        summary.tell(_checked(form, read, steps, targets))
+        tell(_checked(form, read, steps, targets))
     return EXIT_COMPLETE
 
 
@@ -91,7 +91,7 @@ def _export(arguments: argparse.Namespace, form: BundleFormat) -> tuple[Sequence
     about = about_bundle(arguments.format, bundle, tables, wanted)
     if folder is not None:
         write_bundle({**bundle.files, bundle.about: about}, folder, arguments.overwrite, bundle.hidden_by)
-    summary.tell(_export_lines(bundle, tables, folder))
+    tell(_export_lines(bundle, tables, folder))
     return bundle.targets, bundle.files.__getitem__
 
 
@@ -103,7 +103,7 @@ def _table(csv: Path, arguments: argparse.Namespace) -> LatencyTable:
             raise UsageError(f"--scaled: there is no {csv}; validation.py --csv makes it")
     table = read_table(csv)
     for text in table.notices:
-        summary.notice(text)
+        notice(text)
     refuse_strange(table, arguments.allow_cpu, arguments.allow_predicted)
     return table
 

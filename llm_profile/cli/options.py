@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from llm_profile.cli.messages import OUTPUT_OPTIONS
 from llm_profile.cli.parsing import (
     COUNT,
     SWITCH,
@@ -106,11 +107,8 @@ GROUPS: Mapping[str, Options] = {
         },
         "--append": {**SWITCH, "help": "add lengths to a table that was measured under the same conditions"},
         "--overwrite": {**SWITCH, "help": "measure the table again from the start (the old one is kept as .bak)"},
-        "--verbose": {
-            **SWITCH,
-            "help": "print more: conditions, the share of each row, and progress if there is no terminal",
-        },
     },
+    "output": OUTPUT_OPTIONS,
 }
 
 AFTER_SWEEP: Options = {

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llm_profile.cli import summary
+from llm_profile.cli.messages import notice, tell
 from llm_profile.cli.parsing import OneLineParser, Options, add_options, named_path
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.report.page import write_report
@@ -37,13 +37,17 @@ def run(arguments: argparse.Namespace) -> int:
     written = [write_report(arguments.csv, arguments.output)]
     if arguments.png is not None:
         written += write_pictures(arguments.csv, arguments.png)
-    summary.tell(f"report: {path}" for path in written)
+    tell(f"report: {path}" for path in written)
     return EXIT_COMPLETE
 
 
-def report_after_sweep(csv: Path) -> None:
-    """Write the report of a table that was just measured; what keeps it from that is told and ends nothing."""
+def report_after_sweep(csv: Path) -> Path | None:
+    """Write the report of a table that was just measured; what keeps it from that is told and ends nothing.
+
+    Returns its path, None if it was not written.
+    """
     try:
-        summary.tell([f"report: {write_report(csv)}"])
+        return write_report(csv)
     except UsageError as error:
-        summary.notice(f"no report: {error}")
+        notice(f"no report: {error}")
+        return None

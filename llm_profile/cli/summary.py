@@ -1,22 +1,16 @@
-"""What a run says to the person who started it: notices, progress, the end. Imports no torch."""
+"""What is said of a table that was measured: what is in it, how noisy it is, what is doubtful. Imports no torch."""
 
-import os
 import statistics
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_profile.measurement import PointFailure
 from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
-from llm_profile.store.paths import TablePaths
-from llm_profile.store.storage import without_tokens
 from llm_profile.store.table import LatencyTable, slow_path
 from llm_profile.sweep import SERIES, Plan, series_of
 from llm_profile.timing.grid import leave_one_out
-from llm_profile.timing.loop import Progress, clocks_mhz, slow_points
+from llm_profile.timing.loop import clocks_mhz, slow_points
 from llm_profile.validation.estimate import is_unnamed_row
 
 UNNAMED_LIMIT = 0.1
@@ -27,24 +21,6 @@ LOW_CLOCK = 0.02
 
 KERNEL_NAME_LENGTH = 60
 """Characters of a kernel's name that are shown: templates run to thousands."""
-
-VERBOSE_EVERY = 100
-"""Points between two lines of progress that --verbose prints where there is no terminal to draw on."""
-
-
-def notice(text: str | None) -> None:
-    """One line for the user on stderr, if there is anything to say. What was typed may be in it, a token never is."""
-    if text and sys.stderr is not None:
-        with suppress(OSError):  # a log that takes no more is no reason to stop measuring
-            print(without_tokens(" ".join(text.splitlines())), file=sys.stderr)
-
-
-def tell(lines: Iterable[str]) -> None:
-    """Lines of the result on stdout, as long as somebody takes them: `| head` has enough at some point."""
-    try:
-        print(*lines, sep="\n", flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what else is printed, and the flush at the end)
 
 
 def conditions_text(conditions: Mapping[str, Any]) -> str:
@@ -59,50 +35,11 @@ def resuming_text(left: int, most: int) -> str | None:
     return f"going on: {most - left} of {most} points are there already" if left < most else None
 
 
-def measured_text(table: LatencyTable) -> str | None:
-    """What the latest run measured and how fast, if anything."""
-    run = table.meta["runs"][-1]
-    count = table.measured_by(run["index"])
-    seconds = run["seconds"]
-    return f"points measured: {count} in {seconds:.1f} s ({1000 * seconds / count:.1f} ms each)" if count else None
-
-
-@contextmanager
-def progress(total: int, verbose: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar with points done, rate, time left and current length; without a terminal nothing, or a line at times."""
-    if sys.stderr is None or not sys.stderr.isatty():
-
-        def say(seen: Progress) -> None:
-            if verbose and (seen.done % VERBOSE_EVERY == 0 or seen.done == seen.total):
-                notice(f"{seen.done} of {seen.total} points, now at {seen.result.point}")
-
-        yield say
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[at]}"),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("points", total=total, rate="", at="")
-
-        def draw(seen: Progress) -> None:
-            speed = bar.tasks[0].speed
-            rate = f"{speed:.1f} points/s" if speed else ""
-            bar.update(task, completed=seen.done, total=seen.total, rate=rate, at=str(seen.result.point))
-            if isinstance(seen.result, PointFailure):
-                console.print(f"{seen.result.point}: {seen.result.reason}", markup=False, highlight=False)
-
-        yield draw
+def measured_text(points: int, seconds: float | None) -> str | None:
+    """What a run measured and how fast, if anything."""
+    if not points or seconds is None:
+        return None
+    return f"points measured: {points} in {seconds:.1f} s ({1000 * seconds / points:.1f} ms each)"
 
 
 def row_shares(table: LatencyTable) -> dict[str, dict[str, float]]:
@@ -170,8 +107,6 @@ def clocks_text(table: LatencyTable) -> Iterator[str]:
             f"clock: {len(low)} of {len(clocks)} points ran over {LOW_CLOCK:.0%} below {highest:.0f} MHz, the highest "
             f"of the table, the slowest at {min(low):.0f} MHz"
         )
-    if slow := slow_points(clocks):
-        yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
 
 
 def filled_text(table: LatencyTable) -> Iterator[str]:
@@ -189,11 +124,28 @@ def filled_text(table: LatencyTable) -> Iterator[str]:
         )
 
 
-def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose: bool = False) -> Iterator[str]:
-    """The lines that close a sweep: rows, share of `_other` rows, noise, doubtful and missing points, files."""
-    yield f"{table.model} on {table.hardware}: {len(table.records)} points, {len(table.row_names())} rows each"
-    if verbose:
-        yield from rows_text(table)
+def measured_lines(table: LatencyTable, latest: str | None = None) -> Iterator[str]:
+    """What is in the table. latest: what the latest run measured."""
+    title = f"{table.model} on {table.hardware}: {len(table.records)} points, {len(table.row_names())} rows each"
+    yield f"{title}; {latest}" if latest else title
+    yield from filled_text(table)
+    timed = Counter(record.timed_by for record in table.records.values())
+    if timed:
+        yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
+
+
+def missing_lines(table: LatencyTable, laid_out: Plan) -> Iterator[str]:
+    """Which of the points that were asked for are missing, by reason."""
+    missing = missing_points(table.missing, laid_out)
+    for reason, count in Counter(missing.values()).most_common():
+        first = next(point for point, why in missing.items() if why == reason)
+        yield f"missing: {count} of {len(laid_out.points)} points: {reason} (first: {first})"
+    if laid_out.unrunnable:
+        yield f"  they cannot be measured on this model; {largest_ranges(laid_out)} leaves them out"
+
+
+def noise_lines(table: LatencyTable) -> Iterator[str]:
+    """How noisy the passes and the clock were, and how much of the time has no row of its own."""
     spread = noise(table)
     if spread is not None:
         others = {
@@ -201,26 +153,21 @@ def end_of_sweep(table: LatencyTable, paths: TablePaths, laid_out: Plan, verbose
             for kind, of_kind in row_shares(table).items()
         }
         shown = ", ".join(f"{share:.1%} of {kind}" for kind, share in others.items())
-        yield f"unnamed rows (_other): {shown}; noise: {spread:.2%} between quartiles of a pass (median point)"
+        yield f"noise: {spread:.2%} between quartiles of a pass (median point); unnamed rows (_other): {shown}"
+    yield from clocks_text(table)
+
+
+def doubt_lines(table: LatencyTable) -> Iterator[str]:
+    """What makes numbers of the table doubtful."""
     if slow_rows := slow_path(table):
         rows = ", ".join(f"{row} ({why})" for row, why in slow_rows.items())
         yield f"slow path: {rows}: slower than a serving engine, which has kernels for them"
     yield from unnamed_text(table)
-    yield from filled_text(table)
-    timed = Counter(record.timed_by for record in table.records.values())
-    if timed:
-        yield "timed by: " + ", ".join(f"{way} {count}" for way, count in timed.most_common())
-    yield from clocks_text(table)
+    if slow := slow_points(clocks_mhz(table)):
+        yield f"doubtful: {len(slow)} of {len(table.records)} points ran at a low SM clock (first: {slow[0]})"
     notes = Counter(note for record in table.records.values() for note in record.notes)
     for note, count in notes.most_common():
         yield f"doubtful: {count} of {len(table.records)} points: {note}"
-    missing = missing_points(table.missing, laid_out)
-    for reason, count in Counter(missing.values()).most_common():
-        first = next(point for point, why in missing.items() if why == reason)
-        yield f"missing: {count} of {len(laid_out.points)} points: {reason} (first: {first})"
-    if laid_out.unrunnable:
-        yield f"  they cannot be measured on this model; {largest_ranges(laid_out)} leaves them out"
-    yield f"files: {paths.csv}, {paths.rows.name}, {paths.meta.name}"
 
 
 def largest_ranges(laid_out: Plan) -> str:

@@ -3,44 +3,68 @@
 Imports no torch.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_profile.cli import summary
-from llm_profile.errors import EXIT_COMPLETE, EXIT_OVER_TOLERANCE
+from llm_profile.cli.messages import Verbosity, notice
+from llm_profile.cli.progress import QUIET, Stages
+from llm_profile.cli.validation_time_left import parts_of
 from llm_profile.json_text import parse_json
 from llm_profile.request import ScalingRequest
 from llm_profile.store.files import is_as_written
 from llm_profile.store.table import LatencyTable
+from llm_profile.validation.estimate import check_pairs
 from llm_profile.validation.host_table import write_host_table
+from llm_profile.validation.outcome import ValidationOutcome
 from llm_profile.validation.processes import PROCESSES, ProcessReality
 from llm_profile.validation.profiled import Profiled
 from llm_profile.validation.real_steps import Reality
 from llm_profile.validation.report import ValidationReport
-from llm_profile.validation.report_text import noisy_text, print_report
+from llm_profile.validation.report_text import print_report
 from llm_profile.validation.scaled_table import refuse_scaled, scaling_paths
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv
 from llm_profile.validation.validate import validate_over_depths
 
 
-def known_exit_code(table: LatencyTable, csv_path: Path, wanted: ScalingRequest) -> int | None:
-    """The exit code of an earlier validation of this table with these options; None if there is none to rely on."""
+@dataclass(frozen=True)
+class Validated:
+    """A validation that was made. files: by their names in Ending. report: None of an earlier run's."""
+
+    outcome: ValidationOutcome
+    files: Mapping[str, Path]
+    report: ValidationReport | None = None
+
+
+def known_validation(table: LatencyTable, csv_path: Path, wanted: ScalingRequest) -> Validated | None:
+    """An earlier validation of this table with these options; None if there is none to rely on."""
     try:
         earlier = parse_json(report_path(csv_path, wanted.output).read_bytes())
         options, runs = earlier["provenance"]["request"], earlier["provenance"]["runs"]
-        failed = earlier["over_tolerance"] or earlier["noisy"]
-    except (OSError, ValueError, KeyError, TypeError):
+        outcome = ValidationOutcome.of(earlier)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     scaled = scaling_paths(csv_path, wanted.output)[1]
     if (options, runs) != (wanted.as_json(), table.meta["runs"]) or not scaled.csv.exists():
         return None
     if not is_as_written(scaled):
-        summary.notice(
-            f"{scaled.csv} is damaged: its checksum is not that in {scaled.meta.name}; the table is validated again"
-        )
+        notice(f"{scaled.csv} is damaged: its checksum is not that in {scaled.meta.name}; the table is validated again")
         return None
-    return EXIT_OVER_TOLERANCE if failed else EXIT_COMPLETE
+    return Validated(outcome, validation_files(csv_path, wanted))
+
+
+def validation_files(csv_path: Path, wanted: ScalingRequest) -> dict[str, Path]:
+    """The files that a validation writes."""
+    source, scaled = scaling_paths(csv_path, wanted.output)
+    return {
+        "scaled_csv": scaled.csv,
+        "scaled_rows": scaled.rows,
+        "scaled_meta": scaled.meta,
+        "host_csv": source.host,
+        "validation": report_path(csv_path, wanted.output),
+    }
 
 
 def report_path(csv_path: Path, output: Path | None) -> Path:
@@ -69,54 +93,62 @@ def validate_and_write(
     device: str,
     token: str | None = None,
     trust_remote_code: bool = False,
-) -> int:
-    """Compare the table at `csv_path` with the real model, write the scaled table and the report, print the report.
+    stages: Stages = QUIET,
+) -> Validated:
+    """Compare the table at `csv_path` with the real model, and write the scaled table and the report.
 
-    Returns the exit code: 0, or 4 for a held-out error above the tolerance and for a machine too noisy to judge.
-    Raises UsageError for what the user can correct, if possible before a model is loaded.
+    stages: shows how far the real model has come. Raises UsageError for what the user can correct, if possible before
+    a model is loaded.
     """
-    from rich.console import Console
-
     refuse_scaled(table)
     scaling_paths(csv_path, wanted.output)
+    check_pairs(wanted.pairs, table.records, table.missing)
+    with stages.validation(parts_of(table, wanted)) as tick:
 
-    def open_at(depth: int) -> Reality:
-        return ProcessReality(
-            *(wanted.runtime, Profiled.of(table), depth, device, token, trust_remote_code),
-            processes=wanted.processes or PROCESSES[wanted.runtime],
-            tell=summary.notice,
-        )
+        def open_at(depth: int) -> Reality:
+            return ProcessReality(
+                *(wanted.runtime, Profiled.of(table), depth, device, token, trust_remote_code),
+                processes=wanted.processes or PROCESSES[wanted.runtime],
+                tell=lambda text: None if stages.quiet else notice(text),
+                tick=tick,
+            )
 
-    report = validate_over_depths(
-        table,
-        open_at,
-        wanted.pairs,
-        depth=wanted.num_layers,
-        other_depths=wanted.other_depths,
-        repeat=wanted.repeat,
-        mode=wanted.mode,
-        tolerance=wanted.tolerance,
-        provenance={
-            "table": csv_path.name,
-            "validated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "request": wanted.as_json(),
-            "conditions": table.meta["conditions"],
-            "runs": table.meta["runs"],
-        },
-    )
-    details = scaling_details(report)
-    scaled_path = apply_scaling_to_latency_csv(
-        csv_path, report.scaling, wanted.output, wanted.add_new_column, details=details
-    )
-    host_path = write_host_table(table, csv_path, report)
-    json_path = report_path(csv_path, wanted.output)
-    report.write(json_path)  # last, since a later run takes the validation as done if it finds the report
-    console = Console()
-    print_report(report, console)
-    files = f"Scaled table: {scaled_path}\nHost time of each step: {host_path}\nAll pairs and steps: {json_path}"
-    console.print(files, highlight=False, soft_wrap=True, markup=False)
-    if report.noisy:  # as the last line, so that it is not overlooked
-        console.print(
-            noisy_text(report.noisy, report.noise_limit), style="red", highlight=False, soft_wrap=True, markup=False
+        report = validate_over_depths(
+            table,
+            open_at,
+            wanted.pairs,
+            depth=wanted.num_layers,
+            other_depths=wanted.other_depths,
+            repeat=wanted.repeat,
+            mode=wanted.mode,
+            tolerance=wanted.tolerance,
+            provenance={
+                "table": csv_path.name,
+                "validated": datetime.now(UTC).isoformat(timespec="seconds"),
+                "request": wanted.as_json(),
+                "conditions": table.meta["conditions"],
+                "runs": table.meta["runs"],
+            },
         )
-    return report.exit_code
+    return write_validation(table, csv_path, wanted, report)
+
+
+def write_validation(
+    table: LatencyTable, csv_path: Path, wanted: ScalingRequest, report: ValidationReport
+) -> Validated:
+    """Write the scaled table, what each step takes beside its kernels, and the report."""
+    apply_scaling_to_latency_csv(
+        csv_path, report.scaling, wanted.output, wanted.add_new_column, details=scaling_details(report)
+    )
+    write_host_table(table, csv_path, report)
+    files = validation_files(csv_path, wanted)
+    report.write(files["validation"])  # last, since a later run takes the validation as done if it finds the report
+    return Validated(ValidationOutcome.of(report.as_json()), files, report)
+
+
+def tell_pairs(validated: Validated, verbosity: Verbosity) -> None:
+    """What --verbose prints of a validation: every pair, every scaling, composed steps."""
+    if verbosity.verbose and validated.report is not None:
+        from rich.console import Console
+
+        print_report(validated.report, Console(stderr=verbosity.json))

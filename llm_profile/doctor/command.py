@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from llm_profile.cli import summary
+from llm_profile.cli.messages import tell
 from llm_profile.cli.options import GROUPS, add_run_options, parse_request
-from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options
+from llm_profile.cli.parsing import OneLineParser, Options
 from llm_profile.doctor.checks import CHECKS, findings
 from llm_profile.doctor.finding import Finding, Intended, Level
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, one_line
@@ -18,17 +18,14 @@ DOCTOR_DESCRIPTION = (
     "2 an error."
 )
 
-DOCTOR_OPTIONS: Options = {"--json": {**SWITCH, "help": "print one JSON document instead of lines"}}
-
 DOCTOR_SCHEMA = 1
 """Version of the document."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All options of a run, of which none is required."""
+    """All options of a run, of which none is required. --quiet and --json have their meaning here, too."""
     parser = OneLineParser(prog="run_profile.py doctor", description=DOCTOR_DESCRIPTION)
     add_run_options(parser, {title: _not_required(options) for title, options in GROUPS.items()})
-    add_options(parser.add_argument, DOCTOR_OPTIONS, {})
     return parser
 
 
@@ -47,13 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     found: list[tuple[str, Finding]] = []
     for name, finding in findings(intended, CHECKS):
         found.append((name, finding))
-        if not arguments.json:
-            summary.tell([without_tokens(f"{finding.level:8}{name}: {one_line(finding.text, 1000)}")])
+        if not arguments.json and (finding.level is not Level.OK or not arguments.quiet):
+            tell([without_tokens(f"{finding.level:8}{name}: {one_line(finding.text, 1000)}")])
     counts = {level: sum(finding.level == level for _name, finding in found) for level in Level}
     if arguments.json:
-        summary.tell([to_json(_document(found, counts), indent=2)])
-    else:
-        summary.tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} warning(s)"])
+        tell([to_json(_document(found, counts), indent=2)])
+    elif not arguments.quiet:
+        tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} warning(s)"])
     return EXIT_USAGE if counts[Level.ERROR] else EXIT_COMPLETE
 
 

@@ -12,7 +12,7 @@ from llm_profile.timing.loop import CLOCK_DROP
 from llm_profile.validation.judgement import BatchedStep, Errors
 from llm_profile.validation.measured_steps import QUANTITIES
 from llm_profile.validation.report import noise_limit
-from llm_profile.validation.report_text import LABELS, milliseconds, noisy_text, percent
+from llm_profile.validation.report_text import LABELS, STEP_WAYS, milliseconds, noisy_text, percent
 
 RUNTIME_TITLES = {"eager": "transformers, eager", "cuda-graph": "CUDA graphs, as serving engines run"}
 """How the real model ran, for those who do not know the options."""
@@ -91,21 +91,36 @@ def _doubts(validation: ValidationFile) -> Iterator[str]:
 
 
 def _error_table(validations: Sequence[ValidationFile]) -> Markup:
-    head = ["real model", "scaling", *(f"{LABELS[quantity]}: mean / worst" for quantity in QUANTITIES)]
+    head = ["real model", "scaling", *(f"{LABELS[quantity]}: mean / p90 / worst" for quantity in QUANTITIES)]
     lines = [
         [
             validation.runtime,
             f"{WAY_TITLES.get(way, way)}{' (applied)' if way == validation.mode else ''}",
-            *(_mean_and_worst(errors[quantity]) for quantity in QUANTITIES),
+            *(_sizes(errors[quantity]) for quantity in QUANTITIES),
         ]
         for validation in validations
         for way, errors in validation.errors.items()
     ]
-    return element("details", element("summary", "Errors of every way of scaling"), table(head, lines))
+    others = [element("li", text) for validation in validations for text in _other_errors(validation)]
+    listed = [element("ul", *others)] if others else []
+    return element("details", element("summary", "Errors of every way of scaling"), table(head, lines), *listed)
 
 
-def _mean_and_worst(errors: Errors | None) -> str:
-    return "-" if errors is None else f"{ratio(errors.mean)} / {ratio(errors.worst)}"
+def _sizes(errors: Errors | None) -> str:
+    return "-" if errors is None else f"{ratio(errors.mean)} / {ratio(errors.p90)} / {ratio(errors.worst)}"
+
+
+def _other_errors(validation: ValidationFile) -> Iterator[str]:
+    """Errors of decode steps and of extrapolated depths (mean / p90 / worst), and scalings that there are none of."""
+    for way, errors in validation.of_steps.items():
+        if errors is not None:
+            yield f"{validation.runtime}, decode steps from scaled rows, {STEP_WAYS.get(way, way)}: {_sizes(errors)}"
+    for quantity, errors in validation.of_depths.items():
+        if errors is not None:
+            label = LABELS.get(quantity, quantity)
+            yield f"{validation.runtime}, {label} extrapolated to {validation.depth} layers: {_sizes(errors)}"
+    for way, reason in validation.not_fitted.items():
+        yield f"{validation.runtime}: scaling {way} was not fitted: {reason}"
 
 
 def _noise_list(noise: Noise) -> Markup:

@@ -33,7 +33,9 @@ class ValidationFile:
     is_current: whether the table is still the one that was validated. estimates: by way, a PairLatency for each of
     `measured`; held_out says which of these pairs were not fitted. errors: of held-out pairs, by way and quantity.
     spread: mean (max - min) / median of each quantity from run to run; spread_between: between processes.
-    noisy: quantities that differ too much between processes to say anything, with that spread.
+    noisy: quantities that differ too much between processes to say anything, with that spread. of_steps: errors of
+    decode steps by the way in which they are read from the scaled table; of_depths: of extrapolating over depth.
+    not_fitted: ways of scaling that could not be fitted, with the reason.
     """
 
     file: str
@@ -55,6 +57,9 @@ class ValidationFile:
     noisy: Mapping[str, float]
     over_tolerance: tuple[str, ...]
     batched: tuple[BatchedStep, ...]
+    of_steps: Mapping[str, Errors | None]
+    of_depths: Mapping[str, Errors | None]
+    not_fitted: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
@@ -125,6 +130,9 @@ def _validation(name: str, told: Mapping[str, Any], table: LatencyTable) -> Vali
         noisy={str(quantity): _number(value) for quantity, value in told.get("noisy", {}).items()},
         over_tolerance=tuple(map(str, told["over_tolerance"])),
         batched=tuple(map(_batched, told["batched"])),
+        of_steps={str(way): _errors(of) for way, of in (told.get("recombination") or {}).items()},
+        of_depths={str(quantity): _errors(of) for quantity, of in (told.get("depth_extrapolation") or {}).items()},
+        not_fitted={str(way): str(reason) for way, reason in (told.get("not_fitted") or {}).items()},
         warnings=tuple(map(str, told["warnings"])),
     )
 

@@ -75,8 +75,8 @@ class Process:
 class ProcessReality:
     """A Reality whose steps run in so many fresh processes, one after the other.
 
-    tell: takes a line on what is being done. start: starts a process. Raises UsageError, when it runs, where the
-    machine is another than the table's.
+    tell: takes a line on what is being done. tick: takes what was done: `open`, `prepare`, `round` or `batched`. start:
+    starts a process. Raises UsageError, when it runs, where the machine is another than the table's.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class ProcessReality:
         *,
         processes: int = 1,
         tell: Callable[[str], None] = lambda _line: None,
+        tick: Callable[[str], None] = lambda _part: None,
         start: Callable[[], Any] = Process,
     ) -> None:
         self.runtime = runtime
@@ -98,6 +99,7 @@ class ProcessReality:
         self._model = (runtime, profiled, depth, device, token, trust_remote_code)
         self._count = processes
         self._tell = tell
+        self._tick = tick
         self._start = start
         self._processes: list[Any] = []  # the last may be starting still
 
@@ -108,6 +110,7 @@ class ProcessReality:
             process = self._processes[-1]
             self._tell(f"real model, {self.runtime}: process {number + 1} of {self._count}, {self._model[2]} blocks")
             self._open(process)
+            self._tick("open")
             process.ask("prepare", input_lens, windows)
             more = number + 1 < self._count
             if more:  # meanwhile, as nothing is timed now
@@ -115,11 +118,13 @@ class ProcessReality:
             self._answer("prepare", process)
             if more:
                 self._answer("start", self._processes[-1])
+            self._tick("prepare")
             times: dict[SweepPoint, list[int]] = {}
             for _ in range(repeat):
                 process.ask("round")
                 for point, wall_ns in self._answer("measure", process):
                     times.setdefault(point, []).append(wall_ns)
+                self._tick("round")
             whole = {point: tuple(walls) for point, walls in times.items() if len(walls) == repeat}
             yield from (StepTimes(point, walls, number) for point, walls in whole.items())
             if more:
@@ -130,7 +135,9 @@ class ProcessReality:
         """As in Reality, in one process."""
         (process,) = self._processes
         process.ask("batched", points, repeat)
-        yield from (StepTimes(point, walls) for point, walls in self._answer("batched", process))
+        timed = self._answer("batched", process)
+        self._tick("batched")
+        yield from (StepTimes(point, walls) for point, walls in timed)
 
     def close(self) -> None:
         for process in self._processes:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llm_profile.validation.measured_steps import QUANTITIES, quantity_ns
+from llm_profile.validation.outcome import ValidationOutcome
 from llm_profile.validation.report import ValidationReport
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ DRIFT_LIMIT = 0.05
 """How much slower the last repeat may be than the first; a GPU that warms up loses about 3 % of its clock."""
 
 LABELS = {"ttft": "TTFT", "tpot": "TPOT", "total": "total"}
+
+STEP_WAYS = {"own_point": "all rows at (1, k)", "recombined": "rope and attn at (1, k), the rest at (1, 0)"}
+"""How decode steps are read from a scaled table."""
 
 
 def warnings_of(report: ValidationReport, drift: float, interpolated: bool) -> Iterator[str]:
@@ -79,6 +83,27 @@ def noisy_text(noisy: Mapping[str, float], limit: float) -> str:
     )
 
 
+def over_tolerance_text(outcome: ValidationOutcome) -> str | None:
+    """Which quantities are off by more than was asked for; None if none is."""
+    failed = ", ".join(LABELS[quantity] for quantity in outcome.over_tolerance)
+    return f"Over tolerance ({percent(outcome.tolerance)}): {failed}" if failed else None
+
+
+def accuracy_lines(outcome: ValidationOutcome) -> Iterator[str]:
+    """How far the estimate is off, a line for each quantity, beside how far the real model differs from itself."""
+    processes = f"{outcome.processes} process{'es' if outcome.processes > 1 else ''}"
+    yield (
+        f"against the real model ({outcome.runtime}, {outcome.depth} of {outcome.model_depth} layers, {processes}), "
+        f"scaling {outcome.mode}, in %:"
+    )
+    columns = ("mean error", "worst error", "run-to-run spread", "between processes")
+    yield " " * 8 + "".join(f"{column:>19}" for column in columns)
+    for quantity, errors in outcome.errors.items():
+        of_errors = (errors.mean, errors.worst) if errors else (None, None)
+        ratios = (*of_errors, outcome.spread[quantity], outcome.spread_between[quantity])
+        yield f"  {LABELS[quantity]:6}" + "".join(f"{'-' if ratio is None else f'{ratio:.1%}':>19}" for ratio in ratios)
+
+
 def percent(ratio: float, signed: bool = False) -> str:
     """`0.0123` -> `1.2 %`."""
     return f"{ratio:+.1%}".replace("%", " %") if signed else f"{ratio:.1%}".replace("%", " %")
@@ -98,8 +123,6 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    if report.noisy:
-        say(f"[red]{noisy_text(report.noisy, report.noise_limit)}[/]")
     several = "es" if report.processes > 1 else ""
     say(
         f"[bold]{escape(report.model)}[/] on {escape(report.hardware)} against the real model: {report.runtime}, "
@@ -108,10 +131,7 @@ def print_report(report: ValidationReport, console: "Console") -> None:
     )
     _print_pairs(report, console)
     _print_modes(report, console)
-    for way, label in (
-        ("own_point", "all rows at (1, k)"),
-        ("recombined", "rope and attn at (1, k), the rest at (1, 0)"),
-    ):
+    for way, label in STEP_WAYS.items():
         if errors := report.recombination[way]:
             say(f"Decode steps from scaled rows, {label}: error {percent(errors.mean)}, worst {percent(errors.worst)}")
     for step in report.batched:
@@ -131,9 +151,6 @@ def print_report(report: ValidationReport, console: "Console") -> None:
         say(f"Scaling {mode} was not fitted: {escape(reason)}")
     for warning in report.warnings:
         say(f"[yellow]Warning:[/] {escape(warning)}")
-    if report.over_tolerance:
-        failed = ", ".join(LABELS[quantity] for quantity in report.over_tolerance)
-        say(f"[red]Over tolerance[/] ({percent(report.tolerance)}): {failed}")
 
 
 def _table(title: str) -> "Table":

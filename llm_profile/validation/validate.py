@@ -163,6 +163,20 @@ def measure_fitted(
     return time_steps(reality, [fit_plan], repeat)[0]
 
 
+def depths_to_time(full: int, depth: int | None, other_depths: Sequence[int] | None) -> tuple[int, list[int]]:
+    """The depth that is validated, and the others that are timed before it, in their order.
+
+    full: blocks of the model. Both others as asked for: None for the full depth, and for half of a smaller one. Raises
+    UsageError for other depths that the model does not have.
+    """
+    depth = full if depth is None else depth
+    if other_depths is None:
+        other_depths = [depth // 2] if 1 < depth < full else []
+    if too_deep := [other for other in other_depths if other > full]:
+        raise UsageError(f"--scaling-other-depths {too_deep[0]}: the model has {full} layers; choose 1..{full}")
+    return depth, sorted({*other_depths} - {depth})
+
+
 def validate_over_depths(
     table: LatencyTable,
     open_at: Callable[[int], Reality],
@@ -179,14 +193,10 @@ def validate_over_depths(
     half of it where the full model is deeper, none otherwise. options: as for `fit_and_judge`.
     """
     full = model_depth(table)
-    depth = full if depth is None else depth
+    depth, other_depths = depths_to_time(full, depth, other_depths)
     _plan(table, pairs, depth)  # refuses what cannot be estimated before a model is opened
-    if other_depths is None:
-        other_depths = [depth // 2] if 1 < depth < full else []
-    if too_deep := [other for other in other_depths if other > full]:
-        raise UsageError(f"--scaling-other-depths {too_deep[0]}: the model has {full} layers; choose 1..{full}")
     others: dict[int, MeasuredSteps] = {}
-    for other in sorted({*other_depths} - {depth}):
+    for other in other_depths:
         reality = open_at(other)
         try:
             others[other] = measure_fitted(table, reality, pairs, other, repeat)
