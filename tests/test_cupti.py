@@ -4,9 +4,11 @@ The recorded file also has the places of the records as CUPTI's own cuptiActivit
 """
 
 import base64
+import ctypes
 import gzip
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_profile.timing import cupti
 from llm_profile.timing.cupti import CuptiRecorder, CuptiUnavailableError, loaded_library, matched
 from llm_profile.timing.cupti_records import (
     KERNEL_KIND,
@@ -163,3 +166,150 @@ def test_without_cupti_the_reason_is_told() -> None:
         loaded_library()
     with pytest.raises(CuptiUnavailableError):
         CuptiRecorder()
+
+
+class Library:
+    """A libcupti that has recorded `buffer`, and whose clock counts `per_ns` ticks a ns from a start of its own.
+
+    The times in `buffer` are moved into the time in which the recorder is open, by that clock. lies: its clock is asked
+    for ns, and its records are in ticks all the same.
+    """
+
+    def __init__(self, buffer: bytes, per_ns: float = 1.0, lies: bool = False, version: int = 130001) -> None:
+        self.per_ns = per_ns
+        self.lies = lies
+        self.version = version
+        self.enabled: list[int] = []
+        self.functions: tuple[Any, ...] = ()
+        self.buffer = buffer
+        self.began_ns = time.time_ns()
+
+    def ticks(self, at_ns: int) -> int:
+        return round((at_ns - self.began_ns) * self.per_ns) + 10**15
+
+    def cuptiGetVersion(self, version: Any) -> int:
+        version._obj.value = self.version
+        return 0
+
+    def cuptiActivityRegisterCallbacks(self, *functions: Any) -> int:
+        self.functions = functions
+        return 0
+
+    def cuptiActivityEnable(self, kind: int) -> int:
+        self.enabled.append(kind)
+        return 0
+
+    def cuptiActivityDisable(self, kind: int) -> int:
+        self.enabled.remove(kind)
+        return 0
+
+    def cuptiGetTimestamp(self, now: Any) -> int:
+        now._obj.value = time.time_ns() if self.lies else self.ticks(time.time_ns())
+        return 0
+
+    def cuptiGetGraphExecId(self, graph: Any, number: Any) -> int:
+        number._obj.value = graph.value
+        return 0
+
+    def record(self) -> None:
+        """Make the records of `buffer` now: CUPTI hands them over at the next flush."""
+        self.content = bytearray(self.buffer)
+        layout = RECORD_BYTES[1300]
+        at, first = 0, struct.unpack_from("<Q", self.buffer, 16)[0]
+        now_ns = time.time_ns()
+        while at < len(self.buffer):
+            for place in (at + 16, at + 24):
+                since = struct.unpack_from("<Q", self.buffer, place)[0] - first
+                struct.pack_into("<Q", self.content, place, self.ticks(now_ns + since))
+            kind = struct.unpack_from("<I", self.buffer, at)[0]
+            if kind == KERNEL_KIND:
+                struct.pack_into("<Q", self.content, at + 104, ctypes.addressof(NAME))
+            at += layout[kind]
+
+    def cuptiActivityFlushAll(self, _flag: int) -> int:
+        content, self.content = getattr(self, "content", b""), b""
+        if content:
+            buffer, size, most = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+            self.functions[0](ctypes.pointer(buffer), ctypes.pointer(size), ctypes.pointer(most))
+            assert buffer.value and size.value >= len(content) and most.value == 0
+            ctypes.memmove(buffer.value, bytes(content), len(content))
+            self.functions[1](None, 0, buffer.value, size.value, len(content))
+        return 0
+
+
+NAME = ctypes.create_string_buffer(b"_Z4gemmi")
+
+
+def opened(library: Library, monkeypatch: pytest.MonkeyPatch) -> CuptiRecorder:
+    monkeypatch.setattr(cupti, "loaded_library", lambda: library)
+    return CuptiRecorder(wait=lambda: None)
+
+
+@pytest.mark.parametrize("per_ns", [1.0, 2.1, 0.5])
+def test_replays_take_as_long_as_they_took_by_any_clock(
+    per_ns: float, recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's profiler has CUPTI take the cycle counter for the rest of the process."""
+    library = Library(recorded["buffer"], per_ns)
+    recorder = opened(library, monkeypatch)
+    assert sorted(library.enabled) == [1, 2, 10]
+    began_ns = time.time_ns()
+    with recorder.recording():
+        library.record()
+    launched = [recorded["graph_ids"][number] for number in recorded["order"]]
+    replays = recorder.read(launched)
+    raw = parse(recorded["buffer"], RECORD_BYTES[1300])
+    launches = sorted({*raw.correlation.tolist()})
+    for replay_, launch in zip(replays, launches, strict=True):
+        assert replay_ is not None
+        of_launch = np.flatnonzero(raw.correlation == launch)
+        of_launch = of_launch[np.argsort(raw.node[of_launch])]
+        took = raw.end_ns[of_launch] - raw.start_ns[of_launch]
+        assert np.abs(replay_.duration_ns - took).max() <= max(2, 0.001 * took.max())
+        assert began_ns - 10**6 <= replay_.start_ns[0] <= began_ns + 10**9
+        assert {*replay_.names} == {"gemm(int)"} and not any(replay_.names.memory)
+    recorder.close()
+    assert not library.enabled
+
+
+def test_records_by_another_clock_than_was_asked_are_lost(
+    recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(recorded["buffer"], 2.1, lies=True)
+    recorder = opened(library, monkeypatch)
+    library.record()
+    assert recorder.read([recorded["graph_ids"][0]]) == [None]
+
+
+def test_a_buffer_that_is_cut_off_loses_its_replays(recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(recorded["buffer"])
+    recorder = opened(library, monkeypatch)
+    library.record()
+    library.content = library.content[:-8]
+    assert recorder.read([recorded["graph_ids"][0]]) == [None]
+
+
+def test_what_was_recorded_before_is_not_read(recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(recorded["buffer"])
+    library.record()
+    recorder = opened(library, monkeypatch)
+    assert recorder.read([recorded["graph_ids"][0]]) == [None]
+
+
+def test_a_library_of_an_unknown_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CuptiUnavailableError, match="140000 are of an unknown layout"):
+        opened(Library(b"", version=140000), monkeypatch)
+
+
+def test_a_library_without_a_function_or_with_an_error_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(b"")
+    library.cuptiActivityEnable = lambda _kind: 39  # type: ignore[method-assign]
+    with pytest.raises(CuptiUnavailableError, match="cuptiActivityEnable answers 39"):
+        opened(library, monkeypatch)
+    missing: Any = type("Older", (Library,), {"cuptiGetTimestamp": property(lambda _self: _raise())})(b"")
+    with pytest.raises(CuptiUnavailableError, match="has no cuptiGetTimestamp"):
+        opened(missing, monkeypatch)
+
+
+def _raise() -> None:
+    raise AttributeError

@@ -5,7 +5,6 @@ be recorded and read for hours in one go. torch's profiler takes 11 to 26 us an 
 """
 
 import ctypes
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -26,6 +25,7 @@ from llm_profile.timing.cupti_records import (
     parse,
     release_of,
 )
+from llm_profile.timing.record_clock import RecordClock, StrangeClockError
 from llm_profile.timing.replays import NodeNames, Replay
 
 BUFFER_BYTES = 8 << 20
@@ -102,9 +102,7 @@ class CuptiRecorder:
         self._call("cuptiActivityRegisterCallbacks", *buffers().functions)
         for kind in RECORD_KINDS:
             self._call("cuptiActivityEnable", kind)
-        now = ctypes.c_uint64()
-        self._call("cuptiGetTimestamp", ctypes.byref(now))
-        self._to_time_ns = time.time_ns() - now.value
+        self._clock = RecordClock(self._ticks)
         self._flush()
         buffers().take()  # of earlier recorders
 
@@ -125,8 +123,11 @@ class CuptiRecorder:
         for buffer in buffers().take():
             with suppress(StrangeBufferError):  # its replays count as lost, and are run again
                 parts.append(parse(buffer, self._record_bytes))
-        records = concatenated(parts) if parts else None
-        return matched(self._replays(records) if records else {}, launched)
+        replays: dict[int, list[Replay]] = {}
+        if parts:
+            with suppress(StrangeClockError):
+                replays = self._replays(concatenated(parts))
+        return matched(replays, launched)
 
     def close(self) -> None:
         for kind in RECORD_KINDS:
@@ -137,25 +138,34 @@ class CuptiRecorder:
     def _flush(self) -> None:
         self._call("cuptiActivityFlushAll", FLUSH_FORCED)
 
+    def _ticks(self) -> int:
+        """CUPTI's clock now, the one of its records."""
+        now = ctypes.c_uint64()
+        self._call("cuptiGetTimestamp", ctypes.byref(now))
+        return now.value
+
     def _call(self, function: str, *arguments: Any) -> None:
-        if result := getattr(self._cupti, function)(*arguments):
+        try:
+            result = getattr(self._cupti, function)(*arguments)
+        except AttributeError:
+            raise CuptiUnavailableError(f"this CUPTI has no {function}") from None
+        if result:
             raise CuptiUnavailableError(f"{function} answers {result}")
 
     def _replays(self, records: Records) -> dict[int, list[Replay]]:
-        """Id of a graph -> its replays in the order of their launches."""
+        """Id of a graph -> its replays in the order of their launches. Raises StrangeClockError."""
         of_graphs = np.flatnonzero(records.graph)
         if not len(of_graphs):
             return {}
         order = of_graphs[np.lexsort((records.node[of_graphs], records.correlation[of_graphs]))]
         sorted_ = Records._make(field[order] for field in records)
+        start_ns = self._clock.to_ns(sorted_.start_ns)
+        duration_ns = self._clock.to_ns(sorted_.end_ns) - start_ns
         starts = np.flatnonzero(np.diff(sorted_.correlation, prepend=sorted_.correlation[0] + 1))
         names = _Names()
         replays: dict[int, list[Replay]] = {}
         for first, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-            start_ns = sorted_.start_ns[first:end]
-            replay = Replay(
-                start_ns + self._to_time_ns, sorted_.end_ns[first:end] - start_ns, names.of(sorted_.name[first:end])
-            )
+            replay = Replay(start_ns[first:end], duration_ns[first:end], names.of(sorted_.name[first:end]))
             replays.setdefault(int(sorted_.graph[first]), []).append(replay)
         return replays
 
