@@ -7,6 +7,7 @@ import base64
 import ctypes
 import gzip
 import json
+import random
 import struct
 import time
 import zlib
@@ -30,6 +31,7 @@ from llm_profile.timing.cupti_records import (
     parse,
     release_of,
 )
+from llm_profile.timing.record_clock import RecordClock
 from llm_profile.timing.replays import NodeNames, Replay
 
 RECORDED = Path(__file__).parent / "data" / "cupti_tiny_llama_h200.json.gz"
@@ -265,11 +267,24 @@ def test_replays_take_as_long_as_they_took_by_any_clock(
         of_launch = np.flatnonzero(raw.correlation == launch)
         of_launch = of_launch[np.argsort(raw.node[of_launch])]
         took = raw.end_ns[of_launch] - raw.start_ns[of_launch]
-        assert np.abs(replay_.duration_ns - took).max() <= max(2, 0.001 * took.max())
+        assert np.abs(replay_.duration_ns - took).max() <= max(4, 0.001 * took.max())
         assert began_ns - 10**6 <= replay_.start_ns[0] <= began_ns + 10**9
         assert {*replay_.names} == {"gemm(int)"} and not any(replay_.names.memory)
     recorder.close()
     assert not library.enabled
+
+
+def test_a_clock_in_ns_is_taken_as_it_is_though_its_readings_are_interrupted() -> None:
+    draw = random.Random(2)
+
+    def interrupted() -> int:
+        if draw.random() < 0.5:
+            time.sleep(0.003)
+        return time.time_ns()
+
+    for _ in range(5):
+        times = np.asarray([time.time_ns(), time.time_ns() + 1234])
+        assert np.diff(RecordClock(interrupted).to_ns(times)).item() == 1234
 
 
 def test_records_by_another_clock_than_was_asked_are_lost(

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 RATE_INTERVAL_S = 0.02
 """Seconds between the two readings of the clock from which its rate is known: 1 us more or less is 0.005 %."""
 
+READINGS = 20
+"""How often both clocks are read at once. The reading that took least counts: others may have been interrupted."""
+
 IN_NS = 1e-3
 """A rate this close to 1 is that of a clock in ns, so its times are taken as they are."""
 
@@ -29,9 +32,9 @@ class RecordClock:
     """Converts times of records. ticks: reads CUPTI's clock (cuptiGetTimestamp). Making one takes RATE_INTERVAL_S."""
 
     def __init__(self, ticks: Callable[[], int]) -> None:
-        self._first_ticks, self._first_ns = ticks(), time.time_ns()
+        self._first_ticks, self._first_ns = _read_both(ticks)
         time.sleep(RATE_INTERVAL_S)
-        last_ticks, last_ns = ticks(), time.time_ns()
+        last_ticks, last_ns = _read_both(ticks)
         rate = (last_ns - self._first_ns) / max(last_ticks - self._first_ticks, 1)
         self._ns_per_tick = None if abs(rate - 1) < IN_NS else rate
 
@@ -44,3 +47,15 @@ class RecordClock:
         if len(since) and (since.min() < -TOLERANCE_NS or since.max() > elapsed + TOLERANCE_NS):
             raise StrangeClockError("records lie outside of the time in which they were made")
         return np.asarray(since + self._first_ns, dtype=np.int64)
+
+
+def _read_both(ticks: Callable[[], int]) -> tuple[int, int]:
+    """CUPTI's clock and the system's in ns, at the same time."""
+    readings = []
+    for _ in range(READINGS):
+        before_ns = time.time_ns()
+        now = ticks()
+        after_ns = time.time_ns()
+        readings.append((after_ns - before_ns, now, (before_ns + after_ns) // 2))
+    _, now, at_ns = min(readings)
+    return now, at_ns
