@@ -356,6 +356,18 @@ def test_a_model_that_cannot_be_captured_is_timed_eagerly_and_says_so(
     assert {sample.timed_by for sample in samples(backend, StoppingRule()).values()} == {"eager"}
 
 
+def test_where_the_driver_tells_no_nodes_all_is_timed_eagerly(
+    device: Device, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver(_stream: Any) -> Any:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(gpu_kernels, "GraphNodes", no_driver)
+    opened: GpuKernelBackend = request.getfixturevalue("backend")
+    assert {sample.timed_by for sample in samples(opened, StoppingRule()).values()} == {"eager"}
+    assert any("does not tell the nodes" in notice for notice in opened.notices) and not device.captures
+
+
 def test_a_point_that_does_not_fit_is_a_failure_and_the_others_go_on(device: Device, backend: GpuKernelBackend) -> None:
     device.too_long = 60
     results = list(backend.sample(POINTS, StoppingRule(), warmup=10))

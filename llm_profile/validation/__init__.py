@@ -1,1 +1,1 @@
-"""A table held against the real model: the estimate, real steps, scaling, the report."""
+"""A table compared with the real model: the estimate, real steps, scaling, the report."""

@@ -82,7 +82,7 @@ def noise_limit(tolerance: float) -> float:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """A table held against the real model.
+    """A table compared with the real model.
 
     runtime: how the real model ran. depth: of `model_depth` blocks, the ones it had. mode: the applied way of scaling.
     scaling: what to apply to the table; of `model_depth` blocks where the excess was extrapolated over depths

@@ -1,4 +1,4 @@
-"""A table held against the real model: steps timed, ways of scaling fitted on some and judged on others. No torch.
+"""A table compared with the real model: steps timed, ways of scaling fitted on some and judged on others. No torch.
 
 One model is in memory at a time; what depends on its depth is measured at several and extrapolated.
 """
@@ -22,7 +22,7 @@ from llm_profile.validation.scaling import SCALING_MODES, Scaling, at_depth, ker
 from llm_profile.validation.step_plan import StepPlan, plan_steps
 
 BATCHES = (1, 4, 16, 64)
-"""Sequences of the batched decode steps that composed ones are held against."""
+"""Sequences of the batched decode steps that composed ones are compared with."""
 
 
 def fit_and_judge(
@@ -44,7 +44,7 @@ def fit_and_judge(
     accepted, a ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths
     (`measure_fitted`): with a depth below the model's, the excess of steps is extrapolated to the full model; at full
     depth and with two others, that extrapolation is judged. provenance: recorded as it is. Steps of several sequences
-    are timed too, to be held against composed ones. Raises UsageError for pairs beyond the table, before anything runs.
+    are timed too, to be compared with composed ones. Raises UsageError for pairs beyond the table, before anything runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted, held_out = time_steps(reality, [fit_plan, held_plan], repeat)

@@ -7,7 +7,7 @@ Passes that cannot be captured are timed eagerly, see timing/eager_passes.py.
 import gc
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
@@ -58,8 +58,10 @@ class GpuKernelBackend:
         if not self._passes.weights:
             self.notices.append("memory does not suffice for copies of weights: rows vary more from run to run")
         self._nodes: GraphNodes | None = None
-        with suppress(OSError):  # ROCm has another driver
+        try:
             self._nodes = GraphNodes(self._passes.stream)
+        except OSError:  # ROCm has another driver
+            self.notices.append("this driver does not tell the nodes of a graph, so all passes are timed eagerly")
         self._captures = PointCaptures(self._passes, self._nodes, self.notices)
         self._flush = l2_flush(subject)
         self._eager = EagerPasses(subject, self._passes, self._flush)
