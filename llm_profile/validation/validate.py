@@ -44,7 +44,8 @@ def fit_and_judge(
     accepted, a ratio. repeat: timings of each step. other_depths: fitted steps measured at other depths
     (`measure_fitted`): with a depth below the model's, the excess of steps is extrapolated to the full model; at full
     depth and with two others, that extrapolation is judged. provenance: recorded as it is. Steps of several sequences
-    are timed too, to be compared with composed ones. Raises UsageError for pairs beyond the table, before anything runs.
+    are timed too, to compare them with composed ones. Raises UsageError for pairs beyond the table, before anything
+    runs.
     """
     estimate, (fit_plan, held_plan) = _plan(table, pairs, depth)
     fitted, held_out = time_steps(reality, [fit_plan, held_plan], repeat)
