@@ -189,15 +189,15 @@ def test_of_filled_points_only_the_mean_is_known() -> None:
 
 
 def test_the_committed_table_gives_what_was_measured() -> None:
-    """A prompt of 128 tokens of Llama-3.1-8B takes 8.211 ms, less what is outside of its blocks."""
+    """A prompt of 128 tokens of Llama-3.1-8B takes 8.257 ms, less what is outside of its blocks."""
     table, prompt = read_table(ROOT / f"H200/{LLAMA}.csv"), SweepPoint(128, 0)
     outside = sum(table.latency_ns(row, prompt) for row in ("embedding", "model_other", "final_layernorm"))
     outside += table.latency_ns("lm_head", SweepPoint(1, 0))
     blocks = sum(time.total_ns for time in times_of(committed(), prompt).values())
-    assert (blocks + outside) / 1e6 == pytest.approx(8.211, rel=0.003)  # medians, and a mean of cache writes
+    assert (blocks + outside) / 1e6 == pytest.approx(8.257, rel=0.003)  # medians, and a mean of cache writes
 
 
-@pytest.mark.parametrize(("history", "real_ms"), [(128, 8.659), (1024, 11.452)])
+@pytest.mark.parametrize(("history", "real_ms"), [(128, 8.687), (1024, 11.532)])
 def test_batches_are_near_real_ones(history: int, real_ms: float) -> None:
     """64 decodes of Llama-3.1-8B, timed as CUDA graphs. Vidur adds a tenth to attention of several sequences."""
     blocks = sum(time.total_ns for time in times_of(committed(), SweepPoint(1, history, 64)).values())

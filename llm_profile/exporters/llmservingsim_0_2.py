@@ -118,7 +118,7 @@ _NOTES = (
     "kv_cache k is a step with k - 1 tokens in the cache before it: the simulator counts the step's own token",
     "layers other than attention are read at (tokens of the step, 0): a decode step alone has them from (1, 0)",
     "attention of n decodes is n times that of one, as the simulator adds them up, so batched steps come out too long: "
-    "64 sequences of Llama-3.1-8B at 128 tokens on an H200 take 24.6 ms so, and really 8.7 (docs/llmservingsim.md)",
+    "64 sequences of Llama-3.1-8B at 128 tokens on an H200 take 24.7 ms so, and really 8.7 (docs/llmservingsim.md)",
     "lm_head is read at all tokens of a step, where engines compute the last one of each prompt: the simulator has no "
     "other key for it",
     "the tables are of one GPU: tensor parallelism is a division in the simulator",
