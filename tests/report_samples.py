@@ -16,6 +16,9 @@ from tests.table_samples import NOT_FLAT, paths_in, sample, sweep_points, write,
 
 ROOT = Path(__file__).parent.parent
 LLAMA = ROOT / "H200" / "meta-llama" / "Llama-3.1-8B.csv"
+OPT = ROOT / "H200" / "facebook" / "opt-6.7b.csv"
+"""A table that was validated for both runtimes."""
+
 BLOCK_ROWS = {"q_proj": "block", "attn": "block", "o_proj": "block"}
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&$\u2028"

@@ -76,8 +76,9 @@ def test_prompts_are_the_lines_of_the_csv_and_what_the_simulator_gave(
 ) -> None:
     """Of the committed tables, unscaled, without the sampler.
 
-    Phi-mini-MoE's number is the one of the simulator's own front end. Llama's are the lines of the CSV at that length,
-    those of the block 32 times, with `lm_head` of one token; such sums of an earlier table were the front end's numbers.
+    Phi-mini-MoE's number is the one of the simulator's own front end. Llama's are the lines of the CSV at that
+    length, those of the block 32 times, with `lm_head` of one token. Such sums of an earlier table were what the front
+    end gave for it, to 0.001 ms.
     """
     times = layers_of(committed(model), SweepPoint(tokens, 0), version)
     assert times[-1] == LayerTime("sampler", 1, 1)

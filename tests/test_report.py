@@ -25,11 +25,8 @@ from llm_profile.store.files import read_table
 from llm_profile.sweep import DECODE, PREFILL
 from llm_profile.validation.estimate import Estimate
 from tests.fake_command import CSV, OPTIONS
-from tests.report_samples import LLAMA, changed, data_of, finished, unpack, validated, validation_json
+from tests.report_samples import LLAMA, OPT, changed, data_of, finished, unpack, validated, validation_json
 from tests.table_samples import measure, paths_in, sample, sweep_points, write, writer
-
-OPT = LLAMA.parents[1] / "facebook" / "opt-6.7b.csv"
-"""A table that was validated for both runtimes."""
 
 MOST_BYTES = 500_000
 """Of the page of the README's sweep."""

@@ -47,7 +47,8 @@ def accuracy(contents: Contents) -> Markup:
 
 
 def _error_cards(validation: ValidationFile) -> Markup:
-    processes = "" if validation.processes is None else f" in {validation.processes} processes"
+    count = validation.processes
+    processes = "" if count is None else f" in {count} process{'' if count == 1 else 'es'}"
     depth = f"{validation.depth} of {validation.model_depth} layers"
     errors = validation.errors.get(validation.mode, {})
     held_out = sum(validation.held_out)
