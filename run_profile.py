@@ -15,10 +15,11 @@ and a second, scaled table adds what kernel times leave out: launches, gaps betw
 An interrupted run is resumed by the same command.
 """
 
-from llm_profile import interrupt
+from llm_profile import installed, interrupt
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
+    installed.end_without_packages("run_profile.py")
 
 import argparse
 import sys

@@ -15,10 +15,11 @@ the TTFT of long prompts, and simulators add `rope` and `attn` once per request 
 that only with `curve` the overhead of a step is counted once per step.
 """
 
-from llm_profile import interrupt
+from llm_profile import installed, interrupt
 
 if __name__ == "__main__":
     interrupt.end_quietly()  # the imports below take a while
+    installed.end_without_packages("validation.py")
 
 import argparse
 import shlex

@@ -57,7 +57,7 @@ def test_a_summary_goes_from_what_was_measured_to_files() -> None:
         f"{value:.1%}"
         for value in (found.errors["ttft"].mean, found.errors["ttft"].worst, found.spread["ttft"])  # type: ignore
     ] + [f"{0.02 / 1.01:.1%}"]
-    assert heads[7:9] == ["noise", "doubtful"]
+    assert heads[7:10] == ["passed", "noise", "doubtful"]
     assert lines[-1] == "table: H/m.csv, m.rows.parquet, m.meta.json"
 
 

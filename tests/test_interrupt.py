@@ -73,8 +73,8 @@ def test_importing_a_command_changes_no_handler() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_that_takes_time_is_imported_before(command: str) -> None:
-    """Above `end_quietly` a command imports nothing of the package but what has it."""
+    """Above `end_quietly` a command imports nothing of the package but what has it, and what looks for packages."""
     body = ast.parse((ROOT / command).read_text(encoding="utf-8")).body
     quiet_from = next(at for at, node in enumerate(body) if "interrupt.end_quietly()" in ast.unparse(node))
     imports = [ast.unparse(node) for node in body[:quiet_from] if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert imports == ["from llm_profile import interrupt"]
+    assert imports == ["from llm_profile import installed, interrupt"]

@@ -487,3 +487,11 @@ def test_points_of_all_kinds_of_the_readme_series_are_drawn_once(llama: dict[str
 def test_gather_raises_for_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no latency table there"):
         gather(tmp_path / "none" / "table.csv")
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.rows.parquet", "page"])
+def test_a_page_takes_the_place_of_no_table(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("measured")
+    with pytest.raises(UsageError, match=r"--output .*must end in \.html or \.htm"):
+        run_profile._run(["report", str(tmp_path / "table.csv"), "--output", str(tmp_path / name)])
+    assert (tmp_path / name).read_text() == "measured"

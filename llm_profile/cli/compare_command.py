@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 from llm_profile.cli.messages import notice, tell
-from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, named_path
+from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, check_page_name, named_path
 from llm_profile.comparison.compare import Comparison, compare
 from llm_profile.comparison.document import as_document
 from llm_profile.comparison.page import write_page
 from llm_profile.comparison.text import WIDTH, print_comparison, printable
 from llm_profile.comparison.wording import slower_text
-from llm_profile.errors import EXIT_COMPLETE, EXIT_SLOWER, UsageError
+from llm_profile.errors import EXIT_COMPLETE, EXIT_SLOWER
 from llm_profile.store.storage import to_json
 
 COMPARE_DESCRIPTION = (
@@ -19,8 +19,6 @@ COMPARE_DESCRIPTION = (
     "confidence interval, and whether B is faster, slower or the same. Exit codes: 0 compared; 2 usage, or no tables; "
     "5 something is decidedly slower by more than --fail-above."
 )
-
-PAGE_ENDINGS = (".html", ".htm")
 
 
 def percentage(text: str) -> float:
@@ -58,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare two tables; returns the exit code. Raises UsageError as `compare` does."""
-    if arguments.html is not None and arguments.html.suffix.lower() not in PAGE_ENDINGS:
-        raise UsageError(f"--html {arguments.html}: the name of a page must end in {' or '.join(PAGE_ENDINGS)}")
+    if arguments.html is not None:
+        check_page_name("--html", arguments.html)
     comparison = compare(arguments.a, arguments.b, arguments.tolerance)
     if arguments.html is not None:
         write_page(comparison, arguments.html)

@@ -54,3 +54,13 @@ def named_path(text: str) -> Path:
 def token_of(arguments: argparse.Namespace) -> str | None:
     """The access token of the Hugging Face Hub: that of `--hf-token`, else that of HF_TOKEN, else None."""
     return arguments.hf_token or os.environ.get("HF_TOKEN") or None
+
+
+PAGE_ENDINGS = (".html", ".htm")
+"""What the name of a page may end in, so that no page takes the place of a table."""
+
+
+def check_page_name(option: str, path: Path) -> None:
+    """Raises UsageError for a path that no page may be written to."""
+    if path.suffix.lower() not in PAGE_ENDINGS:
+        raise UsageError(f"{option} {path}: the name of a page must end in {' or '.join(PAGE_ENDINGS)}")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from llm_profile.cli.messages import notice, tell
-from llm_profile.cli.parsing import OneLineParser, Options, add_options, named_path
+from llm_profile.cli.parsing import OneLineParser, Options, add_options, check_page_name, named_path
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.report.page import write_report
 from llm_profile.report.pictures import write_pictures
@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report. Raises UsageError, in a line that says which, for what is no table or damaged."""
+    if arguments.output is not None:
+        check_page_name("--output", arguments.output)
     written = [write_report(arguments.csv, arguments.output)]
     if arguments.png is not None:
         written += write_pictures(arguments.csv, arguments.png)

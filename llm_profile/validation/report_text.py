@@ -102,6 +102,8 @@ def accuracy_lines(outcome: ValidationOutcome) -> Iterator[str]:
         of_errors = (errors.mean, errors.worst) if errors else (None, None)
         ratios = (*of_errors, outcome.spread[quantity], outcome.spread_between[quantity])
         yield f"  {LABELS[quantity]:6}" + "".join(f"{'-' if ratio is None else f'{ratio:.1%}':>19}" for ratio in ratios)
+    if not outcome.over_tolerance and not outcome.noisy:
+        yield f"passed: no mean error is above {percent(outcome.tolerance)} and above the spreads of the real model"
 
 
 def percent(ratio: float, signed: bool = False) -> str:
