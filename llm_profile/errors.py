@@ -1,5 +1,6 @@
 """Errors that a user can fix, helpers for their messages, and the exit codes (docs/options.md, "Exit codes")."""
 
+import re
 from contextlib import suppress
 from decimal import Decimal
 from math import nan
@@ -16,6 +17,15 @@ EXIT_INTERRUPTED = 130
 def one_line(error: object, most: int = 300) -> str:
     """An error's text with every run of white space as one space, cut to `most` characters."""
     return " ".join(str(error).split())[:most]
+
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, without tab and end of line, and what stands for bytes of a file name that are no text."""
+
+
+def harmless(text: str) -> str:
+    """`text` with CONTROLS in the form \\x1b: a terminal does nothing on it, and every file can hold it."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def type_and_text(error: BaseException) -> str:

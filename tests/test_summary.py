@@ -7,7 +7,7 @@ import pytest
 
 from llm_profile.cli import summary
 from llm_profile.cli.ending import Swept, sweep_ending
-from llm_profile.cli.messages import notice
+from llm_profile.cli.messages import Verbosity, notice, tell
 from llm_profile.measurement import PointSample, RowSample
 from llm_profile.points import SweepPoint
 from llm_profile.records import PointRecord
@@ -154,6 +154,16 @@ def test_notices_are_one_line_without_tokens(capsys: pytest.CaptureFixture[str])
     notice("")
     notice("two\nlines of hf_abcdefghijklmnopqrstuvwxyz")
     assert capsys.readouterr().err == "two lines of hf_***\n"
+
+
+def test_lines_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    steering = "a\x1b[31m\x07\x7f\x9b\udcff b\u00a0\u00e9"
+    written = "a\\x1b[31m\\x07\\x7f\\x9b\\udcff b\u00a0\u00e9\n"
+    notice(steering)
+    Verbosity(json=True).summarise([steering])
+    tell([steering])
+    said = capsys.readouterr()
+    assert (said.err, said.out) == (written * 2, written)
 
 
 def test_conditions_that_do_not_apply_are_left_out() -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llm_profile.cli.messages import Verbosity, notice
+from llm_profile.cli.messages import Verbosity, notice, told_by_console
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
 from llm_profile.json_text import parse_json
@@ -149,6 +149,5 @@ def write_validation(
 def tell_pairs(validated: Validated, verbosity: Verbosity) -> None:
     """What --verbose prints of a validation: every pair, every scaling, composed steps."""
     if verbosity.verbose and validated.report is not None:
-        from rich.console import Console
-
-        print_report(validated.report, Console(stderr=verbosity.json))
+        with told_by_console(to_stderr=verbosity.json) as console:
+            print_report(validated.report, console)

@@ -1,8 +1,15 @@
 """HTML that cannot be broken by what stands in it: text is escaped unless it is Markup. Imports no torch."""
 
+import html
 import json
-from html import escape
 from typing import Any
+
+from llm_profile.errors import harmless
+
+
+def escape(text: str) -> str:
+    """Text for a page: no markup, and no control characters."""
+    return html.escape(harmless(text), quote=True)
 
 
 class Markup(str):
@@ -15,7 +22,7 @@ def element(name: str, *children: str, **attributes: str | int | None) -> Markup
     Those that are None are left out.
     """
     shown = (
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value), quote=True)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )

@@ -46,18 +46,18 @@ def storage_errors(verb: str, path: Path) -> Iterator[None]:
 def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for a file; no access token gets into one, whatever a command line or an error message held."""
     separators = (",", ":") if indent is None else None
-    return without_tokens(json.dumps(_without_infinity(value), indent=indent, separators=separators, allow_nan=False))
+    return without_tokens(json.dumps(without_infinity(value), indent=indent, separators=separators, allow_nan=False))
 
 
-def _without_infinity(value: Any) -> Any:
+def without_infinity(value: Any) -> Any:
     """Numbers that JSON has not, such as a limit of infinity, as transformers writes them: {"__float__": "Infinity"}.
 
     Two such values are equal as dictionaries, which numbers that are none (NaN) never are.
     """
     if isinstance(value, dict):
-        return {key: _without_infinity(inner) for key, inner in value.items()}
+        return {key: without_infinity(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_infinity(inner) for inner in value]
+        return [without_infinity(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"__float__": json.dumps(value)}
     return value
