@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 import run_profile
@@ -322,14 +323,14 @@ LLAMA_8B = hub.find_model("meta-llama/Llama-3.1-8B", load_format="dummy")
 
 
 @pytest.mark.parametrize(
-    ("error", "level"),
+    "error",
     [
-        (HubUnreachable("--model org/x: https://hub cannot be reached (3 tries)"), Level.WARNING),
-        (HubError("--hf-token: the hub refused this token (HTTP 401); make a new one"), Level.ERROR),
-        (UsageError("--model x: is no folder; give a folder"), Level.ERROR),
+        HubUnreachable("--model org/x: https://hub cannot be reached (3 tries)"),
+        HubError("--hf-token: the hub refused this token (HTTP 401); make a new one"),
+        UsageError("--model x: is no folder; give a folder"),
     ],
 )
-def test_a_model_that_cannot_be_found(error: UsageError, level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_found_ends_the_run(error: UsageError, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def find(model: str, **_options: Any) -> Any:
@@ -339,8 +340,9 @@ def test_a_model_that_cannot_be_found(error: UsageError, level: Level, monkeypat
     monkeypatch.setattr(planning, "find_model", find)
     run = Intended(Request(model="org/x", device="cpu"))
     said = found(model_checks.can_be_found, run)
-    assert said.level is level and str(error) in said.text
-    assert model_checks.memory(run) is not None and model_checks.table_there(run) is None
+    assert said == Finding(Level.ERROR, str(error))
+    memory = model_checks.memory(run)
+    assert memory is not None and "give --model" not in memory.text and model_checks.table_there(run) is None
     assert asked == ["org/x"], "the Hub is asked once, with its waits"
 
 
@@ -419,10 +421,21 @@ def test_the_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     monkeypatch.setattr(command, "CHECKS", only)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     assert run_profile.main(["doctor", *OPTIONS, "--json"]) == EXIT_USAGE
-    told = json.loads(capsys.readouterr().out)
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert told["exit_code"] == EXIT_USAGE
     levels = {check["name"]: check["level"] for check in told["checks"]}
     assert levels == {"load": "OK", "odd": "warning", "table": "error"}
     assert (told["errors"], told["warnings"]) == (1, 1)
+
+
+def test_it_ends_where_the_run_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    options = ["--model", "nonono/xx", "--device", "cpu"]
+    assert run_profile.main(options) == run_profile.main(["doctor", *options]) == EXIT_USAGE
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert f"error   model: {line.removeprefix('run_profile.py: ')}\n" in said.out
 
 
 def test_options_are_checked_as_by_the_run(capsys: pytest.CaptureFixture[str]) -> None:

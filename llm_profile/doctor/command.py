@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from llm_profile.cli.messages import tell
+from llm_profile.cli.messages import tell, tell_json
 from llm_profile.cli.options import GROUPS, add_run_options, parse_request
 from llm_profile.cli.parsing import OneLineParser, Options
 from llm_profile.doctor.checks import CHECKS, findings
 from llm_profile.doctor.finding import Finding, Intended, Level
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, one_line
-from llm_profile.store.storage import to_json, without_tokens
+from llm_profile.store.storage import without_tokens
 
 DOCTOR_DESCRIPTION = (
     "Check this machine for a run, whose options are given as for the run itself: GPU, driver, clocks, memory, "
@@ -47,11 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json and (finding.level is not Level.OK or not arguments.quiet):
             tell([without_tokens(f"{finding.level:8}{name}: {one_line(finding.text, 1000)}")])
     counts = {level: sum(finding.level == level for _name, finding in found) for level in Level}
+    code = EXIT_USAGE if counts[Level.ERROR] else EXIT_COMPLETE
     if arguments.json:
-        tell([to_json(_document(found, counts), indent=2)])
+        tell_json({"exit_code": code, **_document(found, counts)})
     elif not arguments.quiet:
         tell([f"{counts[Level.ERROR]} error(s), {counts[Level.WARNING]} warning(s)"])
-    return EXIT_USAGE if counts[Level.ERROR] else EXIT_COMPLETE
+    return code
 
 
 def _document(found: list[tuple[str, Finding]], counts: Mapping[Level, int]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from llm_profile.cli import planning
 from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.doctor.gpu_handle import Gpu
 from llm_profile.errors import UsageError
-from llm_profile.models.download import HubUnreachable
 from llm_profile.models.hub import ModelSource
 from llm_profile.models.memory import available_bytes, gib
 from llm_profile.sweep import plan
@@ -15,13 +14,14 @@ PLACES = {"hub": "the Hub", "cache": "the Hub's cache", "table": "the built-in t
 """Where a configuration is from, by ModelSource.origin."""
 
 
+ASK_FOR_MODEL = "give --model to compare it with what a run needs"
+
+
 def can_be_found(intended: Intended) -> Finding | None:
     """The model's configuration and weights; of a Hub id, whether the Hub answers and takes the token."""
     source, token = intended.source, "with a token" if intended.request.hf_token else "no HF_TOKEN"
     if source is None:
         return None
-    if isinstance(source, HubUnreachable):
-        return doubt(f"{source}; where it stays so, use a local folder, or fetch the model elsewhere first")
     if isinstance(source, UsageError):
         return failure(str(source))
     is_elsewhere = source.origin != "table" or "/" in source.name  # names without an owner are in the table only
@@ -51,7 +51,8 @@ def memory(intended: Intended) -> Finding | None:
     free, where = _free(intended)
     source = intended.source
     if not isinstance(source, ModelSource):
-        return fine(f"{where}; give --model to compare it with what a run needs")
+        without = "needed: not known without the model's configuration" if intended.has_model else ASK_FOR_MODEL
+        return fine(f"{where}; {without}")
     needs = list(_needs(intended, source))
     wanted = ", ".join(f"{gib(size)} by {what}" for what, size, _advice in needs)
     text = f"{where}; needed: {wanted or 'not known of this model'}"
