@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,8 @@ from llm_profile.store.paths import TablePaths
 from tests.report_samples import BLOCK_ROWS, HOSTILE, LLAMA, changed, finished, hostile
 from tests.table_samples import NOT_FLAT, paths_in, sweep_points, write, writer
 from tests.test_report_page import parsed
+
+ROOT = Path(__file__).parent.parent
 
 POINTS = sweep_points(40, 40)
 NOISE = np.linspace(-0.004, 0.004, 10)
@@ -284,11 +289,47 @@ def test_an_unfinished_table_says_so_on_top(a: Path, tmp_path: Path, capsys: pyt
     ("meta", "words"),
     [({"clock": "cpu-wall"}, "The clocks differ"), ({"scaling": {"mode": "global"}}, "One table is scaled")],
 )
-def test_tables_of_different_quantities_are_doubtful(a: Path, tmp_path: Path, meta: dict[str, Any], words: str) -> None:
+def test_tables_of_different_quantities_are_not_judged(
+    a: Path, tmp_path: Path, meta: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = TablePaths.beside(table(tmp_path))
     changed(paths, **meta)
-    (said,) = compare(a, paths.csv, tolerance=0.02).warnings
+    (said,) = compare(a, paths.csv, tolerance=0.02).incomparable
     assert said.startswith(words)
+    refused(a, paths.csv, said, capsys)
+
+
+PREFILL, DECODE = ([point for point in POINTS if (point.kv_len > 0) == decode] for decode in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        (PREFILL, "Only B has decode, which is not compared."),
+        (DECODE, "Only B has prefill, which is not compared."),
+        ([SweepPoint(1, 0), *DECODE], "Only B has prefill of more than one token."),
+        ([*PREFILL, SweepPoint(1, 50)], "No length of decode was measured in both tables, so it is not compared."),
+    ],
+)
+def test_a_phase_of_one_table_is_not_judged(
+    a: Path, tmp_path: Path, points: list[SweepPoint], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    less = table(tmp_path, points=points)
+    assert run_profile.main(["compare", str(less), str(a)]) == EXIT_COMPLETE
+    said = capsys.readouterr().out
+    assert said.index(words) < said.index("q_proj")
+    refused(less, a, words, capsys)
+    assert compare(less, less, tolerance=0.02).incomparable == ()
+
+
+def refused(a: Path, b: Path, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--fail-above ends with 2 and one line, as text and as JSON."""
+    assert run_profile.main(["compare", str(a), str(b), "--fail-above", "5%"]) == EXIT_USAGE
+    said = capsys.readouterr()
+    assert not said.out and len(said.err.splitlines()) == 1 and "no verdict" in said.err and why in said.err
+    assert run_profile.main(["compare", str(a), str(b), "--fail-above", "5%", "--json"]) == EXIT_USAGE
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_code"] == EXIT_USAGE and why in document["error"]
 
 
 def damaged(folder: Path) -> Path:
@@ -400,7 +441,9 @@ def test_percentages_that_are_none(a: Path, value: str, capsys: pytest.CaptureFi
 def test_json_is_one_document(a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     b = table(tmp_path, times_of(attn=1.10))
     run_profile.main(["compare", str(a), str(b), "--json", "--fail-above", "5%", "--html", str(tmp_path / "c.html")])
-    told = json.loads(capsys.readouterr().out)
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert told["exit_code"] == EXIT_SLOWER
     attn = told["phases"]["decode"]["rows"]["attn"]
     assert attn["verdict"] == "SLOWER" and attn["ratio"] == pytest.approx(1.10, abs=1e-3)
     assert attn["interval"][0] < attn["ratio"] < attn["interval"][1]
@@ -443,6 +486,12 @@ def test_the_page_is_escaped_and_needs_nothing(tmp_path: Path) -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+def test_the_page_has_no_control_characters(tmp_path: Path) -> None:
+    found = of_itself(finished(tmp_path).csv)
+    page = comparison_page(replace(found, a=replace(found.a, path=Path("\x1b[31m\x9b\udcff"))))
+    assert "\\x1b[31m\\x9b\\udcff" in page and not {*"\x1b\x9b\udcff"} & {*page}
+
+
 def of_itself(csv: Path) -> Comparison:
     return compare(csv, csv, tolerance=0.02)
 
@@ -459,6 +508,39 @@ def test_names_of_files_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest
     assert run_profile.main(["compare", str(paths.csv), str(paths.csv)]) == EXIT_COMPLETE
     said = capsys.readouterr().out
     assert "\x1b" not in said and "?[31m[red]row" in said
+
+
+def test_names_that_were_typed_do_not_steer_the_terminal(a: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_profile.main(["compare", "/nowhere/\x1b[31mx.csv", str(a)]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "/nowhere/\\x1b[31mx.csv" in said
+
+
+def piped(stdout: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "run_profile.py", "compare", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_a_reader_that_has_enough_changes_no_exit_code(options: list[str], a: Path, tmp_path: Path) -> None:
+    slow = table(tmp_path, times_of(attn=1.10))
+    for words, code in (([], EXIT_COMPLETE), (["--fail-above", "5%"], EXIT_SLOWER)):
+        reader, pipe = os.pipe()
+        os.close(reader)
+        done = piped(pipe, *words, a, slow, *options)
+        os.close(pipe)
+        assert done.returncode == code
+        assert len(done.stderr.splitlines()) == len(words) // 2, "what is slower, and nothing of the pipe"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_a_result_that_is_lost_is_an_error(options: list[str], a: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = piped(full, a, a, *options)
+    os.close(full)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == EXIT_USAGE and "cannot write to stdout: No space left on device" in line
 
 
 def test_a_page_replaces_no_table(a: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,20 +4,19 @@ import argparse
 import math
 from pathlib import Path
 
-from llm_profile.cli.messages import notice, tell
+from llm_profile.cli.messages import notice, tell_json, told_by_console
 from llm_profile.cli.parsing import SWITCH, OneLineParser, Options, add_options, check_page_name, named_path
-from llm_profile.comparison.compare import Comparison, compare
+from llm_profile.comparison.compare import compare
 from llm_profile.comparison.document import as_document
 from llm_profile.comparison.page import write_page
 from llm_profile.comparison.text import WIDTH, print_comparison, printable
-from llm_profile.comparison.wording import slower_text
-from llm_profile.errors import EXIT_COMPLETE, EXIT_SLOWER
-from llm_profile.store.storage import to_json
+from llm_profile.comparison.wording import refusal_text, slower_text
+from llm_profile.errors import EXIT_COMPLETE, EXIT_SLOWER, UsageError
 
 COMPARE_DESCRIPTION = (
     "Compare two tables, of two GPUs, models, data types or versions: per row and phase the ratio B/A with its "
-    "confidence interval, and whether B is faster, slower or the same. Exit codes: 0 compared; 2 usage, or no tables; "
-    "5 something is decidedly slower by more than --fail-above."
+    "confidence interval, and whether B is faster, slower or the same. Exit codes: 0 compared; 2 usage, no tables, "
+    "or none that --fail-above can judge; 5 something is decidedly slower by more than --fail-above."
 )
 
 
@@ -55,26 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare two tables; returns the exit code. Raises UsageError as `compare` does."""
+    """Compare two tables; returns the exit code. Raises UsageError as `compare` does.
+
+    Raises it also for tables that --fail-above cannot judge, before anything is printed or written.
+    """
     if arguments.html is not None:
         check_page_name("--html", arguments.html)
     comparison = compare(arguments.a, arguments.b, arguments.tolerance)
+    if arguments.fail_above is not None and comparison.incomparable:
+        raise UsageError(refusal_text(comparison.incomparable))
+    slower = {} if arguments.fail_above is None else comparison.slower_by(arguments.fail_above)
+    code = EXIT_SLOWER if slower else EXIT_COMPLETE
     if arguments.html is not None:
         write_page(comparison, arguments.html)
         notice(f"page: {arguments.html}")
     if arguments.json:
-        tell([to_json(as_document(comparison, arguments.fail_above), indent=2)])
+        tell_json({"exit_code": code, **as_document(comparison, arguments.fail_above)})
     else:
-        _print(comparison)
-    slower = {} if arguments.fail_above is None else comparison.slower_by(arguments.fail_above)
-    if not slower:
-        return EXIT_COMPLETE
-    notice(printable(slower_text(slower, arguments.fail_above)))
-    return EXIT_SLOWER
-
-
-def _print(comparison: Comparison) -> None:
-    from rich.console import Console
-
-    console = Console()
-    print_comparison(comparison, console if console.is_terminal else Console(width=WIDTH))
+        with told_by_console(columns=WIDTH) as console:
+            print_comparison(comparison, console)
+    if slower:
+        notice(printable(slower_text(slower, arguments.fail_above)))
+    return code

@@ -21,6 +21,8 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SERIES, SHARED_POINT, series_of
 from llm_profile.validation.estimate import HEAD_ROW
 
+UNFINISHED_SUMS = "A table is unfinished, so sums are of the profiled blocks, and not of the full model."
+
 SUM = "sum"
 """What the sum of a phase is called beside its rows."""
 
@@ -78,7 +80,8 @@ class Comparison:
     """B against A. tolerance: how far apart times may be that count as the same, as a ratio.
 
     of_full_model: whether sums are of the full model, and not of the profiled blocks. several_sequences: number of
-    common points of several sequences and of chunks, which are not compared. warnings: what makes ratios doubtful.
+    common points of several sequences and of chunks, which are not compared. incomparable: why no verdict on the whole
+    can be given. warnings: what else makes ratios doubtful.
     """
 
     a: ComparedTable
@@ -88,6 +91,7 @@ class Comparison:
     tolerance: float
     of_full_model: bool
     several_sequences: int
+    incomparable: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def slower_by(self, share: float) -> dict[str, list[str]]:
@@ -132,7 +136,8 @@ def _compared(a: LatencyTable, b: LatencyTable, csvs: tuple[Path, Path], toleran
         tolerance=tolerance,
         of_full_model=of_full_model,
         several_sequences=sum(series_of(point) is None for point in common),
-        warnings=tuple(_warnings(a, b, of_full_model)),
+        incomparable=tuple(_incomparable(a, b, {phase.name for phase in phases})),
+        warnings=() if of_full_model else (UNFINISHED_SUMS,),
     )
 
 
@@ -143,7 +148,8 @@ def _told(table: LatencyTable, csv: Path) -> ComparedTable:
     return ComparedTable(csv, table.hardware, table.model, len(table.records), tuple(notes))
 
 
-def _warnings(a: LatencyTable, b: LatencyTable, of_full_model: bool) -> Iterator[str]:
+def _incomparable(a: LatencyTable, b: LatencyTable, compared: set[str]) -> Iterator[str]:
+    """compared: phases of which both have measured a length."""
     if a.meta["clock"] != b.meta["clock"]:
         yield (
             f"The clocks differ ({a.meta['clock']}, {b.meta['clock']}): kernel times and wall times are different "
@@ -151,8 +157,18 @@ def _warnings(a: LatencyTable, b: LatencyTable, of_full_model: bool) -> Iterator
         )
     if ("scaling" in a.meta) != ("scaling" in b.meta):
         yield "One table is scaled and the other one is not: the ratio is that of estimates to kernel times."
-    if not of_full_model:
-        yield "A table is unfinished, so sums are of the profiled blocks, and not of the full model."
+    in_a, in_b = _phases_of(a), _phases_of(b)
+    for name in SERIES:
+        if name in in_a ^ in_b:
+            rest = " of more than one token." if name in compared else ", which is not compared."
+            yield f"Only {'A' if name in in_a else 'B'} has {name}{rest}"
+        elif name in in_a - compared:
+            yield f"No length of {name} was measured in both tables, so it is not compared."
+
+
+def _phases_of(table: LatencyTable) -> set[str | None]:
+    """What a table measured; a sweep of decode alone begins with a prompt of one token, which is no prefill yet."""
+    return {series_of(point) for point in table.measured_points() - {SHARED_POINT}} or {series_of(SHARED_POINT)}
 
 
 def _phase(

@@ -16,6 +16,7 @@ def as_document(comparison: Comparison, fail_above: float | None) -> dict[str, A
         "schema": COMPARISON_SCHEMA,
         "a": _table(comparison.a),
         "b": _table(comparison.b),
+        "incomparable": list(comparison.incomparable),
         "warnings": list(comparison.warnings),
         "differing": {name: {"a": a, "b": b} for name, a, b in comparison.differing},
         "confidence": CONFIDENCE,

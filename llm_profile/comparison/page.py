@@ -35,7 +35,7 @@ def comparison_page(comparison: Comparison) -> str:
             element("h1", title_of(comparison)),
             *_about("A", comparison.a),
             *_about("B", comparison.b),
-            *(element("p", text, class_="banner") for text in comparison.warnings),
+            *(element("p", text, class_="banner") for text in (*comparison.incomparable, *comparison.warnings)),
         ),
         element("main", _conditions(comparison), *(_phase(phase, comparison) for phase in comparison.phases)),
         element(

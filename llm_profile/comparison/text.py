@@ -39,7 +39,7 @@ def print_comparison(comparison: Comparison, console: "Console") -> None:
         say(table_line(letter, told))
         for text in told.notes:
             say(f"   {text}", "yellow")
-    for text in comparison.warnings:
+    for text in (*comparison.incomparable, *comparison.warnings):
         say(text, "yellow")
     if comparison.differing:
         _print_differing(comparison, console)

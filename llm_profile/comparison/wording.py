@@ -80,6 +80,11 @@ def microseconds(time_ns: float) -> str:
     return f"{time_us:,.{max(0, 4 - len(str(int(time_us))))}f}"
 
 
+def refusal_text(incomparable: Sequence[str]) -> str:
+    """Why --fail-above gives no verdict."""
+    return f"--fail-above: no verdict on these tables: {' '.join(incomparable)} Leave it out to see the ratios"
+
+
 def slower_text(slower: Mapping[str, Sequence[str]], share: float) -> str:
     """Why the exit code is not 0."""
     found = "; ".join(f"{phase}: {', '.join(rows)}" for phase, rows in slower.items())
