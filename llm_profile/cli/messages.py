@@ -58,19 +58,25 @@ def stdout_problem() -> str | None:
     return sys.stdout.problem if isinstance(sys.stdout, LostStdout) else None
 
 
-def _print_to_stdout(text: str) -> None:
-    """The command goes on where stdout takes no more: its files are still to be written, and its exit code counts."""
+def _print_to_stdout(text: str, wanted: bool = True) -> None:
+    """The command goes on where stdout takes no more: its files are still to be written, and its exit code counts.
+
+    wanted: whether it is an error if the text is lost; that of a table which was written is none.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
         sys.stdout = LostStdout(None)
     except OSError as error:
-        sys.stdout = LostStdout(error.strerror or str(error))
+        sys.stdout = LostStdout((error.strerror or str(error)) if wanted else None)
 
 
-def tell(lines: Iterable[str]) -> None:
-    """Lines of the result on stdout, as long as somebody takes them: `| head` has enough at some point."""
-    _print_to_stdout(harmless("\n".join(lines)))
+def tell(lines: Iterable[str], wanted: bool = True) -> None:
+    """Lines of the result on stdout, as long as somebody takes them: `| head` has enough at some point.
+
+    wanted: whether it is an error if they are lost.
+    """
+    _print_to_stdout(harmless("\n".join(lines)), wanted)
 
 
 def tell_json(document: Mapping[str, Any]) -> None:
@@ -130,11 +136,11 @@ class Verbosity:
             notice(text)
 
     def summarise(self, lines: Iterable[str]) -> None:
-        """Lines of the result: on stdout, or on stderr if stdout is for programs."""
+        """Lines of a result that is in files: on stdout, or on stderr if stdout is for programs."""
         if self.quiet:
             return
         if not self.json:
-            tell(lines)
+            tell(lines, wanted=False)
             return
         for line in lines:
             _print_to_stderr(without_tokens(harmless(line)))
