@@ -636,6 +636,8 @@ MISTAKES = {
     "append and overwrite": ([*OPTIONS, "--append", "--overwrite"], "--append"),
     "mode": ([*OPTIONS, "--mode", "all"], "--mode"),
     "precision": ([*OPTIONS, "--precision", "nan"], "--precision nan"),
+    "tolerance of a validation that is skipped": ([*OPTIONS, "--scaling-tolerance", "nan"], "--scaling-tolerance nan"),
+    "tolerance below 0": ([*OPTIONS, "--scaling-tolerance", "-1"], "--scaling-tolerance -1"),
     "precision of 100 %": ([*OPTIONS, "--precision", "100"], "--precision 100"),
     "warmup": ([*OPTIONS, "--warmup", "-1"], "--warmup -1"),
     "seed": ([*OPTIONS, "--seed", str(2**63)], "--seed 9223372036854775808"),

@@ -719,6 +719,24 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, real_model, capsys, argv, na
     assert real_model.told == []
 
 
+@pytest.mark.parametrize("closed", ["table", "output"])
+def test_folders_that_take_no_files_are_told_before_anything_is_measured(
+    tmp_path, real_model, capsys, monkeypatch, closed
+):
+    """Root may write everywhere, so the answer of the system is made up."""
+    folders = {"table": tmp_path / "tables", "output": tmp_path / "scaled"}
+    for folder in folders.values():
+        folder.mkdir()
+    source = write_table(folders["table"])
+    closed_folder = source.parent if closed == "table" else folders["output"]
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed_folder)
+    output = folders["output"] / "scaled.csv"
+    assert main(["--csv", str(source), *GRID, "--scaling-output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert f"{closed_folder} is no folder that you may write to" in error and error.count("\n") == 1
+    assert real_model.told == [] and list(folders["output"].iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("clock", "argv", "complaint"),
     [

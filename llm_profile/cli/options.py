@@ -140,7 +140,8 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
     named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})
     named["precision"] = arguments.precision / 100
-    named["scaling"] = None if arguments.skip_scaling else parse_scaling(arguments)
+    scaling = parse_scaling(arguments)  # values that are not allowed are refused in any case
+    named["scaling"] = None if arguments.skip_scaling else scaling
     named["report"] = not arguments.no_report
     named["hf_token"] = token_of(arguments)
     return Request(**named)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.cli.messages import Verbosity, notice, told_by_console
+from llm_profile.cli.planning import check_writable
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
 from llm_profile.json_text import parse_json
@@ -98,10 +99,11 @@ def validate_and_write(
     """Compare the table at `csv_path` with the real model, and write the scaled table and the report.
 
     stages: shows how far the real model has come. Raises UsageError for what the user can correct, if possible before
-    a model is loaded.
+    a model is loaded: folders that take no files, too.
     """
     refuse_scaled(table)
-    scaling_paths(csv_path, wanted.output)
+    for path in validation_files(csv_path, wanted).values():
+        check_writable(path)
     check_pairs(wanted.pairs, table.records, table.missing)
     with stages.validation(parts_of(table, wanted)) as tick:
 

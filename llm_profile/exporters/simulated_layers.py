@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, shown
 from llm_profile.points import SweepPoint
 from llm_profile.store.table import LatencyTable
 
@@ -98,11 +98,19 @@ def filled_notes(table: LatencyTable) -> Iterator[str]:
 def model_config(table: LatencyTable, fields: Iterable[Sequence[str]], simulator: str) -> Mapping[str, object]:
     """The model's configuration that a table keeps.
 
-    fields: what the simulator reads of it, each by all names that it takes. Raises UsageError, naming it, for one that
-    is not there.
+    fields: the numbers that the simulator reads of it, each by all names that it takes. Raises UsageError, naming it,
+    for one that is not there or is no whole number of at least 1.
     """
     config: Mapping[str, object] = table.meta.get("config", {})
     lacking = [" or ".join(names) for names in fields if not any(name in config for name in names)]
     if lacking:
         raise UsageError(f"{table.model}: its configuration lacks {', '.join(lacking)}, which {simulator} reads")
+    for names in fields:
+        name = next(name for name in names if name in config)
+        value = config[name]
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(
+                f"{table.model}: config.{name} in its .meta.json is {shown(value)}, and must be a whole number of at "
+                "least 1; restore the file, or measure the table anew"
+            )
     return config

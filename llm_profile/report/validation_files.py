@@ -21,8 +21,8 @@ ENDING = ".validation.json"
 UNSCALED = "kernels"
 """The estimate without a scaling: the sum of the kernels."""
 
-BROKEN = (KeyError, TypeError, ValueError, AttributeError, LookupError)
-"""What reading a JSON raises that has other fields, or fields of other types, than it should."""
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+"""What reading a JSON raises that has other fields, or fields of other types or sizes, than it should."""
 
 
 @dataclass(frozen=True)

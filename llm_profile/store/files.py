@@ -10,12 +10,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, type_and_text
 from llm_profile.json_text import parse_json
 from llm_profile.points import canonical_order, point_of_record, record_of
 from llm_profile.records import ROW_SCHEMA
 from llm_profile.store.conditions import differences
 from llm_profile.store.journal import JournalContents, damage_text, read_journal
+from llm_profile.store.meta_fields import check_fields
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.rows_file import read_rows, write_rows
 from llm_profile.store.storage import sha256_of, storage_errors, to_json, write_whole
@@ -23,9 +24,6 @@ from llm_profile.store.table import LatencyTable
 
 CSV_HEADER = ("hardware", "model", "layer_name", "input", "kv_cache", "latency(ns)")
 """Columns of the CSV; that of a scaled table may have one more."""
-
-ORIGINS = ("measured", "example", "predicted")
-"""Where a table's numbers come from; only measured ones are added to."""
 
 
 def write_table(
@@ -115,10 +113,12 @@ def read_meta(paths: TablePaths) -> dict[str, Any] | None:
     try:
         meta: dict[str, Any] = parse_json(paths.meta.read_bytes(), constants=False)
         schema = meta["row_schema"]
-        if schema == ROW_SCHEMA and not _has_all_fields(meta):
-            raise ValueError("fields of a wrong type")
+        if schema == ROW_SCHEMA:
+            check_fields(meta)
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{paths.meta} is damaged; restore it, or start anew with --overwrite") from error
+        raise UsageError(
+            f"{paths.meta} is damaged ({type_and_text(error)}); restore it, or start anew with --overwrite"
+        ) from error
     if schema != ROW_SCHEMA:
         raise UsageError(
             f"{paths.meta}: row_schema is {schema} there and {ROW_SCHEMA} in this version of LLM-Profile; "
@@ -150,22 +150,3 @@ def _not_ours(path: Path, why: str) -> UsageError:
         f"{path}: not a table of LLM-Profile ({why}); restore it, choose another --output-dir or --model-name, "
         "or replace it with --overwrite, which keeps it as .bak"
     )
-
-
-def _has_all_fields(meta: dict[str, Any]) -> bool:
-    texts = ("hardware", "model", "origin", "clock")
-    lists = ("kinds", "runs", "missing")
-    return (
-        all(isinstance(meta[name], str) for name in texts)
-        and all(isinstance(entry, dict) for name in lists for entry in meta[name])
-        and all(isinstance(run["index"], int) for run in meta["runs"])
-        and all(_is_missing_point(entry) for entry in meta["missing"])
-        and isinstance(meta["conditions"], dict)
-        and isinstance(meta.get("sha256", {}), dict)
-        and meta["origin"] in ORIGINS
-    )
-
-
-def _is_missing_point(entry: dict[str, Any]) -> bool:
-    point_of_record(entry)  # raises
-    return isinstance(entry["reason"], str)

@@ -14,10 +14,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from llm_profile.errors import UsageError
+from llm_profile.errors import UsageError, type_and_text
 from llm_profile.measurement import Measurement
 from llm_profile.points import KEY_COLUMNS, SEQUENCES, SweepPoint, point_of_record, record_of
 from llm_profile.records import PASS, PointRecord, RowRecord
+from llm_profile.store.row_numbers import check_numbers
 from llm_profile.store.storage import sha256_of, storage_errors
 
 COLUMNS = {
@@ -82,7 +83,7 @@ def write_rows(records: Iterable[tuple[SweepPoint, PointRecord]]) -> bytes:
 def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoint, PointRecord]:
     """The records of a rows file. sha256: the checksums that it may have, None for any.
 
-    Raises UsageError when it is not there or damaged.
+    Raises UsageError when it is not there or damaged, holds numbers that cannot be, or a row twice at a point.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,21 +97,32 @@ def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoi
         file = pq.ParquetFile(pa.BufferReader(content))
         there = COLUMNS | {name: kind for name, kind in LATER_COLUMNS.items() if name in file.schema_arrow.names}
         table = file.read(columns=list(there), use_threads=False)
+        check_numbers(table)
         columns = {name: _values(table[name].combine_chunks(), kind) for name, kind in there.items()}
         keys = zip(*(columns.get(name, repeat(None)) for name in (*KEY_COLUMNS, SEQUENCES)), strict=False)
         lines = zip(*(columns[name] for name in COLUMNS), strict=True)
         of_points = groupby(zip(keys, lines, strict=True), key=itemgetter(0))
-        return {_point(key): _record([line for _key, line in group]) for key, group in of_points}
+        records: dict[SweepPoint, PointRecord] = {}
+        for key, group in of_points:
+            point = _point(key)
+            if point in records:
+                raise ValueError(f"the lines of {point} are there twice, or do not stand together")
+            records[point] = _record(point, [line for _key, line in group])
+        return records
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is missing or damaged; restore it, or start anew with --overwrite") from error
+        raise UsageError(
+            f"{path} is missing or damaged ({type_and_text(error)}); restore it, or start anew with --overwrite"
+        ) from error
 
 
 def _point(key: tuple[Any, ...]) -> SweepPoint:
     return point_of_record(dict(zip((*KEY_COLUMNS, SEQUENCES), key, strict=True)))
 
 
-def _record(lines: list[tuple[Any, ...]]) -> PointRecord:
+def _record(point: SweepPoint, lines: list[tuple[Any, ...]]) -> PointRecord:
     rows = {line[0]: RowRecord(Measurement(*line[5:12]), *line[12:15]) for line in lines}
+    if len(rows) != len(lines):
+        raise ValueError(f"a row is there twice at {point}")
     whole_pass = rows.pop(PASS).measurement
     return PointRecord(rows, whole_pass, *lines[0][15:])
 

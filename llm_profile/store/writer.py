@@ -4,7 +4,6 @@ No measurement is ever deleted. What has to give way to a new one (an example, a
 anew from) is renamed, and only when the new run has its first result.
 """
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from llm_profile.errors import UsageError
+from llm_profile.json_text import parse_json
 from llm_profile.measurement import PointFailure, PointSample
 from llm_profile.points import SweepPoint, canonical_order
 from llm_profile.records import ROW_SCHEMA, PointRecord
@@ -242,7 +242,7 @@ class TableWriter:
 
 def _as_read(record: dict[str, Any]) -> dict[str, Any]:
     """A record as it will be once it is written and read again."""
-    read: dict[str, Any] = json.loads(to_json(record))
+    read: dict[str, Any] = parse_json(to_json(record))
     return read
 
 
