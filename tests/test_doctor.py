@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -308,7 +309,7 @@ def test_the_compiler_is_a_warning_at_most(
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if compiler and name == "gcc" else None)
-    monkeypatch.setattr(host_checks.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     if headers:
         (tmp_path / "Python.h").touch()
     said = found(host_checks.compiler, intended())

@@ -13,6 +13,7 @@ from llm_profile.cli.messages import Verbosity, notice, told_by_console
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
 from llm_profile.json_text import parse_json
+from llm_profile.kernels import check_compilers, refuse_eager
 from llm_profile.request import ScalingRequest
 from llm_profile.store.files import is_as_written
 from llm_profile.store.table import LatencyTable
@@ -101,6 +102,8 @@ def validate_and_write(
     a model is loaded.
     """
     refuse_scaled(table)
+    refuse_eager(table.conditions["kernels"], wanted.runtime)
+    check_compilers(table.conditions["kernels"], device)
     scaling_paths(csv_path, wanted.output)
     check_pairs(wanted.pairs, table.records, table.missing)
     with stages.validation(parts_of(table, wanted)) as tick:
