@@ -33,10 +33,6 @@ CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
 TIMERS = ("auto", "cupti", "torch-profiler")
 """Who records the kernels of a GPU: CUPTI read directly, or torch's profiler; auto: CUPTI where it can be read."""
 
-FUSED = "fused"
-KERNEL_CHOICES = ("model", FUSED)
-"""Kernels of norms, rotary function, gate products and grouped heads: those of the model's code, or fused ones."""
-
 SKIP = "--skip-scaling"
 
 ROUTINGS = ("balanced", "random", "model")

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from llm_profile.layers.layout import Layout
+from llm_profile.layers.probe import running_modules
 from llm_profile.layers.roles import Call
 from llm_profile.models.patches import patched
 from llm_profile.passes.call_sites import copied
@@ -14,24 +16,25 @@ from llm_profile.passes.compiling import agree
 from llm_profile.passes.grouped_attention import SDPA, grouped
 from llm_profile.points import SweepPoint
 
+ATTN = "attn"
 OWN = "the model's code computes it by itself"
 EAGER = "eager attention; --attn-implementation sdpa has kernels for it, where the model allows it"
 DIFFERS = "grouped heads compute something else"
 
 
 def attention_not_fused(
-    run: Callable[[SweepPoint], Any], point_pairs: Iterable[Sequence[SweepPoint]], layout: Layout
+    model: nn.Module, run: Callable[[SweepPoint], Any], point_pairs: Iterable[Sequence[SweepPoint]], layout: Layout
 ) -> str | None:
-    """Why attention keeps the model's kernels; None if it does not. run: makes a pass."""
-    if any(site.row.rpartition(".")[2] == "attn" and site.kind for site in layout.sites):
-        return OWN
+    """Why attention keeps the model's kernels; None if it does not. run: makes a pass of `model`."""
     eager: list[bool] = []
+    callers: set[nn.Module] = set()
     calls: dict[Any, tuple[Callable[..., Any], Call]] = {}
     original = AttentionInterface.get_interface
 
     def get_interface(interface: AttentionInterface, name: Any, default: Any, *rest: Any) -> Any:
         chosen = original(interface, name, default, *rest)
         eager.append(chosen is default)
+        callers.update(running)
 
         def attend(*args: Any, **kwargs: Any) -> Any:
             if chosen is interface.get(SDPA) and len(args) >= 4:
@@ -40,9 +43,11 @@ def attention_not_fused(
 
         return attend
 
-    with patched(AttentionInterface, "get_interface", get_interface):
+    with running_modules(model) as running, patched(AttentionInterface, "get_interface", get_interface):
         for points in point_pairs:
             run(points[-1])
+    if any(site.row.rpartition(".")[2] == ATTN and site.kind and site.module not in callers for site in layout.sites):
+        return OWN
     if any(eager):
         return EAGER
     return None if all(_agrees(*call) for call in calls.values()) else DIFFERS

@@ -15,7 +15,7 @@ from llm_profile.errors import UsageError
 from llm_profile.layers.layout import Layout, expert_modules
 from llm_profile.layers.roles import Roles, find_roles, launches
 from llm_profile.models.patches import ROPE_FUNCTION, modelling_functions
-from llm_profile.passes.attention_check import attention_not_fused
+from llm_profile.passes.attention_check import ATTN, attention_not_fused
 from llm_profile.passes.call_sites import CallSite, Example, examples_of, replaced, site_of, tensors_of
 from llm_profile.passes.compiling import CannotFuseError, Compiled
 from llm_profile.passes.gate_products import gate_product
@@ -51,7 +51,7 @@ class FusedKernels:
         with ExitStack() as undo:
             roles = find_roles(self._model, partial(self._runner.run, SweepPoint(1, 0)))
             self._name_unclear(roles)
-            sites = [*self._norms(roles), *self._rotary(), *self._activations(roles), *self._gates_of_experts()]
+            sites = [*self._norms(roles), *self._rotary(), *self._activations(roles), *self._gates_of_experts(roles)]
             with self._gates_apart(roles) as products:
                 examples = examples_of([*sites, *products], self._runner.run, self._point_pairs())
             uncalled = {s.row: "no pass called it" for s in (*sites, *products) if s not in examples and s.row != ROPE}
@@ -60,9 +60,9 @@ class FusedKernels:
             if not self.fused:
                 why = next(iter(self.not_fused.values()), "it has no norms, rotary function or gate products")
                 raise UsageError(f"--kernels fused: no part of this model can be compiled ({why}); use --kernels model")
-            of_attention = attention_not_fused(self._runner.run, self._point_pairs(), self._layout)
+            of_attention = attention_not_fused(self._model, self._runner.run, self._point_pairs(), self._layout)
             if of_attention is not None:
-                self.not_fused["attn"] = of_attention
+                self.not_fused[ATTN] = of_attention
             else:
                 undo.enter_context(grouped_attention())
             self._runner.forget_masks()
@@ -102,12 +102,16 @@ class FusedKernels:
         shapes = tuple(parameter.shape for parameter in module.parameters())
         return site_of(module, "forward", self._layout.row_of(module), shapes)
 
-    def _gates_of_experts(self) -> Iterator[CallSite]:
+    def _gates_of_experts(self, roles: Roles) -> Iterator[CallSite]:
+        """What experts compute between their products, where it is a method of its own."""
+        beside = {
+            part for m in self._model.modules() if {*m.children()} & {*roles.activations} for part in m.children()
+        }
         for module in expert_modules(self._model):
             row = self._layout.row_of(module)
             if _has_gate_method(module):
                 yield site_of(module, GATE_METHOD, row)
-            elif not any(True for _ in module.children()):
+            elif module not in beside and not any(True for _ in module.children()):
                 self.not_fused[row] = "the gate product is inside other code"
 
     @contextmanager

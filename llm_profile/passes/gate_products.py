@@ -101,7 +101,9 @@ def _function(
     for node in inner:
         new[node] = graph.node_copy(node, new.__getitem__)
         if node.op == "call_module":
-            owned[str(node.target)] = copy.deepcopy(parts[str(node.target)])
+            part = owned[str(node.target)] = copy.deepcopy(parts[str(node.target)])
+            part._forward_pre_hooks.clear()
+            part._forward_hooks.clear()
     graph.output(new[output])
     module = fx.GraphModule(owned, graph)
     return module.forward, f"{module.code}{owned}"
