@@ -317,6 +317,15 @@ def test_the_compiler_is_a_warning_at_most(
     assert words is None or words in said.text
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_fused_kernels_need_a_compiler(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if there and name == "g++" else None)
+    said = found(host_checks.compiler, intended(device="cpu", kernels="fused", scaling=None))
+    assert said.level is (Level.OK if there else Level.ERROR)
+    assert there or "Inductor needs a C++ compiler" in said.text
+
+
 # ---- the model
 
 

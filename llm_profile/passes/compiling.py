@@ -19,6 +19,10 @@ differs by some steps.
 """
 
 
+IN_THIS_PROCESS: dict[str, Any] = {"compile_threads": 1}
+"""Inductor compiles without processes of its own, which would stay and take time from what is measured."""
+
+
 class CannotFuseError(Exception):
     """A part of a model that keeps its own kernels. The message says why, in a few words."""
 
@@ -30,8 +34,8 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        # automatic_dynamic_shapes stays: another batch size compiles once more, then for any
-        self._compiled = torch.compile(_of_own_code(function), fullgraph=True)
+        # Another batch size compiles once more, when it first runs, and then for any size.
+        self._compiled = torch.compile(_of_own_code(function), fullgraph=True, options=IN_THIS_PROCESS)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch._C._len_torch_dispatch_stack():  # dynamo refuses to compile under such a mode
@@ -72,10 +76,10 @@ def _of_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Inductor compiles without processes of its own, which would stay and take time from what is measured."""
+    """While open, Inductor starts no processes, not even when it is imported."""
     import torch._inductor.config as inductor
 
-    with inductor.patch(compile_threads=1):
+    with inductor.patch(IN_THIS_PROCESS):
         yield
 
 
