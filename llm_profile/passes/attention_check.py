@@ -18,7 +18,7 @@ from llm_profile.points import SweepPoint
 
 ATTN = "attn"
 OWN = "the model's code computes it by itself"
-EAGER = "eager attention; --attn-implementation sdpa has kernels for it, where the model allows it"
+EAGER_ATTENTION = "eager attention; --attn-implementation sdpa has kernels for it, where the model allows it"
 DIFFERS = "grouped heads fail or compute something else"
 
 
@@ -49,7 +49,7 @@ def attention_not_fused(
     if any(site.row.rpartition(".")[2] == ATTN and site.kind and site.module not in callers for site in layout.sites):
         return OWN
     if any(eager):
-        return EAGER
+        return EAGER_ATTENTION
     return None if all(_agrees(*call) for call in calls.values()) else DIFFERS
 
 

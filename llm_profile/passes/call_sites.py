@@ -19,7 +19,8 @@ class CallSite:
 
     row: the row that its time goes to. owner: an instance or the namespace of a file. function: computes
     `owner.attribute(*args)` as function(*bound, *args). bound: the module, for functions that a class defines; so
-    modules of one class share a function. alike: what else tells functions apart that may not share compiled code.
+    modules of one class share a function. alike: what else tells apart functions that may not share compiled code; of
+    functions without `bound`, those with an equal `alike` compute the same.
     """
 
     row: str
@@ -28,6 +29,11 @@ class CallSite:
     function: Callable[..., Any]
     bound: tuple[Any, ...] = ()
     alike: Any = None
+
+    @property
+    def kind(self) -> Any:
+        """Equal for sites that may share compiled code, if they get tensors of the same shapes."""
+        return self.alike if self.alike is not None and not self.bound else (self.function, self.alike)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's own code computes."""
@@ -89,6 +95,13 @@ def tensors_of(call: Call) -> list[torch.Tensor]:
     return [value for value in flat if isinstance(value, torch.Tensor)]
 
 
+def _forms(call: Call) -> list[Any]:
+    """Shape and type of each tensor of a call, and its other arguments as text."""
+    values = [*call.args, *call.kwargs.values()]
+    others = [repr(value) for value in values if not isinstance(value, torch.Tensor | tuple | list)]
+    return [*((tensor.shape, tensor.dtype) for tensor in tensors_of(call)), others]
+
+
 def _differing(one: torch.Tensor, other: torch.Tensor) -> tuple[int, ...]:
     return tuple(dim for dim, (a, b) in enumerate(zip(one.shape, other.shape, strict=False)) if a != b)
 
@@ -107,13 +120,16 @@ def _calls(
 ) -> dict[CallSite, list[Call]]:
     """The calls of each site in a pass, the first one of each shape, with copies of their tensors."""
     calls: dict[CallSite, list[Call]] = {}
+    copies: dict[Any, Call] = {}  # sites of a kind share them, since a deep model has many
 
     def recording(site: CallSite) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            known = calls.setdefault(site, [])
-            shapes = [t.shape for t in tensors_of(Call(args, kwargs))]
-            if all(shapes != [t.shape for t in tensors_of(one)] for one in known):
-                known.append(copied(Call(args, kwargs)))
+            given, known = Call(args, kwargs), calls.setdefault(site, [])
+            if all(_forms(given) != _forms(one) for one in known):
+                key = (site.kind, repr(_forms(given)))
+                if key not in copies:
+                    copies[key] = copied(given)
+                known.append(copies[key])
             return site.call(*args, **kwargs)
 
         return call

@@ -3,8 +3,7 @@
 That is close to what serving engines run. Each part is compiled by itself, so that its time stays in its row.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -74,12 +73,10 @@ class FusedKernels:
 
     def _name_unclear(self, roles: Roles) -> None:
         """Parts that look as if they could be fused, by their name or their place, and are not what they look like."""
-        named = {
-            s.module: s.row
-            for s in self._layout.sites
-            if "norm" in s.row and not any(True for _ in s.module.children())
-        }
-        self.not_fused |= {row: "it computes no norm" for module, row in named.items() if module not in roles.norms}
+        for site in self._layout.sites:
+            childless = not any(True for _ in site.module.children()) and not isinstance(site.module, nn.Identity)
+            if childless and "norm" in site.row and site.module not in roles.norms:
+                self.not_fused[site.row] = "it computed no norm in a pass of one token"
         self.not_fused |= {
             self._layout.row_of(module): "it is no activation of single values" for module in roles.unclear
         }
@@ -156,30 +153,22 @@ class FusedKernels:
         self, undo: ExitStack, examples: dict[CallSite, list[Example]], products: dict[CallSite, CallSite]
     ) -> None:
         """Compile each function once for all sites that share it, and let the model's code find the compiled ones."""
-        alike: dict[Any, list[CallSite]] = defaultdict(list)
+        compiled: dict[Any, Compiled] = {}
+        fused: dict[str, None] = {}
         for site, of_site in examples.items():
-            alike[_kind_of(site, of_site)].append(site)
-        for sites in alike.values():
+            shapes = repr([[(tensor.shape, tensor.dtype) for tensor in tensors_of(call)] for call, _ in of_site])
+            function = compiled.setdefault((site.kind, shapes), Compiled(site.function))
             try:
-                compiled = Compiled(sites[0].function)
-                compiled.check(sites[0].function, sites[0].bound, examples[sites[0]])
+                function.check(site.function, site.bound, of_site)
             except CannotFuseError as error:
-                self.not_fused |= {site.row: str(error) for site in sites}
+                self.not_fused[site.row] = str(error)
                 continue
-            for site in sites:
-                undo.enter_context(replaced(site, partial(compiled, *site.bound)))
-                if (whole := products.get(site)) is not None:
-                    undo.enter_context(replaced(whole, whole.function))
-        fused = {site.row: None for sites in alike.values() for site in sites}
+            undo.enter_context(replaced(site, partial(function, *site.bound)))
+            if (whole := products.get(site)) is not None:
+                undo.enter_context(replaced(whole, whole.function))
+            fused[site.row] = None
         self.fused = [row for row in fused if row not in self.not_fused]
 
 
 def _has_gate_method(module: nn.Module) -> bool:
     return callable(getattr(type(module), GATE_METHOD, None))
-
-
-def _kind_of(site: CallSite, examples: Sequence[Example]) -> Any:
-    """Equal for sites that may share compiled code: the same function, on tensors of the same shapes."""
-    function: Callable[..., Any] | Any = site.alike if not site.bound and site.alike else (site.function, site.alike)
-    shapes = [[(tensor.shape, tensor.dtype) for tensor in tensors_of(call)] for call, _ in examples]
-    return function, repr(shapes)
