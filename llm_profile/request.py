@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.kernels import FUSED, refuse_eager
 from llm_profile.sweep import SERIES, Pair, Sweep
 
 DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|fake")
@@ -31,6 +32,8 @@ CPU_SDPA_BACKENDS = ("auto", "torch", "flash", "math")
 """The ones that torch can use on a CPU."""
 TIMERS = ("auto", "cupti", "torch-profiler")
 """Who records the kernels of a GPU: CUPTI read directly, or torch's profiler; auto: CUPTI where it can be read."""
+
+SKIP = "--skip-scaling"
 
 ROUTINGS = ("balanced", "random", "model")
 """How the experts of a token are chosen: evenly over all experts, at random, or by the model's router."""
@@ -112,6 +115,7 @@ class Request:
     sdpa_backend: str = "auto"
     experts_implementation: str = "auto"
     routing: str = "balanced"
+    kernels: str = "model"
     load_format: str = "auto"
     revision: str | None = None
     allow_pickle: bool = False
@@ -148,6 +152,11 @@ class Request:
             )
         if self.timer != "auto" and not self.device.startswith("cuda"):
             raise UsageError(f"--timer {self.timer}: it records GPU kernels; leave it out with --device {self.device}")
+        if self.kernels == FUSED and self.device == "fake":
+            raise UsageError("--kernels fused: made-up times have no kernels; leave it out with --device fake")
+        if self.scaling is not None:
+            cpu = self.device == "cpu"  # which has no CUDA graphs
+            refuse_eager(self.kernels, self.scaling.runtime, SKIP if cpu else f"--scaling-runtime cuda-graph or {SKIP}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise UsageError(f"--seed {self.seed}: must be a whole number from 0 to {LARGEST_SEED}")
         for name in SERIES:

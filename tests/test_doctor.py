@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -308,12 +309,21 @@ def test_the_compiler_is_a_warning_at_most(
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if compiler and name == "gcc" else None)
-    monkeypatch.setattr(host_checks.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     if headers:
         (tmp_path / "Python.h").touch()
     said = found(host_checks.compiler, intended())
     assert said.level is (Level.OK if words is None else Level.WARNING)
     assert words is None or words in said.text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fused_kernels_need_a_compiler(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++" if there and name == "g++" else None)
+    said = found(host_checks.compiler, intended(device="cpu", kernels="fused", scaling=None))
+    assert said.level is (Level.OK if there else Level.ERROR)
+    assert there or "Inductor needs a C++ compiler" in said.text
 
 
 # ---- the model

@@ -19,6 +19,7 @@ from llm_profile.cli.parsing import (
     token_of,
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
+from llm_profile.kernels import KERNEL_CHOICES
 from llm_profile.models.hub import LOAD_FORMATS
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, TIMERS, Request
 from llm_profile.sweep import GRID_NAMES, MODES, Sweep
@@ -46,6 +47,11 @@ GROUPS: Mapping[str, Options] = {
         "--routing": {
             "choices": ROUTINGS,
             "help": "how experts are chosen when weights are random (default %(default)s)",
+        },
+        "--kernels": {
+            "choices": KERNEL_CHOICES,
+            "help": "model: those of the model's code (default); fused: norms, rotary function and gate products are "
+            "compiled, and attention copies no heads, which is closer to serving engines",
         },
         "--load-format": {
             "choices": LOAD_FORMATS,

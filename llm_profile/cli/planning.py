@@ -11,6 +11,7 @@ from typing import Any
 from llm_profile.cards import short_device_name
 from llm_profile.errors import UsageError
 from llm_profile.json_text import parse_json
+from llm_profile.kernels import check_compilers
 from llm_profile.models.architectures import ARCHITECTURES
 from llm_profile.models.config_names import POSITION_FIELDS, WorkedOut, field_of_decoder
 from llm_profile.models.footprint import memory_bytes
@@ -74,12 +75,13 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     """Refuse what would stop the run later, as far as a configuration tells. Returns the points that are known already.
 
     Raises UsageError: more blocks than the model has, pairs to validate that the table will not have, files that are
-    not ours or cannot be written.
+    not ours or cannot be written, no compiler for fused kernels.
     """
     if not isinstance(source.config.get("model_type"), str):
         from llm_profile.models.building import make_config  # which refuses it; imports torch
 
         make_config(source.config)
+    check_compilers(request.kernels, request.device)
     blocks = _field(source.config, "num_hidden_layers")
     _check_depth("--num-layers", request.num_layers, blocks)
     check_writable(paths.csv)

@@ -14,6 +14,7 @@ from llm_profile.cli.planning import check_writable
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
 from llm_profile.json_text import parse_json
+from llm_profile.kernels import check_compilers, refuse_eager
 from llm_profile.request import ScalingRequest
 from llm_profile.store.files import is_as_written
 from llm_profile.store.table import LatencyTable
@@ -102,6 +103,8 @@ def validate_and_write(
     a model is loaded: folders that take no files, too.
     """
     refuse_scaled(table)
+    refuse_eager(table.conditions["kernels"], wanted.runtime)
+    check_compilers(table.conditions["kernels"], device)
     for path in validation_files(csv_path, wanted).values():
         check_writable(path)
     check_pairs(wanted.pairs, table.records, table.missing)

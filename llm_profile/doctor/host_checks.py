@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from llm_profile import versions
 from llm_profile.cli.planning import nearest_folder
 from llm_profile.doctor.finding import Finding, Intended, doubt, failure, fine
 from llm_profile.errors import UsageError
+from llm_profile.kernels import C_COMPILERS, FUSED, check_compilers, compiler_path, python_headers
 from llm_profile.models.memory import gib
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -19,8 +19,6 @@ BUSY = 0.25
 
 LITTLE_DISK, TOO_LITTLE_DISK = 2**30, 64 * 2**20
 """Bytes: a table of 4,096 points with its report takes some megabytes, its journal ten times as much."""
-
-COMPILERS = ("cc", "gcc", "clang")
 
 
 def tested_versions(intended: Intended) -> Finding:
@@ -84,12 +82,16 @@ def disk_space(intended: Intended) -> Finding:
 
 
 def compiler(intended: Intended) -> Finding:
-    """What Inductor and Triton need, for models that compile a part of themselves."""
-    wanted = (os.environ["CC"],) if os.environ.get("CC") else COMPILERS
-    found = next((path for name in wanted if (path := shutil.which(name))), None)
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if found is None:
-        return doubt(f"no C compiler ({', '.join(wanted)}): models that compile kernels would fail; install gcc")
+    """What Inductor and Triton need, for fused kernels and for models that compile a part of themselves."""
+    fused = intended.request.kernels == FUSED
+    try:
+        check_compilers(intended.request.kernels, intended.request.device)
+    except UsageError as error:
+        return failure(str(error))
+    found, headers = compiler_path("CC", C_COMPILERS), python_headers()
+    if found is None and not fused:
+        wanted = os.environ.get("CC") or ", ".join(C_COMPILERS)
+        return doubt(f"no C compiler ({wanted}): models that compile kernels would fail; install gcc")
     if not headers.exists():
         return doubt(f"{found}, but no {headers}: Triton would fail; install Python's headers (python3-dev)")
-    return fine(found)
+    return fine(found or "what --kernels fused needs is there")

@@ -36,6 +36,7 @@ def model_conditions(
         "dtype": loaded.dtype_name,
         "attn_implementation": config._attn_implementation,
         "sdpa_backend": options.sdpa_backend,
+        "kernels": options.kernels,
         "experts_implementation": config._experts_implementation if has_experts else None,
         "routing": runner.routing if has_experts else None,
         "cache": runner.cache.kind,

@@ -48,6 +48,7 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
         sdpa_backend=request.sdpa_backend,
         routing=request.routing,
         allow_slow_path=request.allow_slow_path,
+        kernels=request.kernels,
     )
     with code_of(source, request.hf_token):
         try:

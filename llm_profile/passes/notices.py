@@ -4,16 +4,22 @@ from collections.abc import Iterator, Mapping
 
 from llm_profile.passes.loaded import LoadedModel
 from llm_profile.passes.options import SubjectOptions
-from llm_profile.passes.refusals import slow_rows_text
+from llm_profile.passes.refusals import rows_with_reasons
 
 
 def model_notices(
-    loaded: LoadedModel, options: SubjectOptions, routing: str, decompressed: bool, slow_path: Mapping[str, str]
+    loaded: LoadedModel,
+    options: SubjectOptions,
+    routing: str,
+    decompressed: bool,
+    slow_path: Mapping[str, str],
+    not_fused: Mapping[str, str],
 ) -> Iterator[str]:
     """The notices, a line each.
 
     routing: how experts are chosen, which may differ from `options.routing`. decompressed: whether the first passes
-    turned quantised weights into plain ones. slow_path: row -> why it runs slow Python.
+    turned quantised weights into plain ones. slow_path: row -> why it runs slow Python. not_fused: row -> why it keeps
+    the model's kernels with `--kernels fused`.
     """
     if options.notice:
         yield options.notice
@@ -36,6 +42,8 @@ def model_notices(
         )
     if slow_path:
         yield (
-            f"slow path: {slow_rows_text(slow_path)}: measured as it runs here, in slow Python; a serving engine has "
-            "kernels for it"
+            f"slow path: {rows_with_reasons(slow_path)}: measured as it runs here, in slow Python; a serving engine "
+            "has kernels for it"
         )
+    if not_fused:
+        yield f"--kernels fused: these rows keep the model's kernels: {rows_with_reasons(not_fused)}"

@@ -36,11 +36,11 @@ def refuse_slow_path(slow_path: Mapping[str, str]) -> None:
     """Raise UsageError if any row would run slow Python. slow_path: row -> why it does."""
     if slow_path:
         raise UsageError(
-            f"--model: some of its layers would run slow Python instead of a kernel: {slow_rows_text(slow_path)}; "
+            f"--model: some of its layers would run slow Python instead of a kernel: {rows_with_reasons(slow_path)}; "
             "install what is missing, or measure them as they are with --allow-slow-path"
         )
 
 
-def slow_rows_text(slow_path: Mapping[str, str]) -> str:
-    """`row (reason)` of each row that runs slow Python, separated by commas."""
-    return ", ".join(f"{row} ({why})" for row, why in slow_path.items())
+def rows_with_reasons(reasons: Mapping[str, str]) -> str:
+    """`row (reason)` of each row, separated by commas."""
+    return ", ".join(f"{row} ({why})" for row, why in reasons.items())

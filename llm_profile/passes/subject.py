@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from llm_profile.kernels import FUSED
 from llm_profile.layers.layout import Layout, find_layout
 from llm_profile.layers.slow_path import slow_layers, why_slow
 from llm_profile.models.model_errors import as_usage_error
@@ -13,6 +14,7 @@ from llm_profile.models.transformers_quantizer import compressed_modules
 from llm_profile.passes.attention import attention_backend
 from llm_profile.passes.conditions import model_conditions
 from llm_profile.passes.expert_load import expert_load
+from llm_profile.passes.fused import FusedKernels
 from llm_profile.passes.loaded import load_model
 from llm_profile.passes.notices import model_notices
 from llm_profile.passes.options import SubjectOptions
@@ -26,8 +28,8 @@ class Subject:
 
     max_input, max_total: those of `options`, but at most as many tokens as the model has positions for. code:
     identifies the code of the model's repository that runs, None if there is none. slow_path: rows that run slow Python
-    instead of a kernel, each with the reason. Raises UsageError for a model that cannot be measured, and for slow rows
-    without `options.allow_slow_path`.
+    instead of a kernel, each with the reason. fused: the kernels of `--kernels fused`, None for the model's own. Raises
+    UsageError for a model that cannot be measured, and for slow rows without `options.allow_slow_path`.
     """
 
     def __init__(self, options: SubjectOptions) -> None:
@@ -61,6 +63,11 @@ class Subject:
         self.slow_path = {self.layout.row_of(module): why_slow(packages) for module, packages in slow.items()}
         if not options.allow_slow_path:
             refuse_slow_path(self.slow_path)
+        self.fused: FusedKernels | None = None
+        if options.kernels == FUSED:  # last, since the passes above watch the model's own operators
+            self.fused = undo.enter_context(
+                FusedKernels(self.model, self.layout, self.runner, self.max_input, self.max_total)
+            )
 
     @property
     def routing(self) -> str:
@@ -70,7 +77,9 @@ class Subject:
     @property
     def notices(self) -> list[str]:
         """What the user should know about the model, a line each."""
-        return list(model_notices(self._loaded, self.options, self.routing, self._decompressed, self.slow_path))
+        not_fused = self.fused.not_fused if self.fused else {}
+        told = (self.routing, self._decompressed, self.slow_path, not_fused)
+        return list(model_notices(self._loaded, self.options, *told))
 
     def conditions(self) -> dict[str, Any]:
         """What must be the same in all runs that add to one table, of the model (JSON values by name)."""
@@ -82,6 +91,7 @@ class Subject:
             "slow_path": self.slow_path,
             "expert_load": self._expert_load,
             "logits_to_keep": self.runner.inputs.takes_logits_to_keep,
+            **({"fused": self.fused.fused, "not_fused": self.fused.not_fused} if self.fused else {}),
         }
 
     @cached_property

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CONDITION_DEFAULTS: dict[str, Any] = {
+    "kernels": "model",
     "missing_kernels": None,
     "quantisation": None,
     "remote_code": None,

@@ -76,6 +76,7 @@ def _options(
                 sdpa_backend=conditions["sdpa_backend"],
                 routing=conditions["routing"] or "balanced",
                 allow_slow_path=profiled.allow_slow_path,
+                kernels=conditions["kernels"],
             ),
             source.name,
         )
