@@ -12,6 +12,7 @@ from typing import Any
 from llm_profile.cli.messages import Verbosity, notice, told_by_console
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
+from llm_profile.errors import UsageError
 from llm_profile.json_text import parse_json
 from llm_profile.request import ScalingRequest
 from llm_profile.store.files import is_as_written
@@ -101,6 +102,11 @@ def validate_and_write(
     a model is loaded.
     """
     refuse_scaled(table)
+    if (degree := table.conditions["tp"]) > 1:
+        raise UsageError(
+            f"{csv_path}: rows of one of {degree} tensor parallel ranks; a shard cannot be validated against the whole "
+            "model on one GPU"
+        )
     scaling_paths(csv_path, wanted.output)
     check_pairs(wanted.pairs, table.records, table.missing)
     with stages.validation(parts_of(table, wanted)) as tick:
