@@ -94,10 +94,11 @@ class ScalingRequest:
 class Request:
     """One run of the profiler. A field has the name of its option and means the same (docs/options.md).
 
-    model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the short
-    name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip validation.
-    tp: tensor parallel degree; above 1, one rank's shard is measured. report: whether to write the page of the table. verbose, quiet, json: how much is printed, and where. hf_token:
-    never printed or written to a file.
+    model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the
+    short name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip
+    validation. tp: tensor parallel degree; above 1, one rank's shard is measured. report: whether to write the page
+    of the table. verbose, quiet, json: how much is printed, and where. hf_token: never printed or written to a
+    file.
     """
 
     model: str

@@ -152,7 +152,7 @@ def _set_heads(attention: Heads, degree: int) -> None:
 
 def _adapt(module: Any, style: str) -> None:
     """Give a module of a style the sizes of its weights, and a forward for a part of its inputs or outputs."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         outputs = module.out_features
         module.out_features, module.in_features = weight.shape
