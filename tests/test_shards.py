@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -36,7 +37,11 @@ NOT_LOADED: dict[str, str] = {
     "qwen3_5_moe": "the composite configuration has no vocab_size",
     "qwen4_exp": "the composite configuration has no vocab_size",
 }
-"""Type -> why transformers cannot load a tiny model of it on two processes, or run it then."""
+"""Type -> why transformers RELEASE cannot load a tiny model of it on two processes, or run it then. In other releases,
+types that it cannot load so are skipped."""
+
+RELEASE = "5.24"
+OF_RELEASE = transformers.__version__.startswith(f"{RELEASE}.")
 
 
 def has_plan(model_type: str) -> bool:
@@ -68,17 +73,20 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("model_type", PLANNED)
 def test_a_shard_is_that_of_a_real_rank(real: dict[str, Any], model_type: str) -> None:
     rank = real[model_type]
-    assert ("error" in rank) == (model_type in NOT_LOADED), rank.get("error")
+    assert ("error" in rank) == (model_type in NOT_LOADED) or not OF_RELEASE, rank.get("error")
     if "parameters" not in rank:
-        pytest.skip(NOT_LOADED[model_type])
+        pytest.skip(NOT_LOADED.get(model_type, rank["error"]))
     model, kept = loaded(model_type)
+    of_plan = "embedding_rowwise" in model.tp_plan.values()  # type: ignore[operator, union-attr]
+    embedding = {id(value) for value in model.get_input_embeddings().parameters()}  # type: ignore[operator, union-attr]
+    names = [name for name, value in model.named_parameters() if of_plan or id(value) not in embedding]
     cut_to_shard(model, RANKS)
     held = dict(model.named_parameters(remove_duplicate=False))
     assert held.keys() == rank["parameters"].keys()
-    for name, value in rank["parameters"].items():
-        assert torch.equal(held[name], value), name
+    for name in names:
+        assert torch.equal(held[name], rank["parameters"][name]), name
     random = dummy_model(make_config(tiny_fields(model_type)), ModelOptions(1, "cpu", "float32", tp=RANKS), kept)
-    assert shapes_of(random) == {name: value.shape for name, value in rank["parameters"].items()}
+    assert shapes_of(random) == {name: value.shape for name, value in held.items()}
     if "products" in rank:
         assert products_of(model) == rank["products"]
 
@@ -123,7 +131,7 @@ def heads_in_a_pass(model: nn.Module) -> tuple[int, int]:
 )
 @settings(max_examples=40, deadline=None)
 def test_any_dimensions(keys: int, groups: int, head_dim: int, inner: int, degree: int, model_type: str) -> None:
-    heads, hidden, width = keys * groups, 8 * keys * groups, 4 * inner
+    heads, hidden, width = keys * groups, 8 * keys * groups, 16 * inner
     fields = tiny.COMMON | {"model_type": model_type, "head_dim": head_dim, "num_attention_heads": heads}
     fields |= {"num_key_value_heads": keys, "intermediate_size": width, "num_hidden_layers": 1, "hidden_size": hidden}
     fields |= {"num_local_experts": 2, "num_experts_per_tok": 2}
@@ -263,7 +271,8 @@ def test_a_shard_has_the_rows_of_the_model(name: str) -> None:
 
 def test_what_a_plan_leaves_whole_is_said() -> None:
     model: Any = meta_model(make_config(tiny.CONFIGS["phimoe"]))
-    whole = not any("self_attn" in name for name in model.tp_plan)
+    plan = " ".join(name for name in model.tp_plan if ".*." in name)
+    whole = bool(plan) and "self_attn" not in plan  # without a plan for its blocks, all of them are divided
     said = [notice for notice in rows_of("phimoe", 2)[1] if notice.startswith("--tp 2: ")]
     assert any("q_proj, k_proj, v_proj, o_proj whole on each rank" in notice for notice in said) == whole
     assert not any(notice.startswith("--tp") for notice in rows_of("llama", 2)[1])

@@ -138,7 +138,8 @@ def _ends(model: Any, by_role: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     if isinstance(embedding, nn.Embedding) and embedding in names:
         found[names[embedding]] = VOCABULARY
-    tied = bool(getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False))
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
     if isinstance(head, nn.Linear) and head in names and (tied or by_role):
         found[names[head]] = GATHERED
     return found
