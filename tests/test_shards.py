@@ -78,8 +78,9 @@ def test_a_shard_is_that_of_a_real_rank(real: dict[str, Any], model_type: str) -
         pytest.skip(NOT_LOADED.get(model_type, rank["error"]))
     model, kept = loaded(model_type)
     of_plan = "embedding_rowwise" in model.tp_plan.values()  # type: ignore[operator, union-attr]
-    embedding = {id(value) for value in model.get_input_embeddings().parameters()}  # type: ignore[operator, union-attr]
-    names = [name for name, value in model.named_parameters() if of_plan or id(value) not in embedding]
+    ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator, union-attr]
+    own = {id(value) for end in ends if end is not None and not of_plan for value in end.parameters()}
+    names = [name for name, value in model.named_parameters() if id(value) not in own]
     cut_to_shard(model, RANKS)
     held = dict(model.named_parameters(remove_duplicate=False))
     assert held.keys() == rank["parameters"].keys()
