@@ -255,6 +255,8 @@ def _run(words: Sequence[str]) -> int:
         return run_subcommand(words)
     arguments = build_parser().parse_args(words)
     requests = parse_requests(arguments)
+    if arguments.json and len(requests) > 1 and not arguments.plan:
+        raise UsageError("--json: prints one document, of one table; give --tp one degree")
     if arguments.quiet:
         hide_bars_of_downloads()
     versions.refuse_older()

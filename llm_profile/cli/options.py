@@ -20,7 +20,6 @@ from llm_profile.cli.parsing import (
     token_of,
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
-from llm_profile.errors import UsageError
 from llm_profile.models.hub import LOAD_FORMATS
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, TIMERS, Request
 from llm_profile.sweep import GRID_NAMES, MODES, Sweep
@@ -148,8 +147,6 @@ def parse_requests(arguments: argparse.Namespace) -> list[Request]:
     Raises UsageError for values that are not allowed.
     """
     several = arguments.tp if isinstance(arguments.tp, tuple) else (arguments.tp,)
-    if arguments.json and len(several) > 1 and not arguments.plan:
-        raise UsageError("--json: prints one document, of one table; give --tp one degree")
     return [parse_request(argparse.Namespace(**{**vars(arguments), "tp": degree})) for degree in several]
 
 

@@ -120,13 +120,18 @@ def tp_plan_of(model: Any, degree: int) -> TpPlan:
 
 
 def whole_layers(model: Any, degree: int) -> list[str]:
-    """Attributes of the layers in blocks that have matrices and are whole on each rank; routers are not among them."""
+    """Attributes of the layers in blocks that have matrices and are whole on each rank.
+
+    Routers are not among them, nor layers of stacks without any rule, such as those of images.
+    """
     plan = tp_plan_of(model, degree)
+    stacks = [path for stack in find_stacks(model) for path in stack.paths]
+    ruled = tuple(f"{path}." for path in stacks if any(name.startswith(f"{path}.") for name in plan.parameters))
     found = {
         path.rpartition(".")[2]: None
         for path, module in _modules_of_blocks(model)
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim > 1 and plan.cut(f"{path}.{name}", parameter) is None
+        if parameter.ndim > 1 and path.startswith(ruled) and plan.cut(f"{path}.{name}", parameter) is None
     }
     return [attribute for attribute in found if attribute not in ROUTERS]
 
