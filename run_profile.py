@@ -33,7 +33,7 @@ from llm_profile.cli import planning, summary
 from llm_profile.cli.command import exit_code_of
 from llm_profile.cli.ending import Ending, Swept, sweep_ending, sweep_figures, tell_document, tell_ending
 from llm_profile.cli.messages import Verbosity, hide_bars_of_downloads, notice, tell, tell_json
-from llm_profile.cli.options import parse_request, profile_parser
+from llm_profile.cli.options import parse_requests, profile_parser
 from llm_profile.cli.progress import Stages
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
 from llm_profile.cli.table_validation import Validated, known_validation, tell_pairs, validate_and_write
@@ -101,6 +101,22 @@ def run_profile(request: Request) -> Result:
     tell_ending(ending, verbosity)
     tell_document(ending, code, sweep_figures(table, swept, missing), verbosity)
     return Result(paths.csv, missing, code)
+
+
+def run_degrees(requests: Sequence[Request]) -> int:
+    """Profile a model at each tensor parallel degree; returns the largest exit code. Raises as `run_profile`.
+
+    Degrees that do not divide the model are refused before the first is measured.
+    """
+    if len(requests) > 1:
+        source = planning.find_source(requests[0], weights=False)
+        for request in requests:
+            planning.check_degree(request, source)
+    codes = []
+    for request in requests:
+        codes.append(run_profile(request).exit_code)
+        release_memory(request.device)
+    return max(codes)
 
 
 def with_page(request: Request, ending: Ending) -> Ending:
@@ -238,19 +254,21 @@ def _run(words: Sequence[str]) -> int:
     if words and words[0] in SUBCOMMANDS:
         return run_subcommand(words)
     arguments = build_parser().parse_args(words)
-    request = parse_request(arguments)
-    if request.quiet:
+    requests = parse_requests(arguments)
+    if arguments.json and len(requests) > 1 and not arguments.plan:
+        raise UsageError("--json: prints one document, of one table; give --tp one degree")
+    if arguments.quiet:
         hide_bars_of_downloads()
     versions.refuse_older()
     notice(versions.warning())
     if arguments.plan:
-        lines = planning.plan_lines(request)
-        if request.json:
+        lines = [line for request in requests for line in planning.plan_lines(request)]
+        if arguments.json:
             tell_json({"exit_code": EXIT_COMPLETE, "plan": lines})
         else:
             tell(lines)
         return EXIT_COMPLETE
-    return run_profile(request).exit_code
+    return run_degrees(requests)
 
 
 if __name__ == "__main__":

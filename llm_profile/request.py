@@ -34,6 +34,8 @@ TIMERS = ("auto", "cupti", "torch-profiler")
 """Who records the kernels of a GPU: CUPTI read directly, or torch's profiler; auto: CUPTI where it can be read."""
 
 SKIP = "--skip-scaling"
+LARGEST_TP = 1024
+"""Largest --tp: more GPUs than share a layer anywhere."""
 
 ROUTINGS = ("balanced", "random", "model")
 """How the experts of a token are chosen: evenly over all experts, at random, or by the model's router."""
@@ -94,10 +96,11 @@ class ScalingRequest:
 class Request:
     """One run of the profiler. A field has the name of its option and means the same (docs/options.md).
 
-    model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the short
-    name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip validation.
-    report: whether to write the page of the table. verbose, quiet, json: how much is printed, and where. hf_token:
-    never printed or written to a file.
+    model: an id on the hub, a local folder or a name in the built-in table (catalog.py). hardware: None for the
+    short name of the device. precision: as a ratio, where the option takes a percentage. scaling: None to skip
+    validation. tp: tensor parallel degree; above 1, one rank's shard is measured. report: whether to write the page
+    of the table. verbose, quiet, json: how much is printed, and where. hf_token: never printed or written to a
+    file.
     """
 
     model: str
@@ -122,6 +125,7 @@ class Request:
     allow_slow_path: bool = False
     trust_remote_code: bool = False
     seed: int = 0
+    tp: int = 1
     append: bool = False
     overwrite: bool = False
     output_dir: Path = Path(".")
@@ -137,6 +141,7 @@ class Request:
             raise UsageError(f"--device {self.device}: use cuda, cuda:N or cpu (or fake, for made-up times)")
         if self.device == "fake" and self.scaling is not None:
             raise UsageError("--device fake: there is no real model to validate against; add --skip-scaling")
+        self._check_tp()
         for option, value, least in (
             ("--num-layers", self.num_layers, 1),
             ("--repeat", self.repeat, 1),
@@ -172,3 +177,13 @@ class Request:
             raise UsageError(f"--precision {100 * self.precision:g}: must be 0 (exactly --repeat passes) up to 99 %")
         if self.append and self.overwrite:
             raise UsageError("--append adds to a table and --overwrite starts it anew: use one of them")
+
+    def _check_tp(self) -> None:
+        if not 1 <= self.tp <= LARGEST_TP:
+            raise UsageError(f"--tp {self.tp}: must be a whole number from 1 to {LARGEST_TP}")
+        if self.tp > 1 and self.device == "fake":
+            raise UsageError(f"--tp {self.tp}: made-up times have no shards; use --device cuda or cpu, or --tp 1")
+        if self.tp > 1 and self.scaling is not None:
+            raise UsageError(
+                f"--tp {self.tp}: a shard cannot be validated against the whole model on one GPU; add --skip-scaling"
+            )

@@ -141,7 +141,8 @@ def _export_lines(bundle: Bundle, tables: Sequence[LatencyTable], folder: Path |
     yield from map(scaling_text, tables)
     yield from bundle.notes
     for target in bundle.targets:
-        yield f"simulate hardware {target.hardware}, model {target.model}"
+        degree = f", tensor parallel degree {target.tp}" if target.tp > 1 else ""
+        yield f"simulate hardware {target.hardware}, model {target.model}{degree}"
 
 
 def _checked(form: BundleFormat, read: Read, steps: Sequence[SweepPoint], targets: Sequence[Target]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from llm_profile.cli.parsing import (
     OneLineParser,
     Options,
     add_options,
+    degrees,
     field_defaults,
     named_path,
     token_of,
@@ -66,6 +67,12 @@ GROUPS: Mapping[str, Options] = {
         },
         "--trust-remote-code": {**SWITCH, "help": "run code of the model's repository"},
         "--hf-token": {"metavar": "TOKEN", "help": "access token of the Hugging Face Hub (default: HF_TOKEN)"},
+        "--tp": {
+            "type": degrees,
+            "metavar": "N[,N...]",
+            "help": "tensor parallel degrees: of each above 1, one rank's shard gets a table <model>-tpN.csv "
+            "(default %(default)s)",
+        },
         "--seed": {
             "type": int,
             "help": "seed of random weights and inputs, and of the order of points (default %(default)s)",
@@ -140,8 +147,17 @@ def add_run_options(parser: argparse.ArgumentParser, groups: Mapping[str, Option
     add_options(parser.add_argument, AFTER_SWEEP, {})
 
 
+def parse_requests(arguments: argparse.Namespace) -> list[Request]:
+    """The request of a parsed command line for each degree of `--tp`, in order.
+
+    Raises UsageError for values that are not allowed.
+    """
+    several = arguments.tp if isinstance(arguments.tp, tuple) else (arguments.tp,)
+    return [parse_request(argparse.Namespace(**{**vars(arguments), "tp": degree})) for degree in several]
+
+
 def parse_request(arguments: argparse.Namespace) -> Request:
-    """The request of a parsed command line. Raises UsageError for values that are not allowed."""
+    """The request of a parsed command line with one degree of `--tp`. Raises UsageError as `parse_requests`."""
     values = vars(arguments)
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
     named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})

@@ -51,6 +51,14 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def degrees(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, each once, in order. Raises ArgumentTypeError for anything else."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,4") from None
+
+
 def token_of(arguments: argparse.Namespace) -> str | None:
     """The access token of the Hugging Face Hub: that of `--hf-token`, else that of HF_TOKEN, else None."""
     return arguments.hf_token or os.environ.get("HF_TOKEN") or None

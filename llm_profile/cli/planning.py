@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_profile.cards import short_device_name
 from llm_profile.errors import UsageError
@@ -20,7 +20,7 @@ from llm_profile.points import SweepPoint
 from llm_profile.request import DTYPE_BYTES, Request
 from llm_profile.store.files import load_table, read_meta
 from llm_profile.store.journal import read_journal
-from llm_profile.store.paths import TablePaths
+from llm_profile.store.paths import TablePaths, shard_name
 from llm_profile.store.storage import storage_errors
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import SERIES, Plan, plan, series_of
@@ -28,6 +28,9 @@ from llm_profile.timing.backends.base import GRAPHS
 from llm_profile.timing.grid import GRIDS
 from llm_profile.validation.estimate import check_pairs
 from llm_profile.validation.scaled_table import scaling_paths
+
+if TYPE_CHECKING:
+    from llm_profile.models.shard_memory import Parameters
 
 
 def find_source(request: Request, *, weights: bool = True) -> ModelSource:
@@ -60,15 +63,31 @@ def hardware_name(request: Request) -> str:
 
 
 def table_name(request: Request, source: ModelSource) -> str:
-    """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part."""
-    if request.model_name is not None:
-        return request.model_name
-    return folder_name(source.path) if source.path is not None else source.name
+    """What the table is called: `--model-name`, else the model's id; a local folder goes by its last part.
+
+    The name of a shard's table ends in its degree.
+    """
+    whole = folder_name(source.path) if source.path is not None else source.name
+    return shard_name(whole if request.model_name is None else request.model_name, request.tp)
 
 
 def table_paths(request: Request, source: ModelSource, hardware: str) -> TablePaths:
     """Where the table lies. Raises UsageError for names that cannot be those of files."""
     return TablePaths.of(request.output_dir, hardware, table_name(request, source))
+
+
+def check_degree(request: Request, source: ModelSource) -> None:
+    """Raises UsageError for a --tp that does not divide the model. Imports torch for one above 1."""
+    if request.tp > 1:
+        _parameters(request, source)
+
+
+def _parameters(request: Request, source: ModelSource) -> "Parameters":
+    from llm_profile.models.remote_code import code_of
+    from llm_profile.models.shard_memory import shard_parameters
+
+    with code_of(source, request.hf_token):
+        return shard_parameters(source.config, request.num_layers, request.tp)
 
 
 def check(request: Request, source: ModelSource, paths: TablePaths) -> set[SweepPoint]:
@@ -84,6 +103,7 @@ def check(request: Request, source: ModelSource, paths: TablePaths) -> set[Sweep
     check_compilers(request.kernels, request.device)
     blocks = _field(source.config, "num_hidden_layers")
     _check_depth("--num-layers", request.num_layers, blocks)
+    check_degree(request, source)
     check_writable(paths.csv)
     table = _table_there(request, paths)
     known = table.measured_points() if table is not None else set()
@@ -158,8 +178,10 @@ def plan_lines(request: Request) -> list[str]:
     points = ", ".join(f"{counts[name]} {name}" for name in SERIES)
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
     blocks = f"{request.num_layers} decoder block(s) of each kind"
+    shard = [f"shard: one of {request.tp} tensor parallel ranks (--tp)"] if request.tp > 1 else []
     lines = [
         f"model: {source.name} (configuration from {source.origin}), {blocks}",
+        *shard,
         f"table: {paths.csv}" if hardware else "table: <hardware>/<model>.csv, the folder named after the device",
         f"points: {points}, {len(known)} of them known",
         *([] if most == len(runnable) else [f"  {most} of them are measured at most, the others interpolated"]),
@@ -252,11 +274,16 @@ def dtype_of(request: Request, config: Mapping[str, Any]) -> str:
 
 
 def needed_bytes(request: Request, source: ModelSource, laid_out: Plan) -> int | None:
-    """Memory that the sweep needs on the device; None if unknown."""
+    """Memory that the sweep needs on the device; None if unknown. For a shard, cache and activations of a pass count
+    as those of the whole model, which is more than it needs."""
     longest = max(p.cache_len for p in laid_out.points)
     copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
     dtype_bytes = DTYPE_BYTES.get(dtype_of(request, source.config), 2)
-    return memory_bytes(source.config, request.num_layers, dtype_bytes, longest, copies)
+    whole = memory_bytes(source.config, request.num_layers, dtype_bytes, longest, copies)
+    if whole is None or request.tp == 1:
+        return whole
+    parameters = _parameters(request, source)
+    return whole - dtype_bytes * (parameters.whole - parameters.shard)
 
 
 def needed_bytes_of_validation(request: Request, source: ModelSource) -> int | None:
@@ -272,7 +299,12 @@ def needed_bytes_of_validation(request: Request, source: ModelSource) -> int | N
 
 def _memory(request: Request, source: ModelSource, laid_out: Plan) -> str:
     needed, dtype = needed_bytes(request, source, laid_out), dtype_of(request, source.config)
-    return "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"
+    of_shard = ""
+    if request.tp > 1:
+        weights = _parameters(request, source).shard * DTYPE_BYTES.get(dtype, 2)
+        of_shard = f"weights of a shard {weights / 2**30:.2f} GiB, "
+    known = "unknown" if needed is None else f"about {needed / 2**30:.1f} GiB on the device ({dtype})"
+    return f"{of_shard}{'in all ' if of_shard else ''}{known}"
 
 
 def _seconds_per_point(folder: Path) -> float | None:

@@ -13,6 +13,7 @@ from llm_profile.cli.messages import Verbosity, notice, told_by_console
 from llm_profile.cli.planning import check_writable
 from llm_profile.cli.progress import QUIET, Stages
 from llm_profile.cli.validation_time_left import parts_of
+from llm_profile.errors import UsageError
 from llm_profile.json_text import parse_json
 from llm_profile.kernels import check_compilers, refuse_eager
 from llm_profile.request import ScalingRequest
@@ -103,6 +104,11 @@ def validate_and_write(
     a model is loaded: folders that take no files, too.
     """
     refuse_scaled(table)
+    if (degree := table.conditions["tp"]) > 1:
+        raise UsageError(
+            f"{csv_path}: rows of one of {degree} tensor parallel ranks; a shard cannot be validated against the whole "
+            "model on one GPU"
+        )
     refuse_eager(table.conditions["kernels"], wanted.runtime)
     check_compilers(table.conditions["kernels"], device)
     for path in validation_files(csv_path, wanted).values():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_profile.cli.messages import tell, tell_json
-from llm_profile.cli.options import GROUPS, add_run_options, parse_request
+from llm_profile.cli.options import GROUPS, add_run_options, parse_requests
 from llm_profile.cli.parsing import OneLineParser, Options
 from llm_profile.doctor.checks import CHECKS, findings
 from llm_profile.doctor.finding import Finding, Intended, Level
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the machine and print what was found; returns the exit code. Raises UsageError for options as the run."""
     arguments.model = arguments.model or ""
     arguments.skip_scaling = arguments.skip_scaling or arguments.device == "fake"
-    intended = Intended(parse_request(arguments))
+    intended = Intended(parse_requests(arguments)[0])
     found: list[tuple[str, Finding]] = []
     for name, finding in findings(intended, CHECKS):
         found.append((name, finding))

@@ -16,6 +16,7 @@ from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
     choose_layout,
+    degree_of,
     filled_notes,
     layer_ns,
     model_config,
@@ -95,6 +96,11 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     files: dict[str, bytes] = {}
     notes: list[str] = []
     for table in tables:
+        if degree_of(table) > 1:
+            raise UsageError(
+                f"{table.model}: of one tensor parallel rank, and {_SIMULATOR} divides the rows of one GPU itself; "
+                "export the table of --tp 1"
+            )
         layout = _LAYOUTS[choose_layout(table, _LAYOUTS, _SIMULATOR)]
         name = simulated_name(table.model, layout)
         if name in names:

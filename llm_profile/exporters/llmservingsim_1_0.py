@@ -15,12 +15,16 @@ from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
     choose_layout,
+    degree_of,
+    degrees_note,
     filled_notes,
     layer_ns,
     model_config,
+    model_of,
     moved_text,
     ranges_text,
     require_flat,
+    require_one_model,
 )
 from llm_profile.exporters.step_attention import StepAttention
 from llm_profile.points import SweepPoint
@@ -79,14 +83,39 @@ _SKIPPED_ROPE = "TPU"
 
 
 def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
-    """The folder of one model at tp 1, and its configuration.
+    """The folder of one model, at each tensor parallel degree that has a table, and its configuration.
 
     Steps of up to max_tokens tokens and max_sequences sequences, with caches of up to max_kv tokens, the step's own
     among them. Raises UsageError for models that the simulator cannot hold, and for missing points.
     """
-    if len(tables) > 1:
-        raise UsageError("--format llmservingsim-1.0: a folder is of one model; export one table at a time")
-    (table,) = tables
+    require_one_model(tables, "llmservingsim-1.0")
+    files: dict[str, bytes] = {}
+    notes: list[str] = []
+    for table in tables:
+        made, told = _files_of(table, wanted)
+        files |= made
+        notes += told
+    folder = _folder(tables[0])
+    return Bundle(
+        files=files,
+        notes=(*notes, *_NOTES, degrees_note(tables)),
+        targets=tuple(Target(table.hardware, model_of(table), degree_of(table)) for table in tables),
+        hidden_by=tuple(
+            f"{folder}/tp{degree_of(table)}/predictions/attn_{phase}_prediction_dict.pkl"
+            for table in tables
+            for phase in ("prefill", "decode")
+        ),
+        about=f"{folder}/llm-profile.json",
+    )
+
+
+def _folder(table: LatencyTable) -> str:
+    return f"llm_profile/perf_models/{table.hardware}/{model_of(table)}"
+
+
+def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a model at one tensor parallel degree, and what has to be known of them."""
+    tp = degree_of(table)
     if _SKIPPED_ROPE in table.hardware:
         raise UsageError(f"{table.hardware}: {_SIMULATOR} leaves out rope where a name has {_SKIPPED_ROPE}; rename it")
     layout = _LAYOUTS[choose_layout(table, _LAYOUTS, _SIMULATOR)]
@@ -94,30 +123,28 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     layers = {layer: rows for layer, rows in layout.items() if layer in _OF_STEP_TOKENS}
     require_flat(table, wanted.max_tokens, wanted.max_kv - 1, _CURE)
     lines = [
-        (layer, tokens, 0, 1, layer_ns(table, rows, SweepPoint(tokens, 0)))
+        (layer, tokens, 0, tp, layer_ns(table, rows, SweepPoint(tokens, 0)))
         for layer, rows in layers.items()
         for tokens in range(1, wanted.max_tokens + 1)
     ]
     notes = [*filled_notes(table), f"{table.model}: {moved_text(layers, table)}"]
     if layout is _EXPERTS:
+        if tp > 1:
+            raise UsageError(
+                f"{table.model}: {_SIMULATOR} deals whole experts to tensor parallel ranks, and a shard has a part of "
+                "each; export the table of --tp 1"
+            )
         experts, per_token = _experts(table, config)
         config |= {_NUM_EXPERTS[0]: experts, _MLP_SIZE: config.get("moe_intermediate_size", config[_MLP_SIZE])}
         lines += _expert_lines(table, experts, per_token, wanted)
         notes += _expert_notes(table, experts // per_token)
-    folder = f"llm_profile/perf_models/{table.hardware}/{table.model}"
-    predictions = f"{folder}/tp1/predictions"
-    return Bundle(
-        files={
-            f"{folder}/tp1/layers.csv": csv_bytes(("layer_name", "input", "kv_cache", "tp_size", "latency(ns)"), lines),
-            f"{predictions}/attn_prefill_predictions.csv": _prefill(table, wanted),
-            f"{predictions}/attn_decode_predictions.csv": _decode(table, wanted),
-            f"model_configs/{table.model}.json": (to_json(config, indent=2) + "\n").encode(),
-        },
-        notes=(*notes, *_NOTES),
-        targets=(Target(table.hardware, table.model),),
-        hidden_by=tuple(f"{predictions}/attn_{phase}_prediction_dict.pkl" for phase in ("prefill", "decode")),
-        about=f"{folder}/llm-profile.json",
-    )
+    folder = f"{_folder(table)}/tp{tp}"
+    return {
+        f"{folder}/layers.csv": csv_bytes(("layer_name", "input", "kv_cache", "tp_size", "latency(ns)"), lines),
+        f"{folder}/predictions/attn_prefill_predictions.csv": _prefill(table, wanted),
+        f"{folder}/predictions/attn_decode_predictions.csv": _decode(table, wanted),
+        f"model_configs/{model_of(table)}.json": (to_json(config, indent=2) + "\n").encode(),
+    }, notes
 
 
 _NOTES = (
@@ -129,7 +156,6 @@ _NOTES = (
     "attention of several prompts is that of one prompt of the root of the sum of their squared lengths, rounded up to "
     f"a multiple of {_PREFILL_STEP}, as the simulator looks it up",
     "layers other than attention are read at the tokens of the step: a decode step alone has them from (1, 0)",
-    "the tables are of one GPU: tp1 only",
 )
 """What holds for every model."""
 

@@ -17,9 +17,12 @@ from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
     choose_layout,
+    degree_of,
+    degrees_note,
     filled_notes,
     layer_ns,
     model_config,
+    model_of,
     moved_text,
     require_lengths,
 )
@@ -91,22 +94,30 @@ _CURE = "ask for less with --max-tokens and --max-sequences"
 
 
 def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
-    """The folder of each model at tp 1, and its configuration.
+    """The folder of each model, at each tensor parallel degree that has a table, and its configuration.
 
     Raises UsageError for models and names that the simulator cannot hold or would read in part, and for missing points.
     """
     files: dict[str, bytes] = {}
     notes: list[str] = []
+    seen: list[LatencyTable] = []
     for table in tables:
-        if f"configs/model/{table.model}.json" in files:
+        if any(model_of(other) == model_of(table) and degree_of(other) == degree_of(table) for other in seen):
             raise UsageError(f"{table.model}: two tables of one model; {_SIMULATOR} has one configuration of it")
-        made, told = _files_of(table, wanted)
+        seen.append(table)
+        same = [other for other in tables if _folder(other) == _folder(table)]
+        if all(degree_of(other) > 1 for other in same):
+            raise UsageError(
+                f"{table.model}: {_SIMULATOR} reads some layers of one GPU at any tensor parallel degree; export it "
+                f"together with the table of --tp 1, {model_of(table)}.csv"
+            )
+        made, told = _files_of(table, wanted, sorted(map(degree_of, same)))
         files |= made
         notes += told
     return Bundle(
         files=files,
-        notes=(*notes, *_NOTES),
-        targets=tuple(Target(table.hardware, table.model, version=wanted.version) for table in tables),
+        notes=(*notes, *_NOTES, degrees_note(tables)),
+        targets=tuple(Target(table.hardware, model_of(table), degree_of(table), wanted.version) for table in tables),
         about=f"{_folder(tables[0])}/llm-profile.json",
     )
 
@@ -118,7 +129,6 @@ _NOTES = (
     "own profiles",
     "caches of different lengths: decodes take the time of their mean, no other was measured (skew_fit, alpha 0)",
     f"sampler was not measured: it is {BLANK_NS} ns, since the simulator stops without it",
-    "the tables are of one GPU: tp1 only",
 )
 """What holds for every model."""
 
@@ -154,8 +164,11 @@ def _doubling(first: int, most: int) -> list[int]:
     return [*lengths, most]
 
 
-def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, bytes], list[str]]:
-    """The files of one model, and what has to be known of them."""
+def _files_of(table: LatencyTable, wanted: ExportRequest, degrees: Sequence[int]) -> tuple[dict[str, bytes], list[str]]:
+    """The files of one model at one tensor parallel degree, and what has to be known of them.
+
+    degrees: all of the model's. Experts are read at degree 1 only.
+    """
     dense = _dense_layers(table)
     has_experts = table.meta["config"]["model_type"] in _WITH_EXPERTS
     layout = dense | _ATTENTION | _PER_SEQUENCE | (_EXPERTS if has_experts else {})
@@ -167,19 +180,20 @@ def _files_of(table: LatencyTable, wanted: ExportRequest) -> tuple[dict[str, byt
     dense_lines = _layer_lines(table, dense, token_grid(wanted.max_tokens))
     sequence_lines = _layer_lines(table, _PER_SEQUENCE, token_grid(wanted.max_sequences))
     folder = _folder(table)
+    of_degree = f"{folder}/tp{degree_of(table)}"
     files = {
-        f"{folder}/meta.yaml": _meta(table, wanted),
-        f"{folder}/tp1/dense.csv": csv_bytes(("layer", "tokens", "time_us"), dense_lines),
-        f"{folder}/tp1/per_sequence.csv": csv_bytes(("layer", "sequences", "time_us"), sequence_lines),
-        f"{folder}/tp1/attention.csv": csv_bytes(
+        f"{folder}/meta.yaml": _meta(table, wanted, degrees),
+        f"{of_degree}/dense.csv": csv_bytes(("layer", "tokens", "time_us"), dense_lines),
+        f"{of_degree}/per_sequence.csv": csv_bytes(("layer", "sequences", "time_us"), sequence_lines),
+        f"{of_degree}/attention.csv": csv_bytes(
             ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us", "source"), attention_lines
         ),
-        f"configs/model/{table.model}.json": (to_json(config, indent=2) + "\n").encode(),
+        f"configs/model/{model_of(table)}.json": (to_json(config, indent=2) + "\n").encode(),
     }
     notes = [*filled_notes(table), f"{table.model}: {moved_text(_parts_of_none(layout), table)}"]
-    if has_experts:
+    if has_experts and degree_of(table) == 1:
         moe_lines = _moe_lines(table, config, token_grid(wanted.max_tokens))
-        files[f"{folder}/tp1/moe.csv"] = csv_bytes(("tokens", "activated_experts", "time_us"), moe_lines)
+        files[f"{of_degree}/moe.csv"] = csv_bytes(("tokens", "activated_experts", "time_us"), moe_lines)
         notes.append(
             f"{table.model}: moe has the experts that evenly routed tokens reach on one GPU, nothing for expert "
             "parallelism and other routing"
@@ -240,7 +254,7 @@ def _us(time_ns: float) -> str:
 
 
 def _folder(table: LatencyTable) -> str:
-    return f"profiler/perf/{table.hardware}/{table.model}/{_variant(table)}"
+    return f"profiler/perf/{table.hardware}/{model_of(table)}/{_variant(table)}"
 
 
 def _variant(table: LatencyTable) -> str:
@@ -269,7 +283,7 @@ def _config(table: LatencyTable, has_experts: bool) -> dict[str, Any]:
     return left_out | config | {"torch_dtype": _dtype(table)}
 
 
-def _meta(table: LatencyTable, wanted: ExportRequest) -> bytes:
+def _meta(table: LatencyTable, wanted: ExportRequest, degrees: Sequence[int]) -> bytes:
     """What the simulator reads of a folder, then what the folder is."""
     import yaml
 
@@ -277,10 +291,10 @@ def _meta(table: LatencyTable, wanted: ExportRequest) -> bytes:
         "engine_effective": {"max_num_batched_tokens": wanted.max_tokens, "max_num_seqs": wanted.max_sequences},
         "skew_fit": _SKEW_FIT,
         "hardware": table.hardware,
-        "model": table.model,
+        "model": model_of(table),
         "variant": _variant(table),
         "architecture": table.meta["config"]["model_type"],
-        "tp_degrees": [1],
+        "tp_degrees": [*degrees],
         "gpu": table.conditions.get("gpu"),
         "profiler": f"LLM-Profile {__version__}",
     }

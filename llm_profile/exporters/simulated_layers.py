@@ -5,6 +5,7 @@ from itertools import groupby
 
 from llm_profile.errors import UsageError, shown
 from llm_profile.points import SweepPoint
+from llm_profile.store.paths import whole_name
 from llm_profile.store.table import LatencyTable
 
 LayerRows = dict[str, tuple[str, ...]]
@@ -36,6 +37,31 @@ def choose_layout(table: LatencyTable, layouts: Mapping[str, LayerRows], simulat
         problems = (("no row", lacking), ("no layer for the row", unknown))
         why.append(f"as {name}: " + ", ".join(f"{text} {', '.join(names)}" for text, names in problems if names))
     raise UsageError(f"{table.model}: its rows are not the layers of {simulator} ({'; '.join(why)})")
+
+
+def degree_of(table: LatencyTable) -> int:
+    """Tensor parallel degree of a table: above 1, its rows are of one rank's shard."""
+    return int(table.conditions["tp"])
+
+
+def model_of(table: LatencyTable) -> str:
+    """The name of the model that a table, or the table of a shard, is of."""
+    return whole_name(table.model, degree_of(table))
+
+
+def degrees_note(tables: Iterable[LatencyTable]) -> str:
+    """Which tensor parallel degrees can be simulated."""
+    degrees = ", ".join(map(str, sorted({degree_of(table) for table in tables})))
+    return f"tensor parallel degrees that were measured: {degrees}; collectives are in no row"
+
+
+def require_one_model(tables: Sequence[LatencyTable], form: str) -> None:
+    """Raises UsageError for tables of several models or GPUs, and for two of one tensor parallel degree."""
+    if len({(table.hardware, model_of(table)) for table in tables}) > 1 or len({*map(degree_of, tables)}) < len(tables):
+        raise UsageError(
+            f"--format {form}: a folder is of one model; export one at a time, with a table for each of its tensor "
+            "parallel degrees (--tp)"
+        )
 
 
 def layer_ns(table: LatencyTable, rows: Iterable[str], point: SweepPoint) -> int:

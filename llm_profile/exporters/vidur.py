@@ -9,16 +9,19 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest, Target
 from llm_profile.exporters.csv_text import csv_bytes
 from llm_profile.exporters.simulated_layers import (
     BLANK_NS,
     LayerRows,
     choose_layout,
+    degree_of,
+    degrees_note,
     filled_notes,
     model_config,
+    model_of,
     require_lengths,
+    require_one_model,
 )
 from llm_profile.exporters.step_attention import ATTENTION, ATTENTION_OTHER, COMPOSED_STEPS, StepAttention
 from llm_profile.measurement import IQR_TO_SIGMA, Measurement
@@ -82,13 +85,33 @@ _Statistics = Mapping[str, float]
 
 
 def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
-    """`data/profiling/compute/<hardware>/<model>/` of one model, the hardware in lower-case letters.
+    """`data/profiling/compute/<hardware>/<model>/` of one model, with lines for each tensor parallel degree
+    that has a table, the hardware in lower-case letters.
 
     Raises UsageError for models that Vidur has no operations for, and for missing points.
     """
-    if len(tables) > 1:
-        raise UsageError("--format vidur: a folder is of one model; export one table at a time")
-    (table,) = tables
+    require_one_model(tables, "vidur")
+    mlp_lines: list[Mapping[str, Any]] = []
+    attention_lines: list[Mapping[str, Any]] = []
+    notes: list[str] = []
+    for table in tables:
+        of_mlp, of_attention, told = _lines_of(table, wanted)
+        mlp_lines += of_mlp
+        attention_lines += of_attention
+        notes += told
+    folder = f"data/profiling/compute/{tables[0].hardware.lower()}/{model_of(tables[0])}"
+    return Bundle(
+        files={f"{folder}/mlp.csv": _csv(mlp_lines), f"{folder}/attention.csv": _csv(attention_lines)},
+        notes=(*notes, *_NOTES, degrees_note(tables)),
+        targets=tuple(Target(table.hardware, model_of(table), degree_of(table)) for table in tables),
+        about=f"{folder}/llm-profile.json",
+    )
+
+
+def _lines_of(
+    table: LatencyTable, wanted: ExportRequest
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Iterable[str]]:
+    """Lines of `mlp.csv` and of `attention.csv` of one table, and what has to be known of them."""
     placed = {sort: {**layout, **_ATTENTION, **_NOT_PRICED} for sort, layout in _OPERATIONS.items()}
     operations = _OPERATIONS[choose_layout(table, placed, _SIMULATOR)]
     lengths = _token_lengths(wanted.max_tokens)
@@ -96,22 +119,16 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
     caches = _growing(_CACHE_STEP, wanted.max_kv, 8)
     require_lengths(table, lengths, [cache for cache in caches if cache <= longest], _CURE)
     shape = _shape(table)
-    folder = f"data/profiling/compute/{table.hardware.lower()}/{table.model}"
     attention = StepAttention(table)
     attention_lines = [_attention_line(table, attention, key, shape) for key in _keys(wanted, lengths, caches)]
     mlp_lines = [_mlp_line(table, operations, tokens, shape, operations is _GATED) for tokens in lengths]
     measured = sum(line["source"] == MEASURED for line in attention_lines)
-    return Bundle(
-        files={f"{folder}/mlp.csv": _csv(mlp_lines), f"{folder}/attention.csv": _csv(attention_lines)},
-        notes=(
-            *filled_notes(table),
-            f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed"
-            + _beyond(attention, wanted),
-            *_NOTES,
-        ),
-        targets=(Target(table.hardware, table.model),),
-        about=f"{folder}/llm-profile.json",
-    )
+    notes = [
+        *filled_notes(table),
+        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed"
+        + _beyond(attention, wanted),
+    ]
+    return mlp_lines, attention_lines, notes
 
 
 _NOTES = (
@@ -123,7 +140,6 @@ _NOTES = (
     "leaves out the fastest and the slowest tenth",
     "min, max and std are empty where nothing was measured",
     f"block_size is {_BLOCK_SIZE}, Vidur's default: the tables' caches have no blocks",
-    "the tables are of one GPU: num_tensor_parallel_workers 1 only",
 )
 """What holds for every model."""
 
@@ -172,7 +188,7 @@ def _mlp_line(
         | {
             "use_gated_mlp": gated,
             "num_tokens": tokens,
-            "num_tensor_parallel_workers": 1,
+            "num_tensor_parallel_workers": degree_of(table),
         }
     )
 
@@ -195,7 +211,7 @@ def _attention_line(
         "n_q_head": shape["n_head"],
         "n_kv_head": shape["n_kv_head"],
         "block_size": _BLOCK_SIZE,
-        "num_tensor_parallel_workers": 1,
+        "num_tensor_parallel_workers": degree_of(table),
         "max_model_len": shape["max_model_len"],
         "batch_size": sequences,
         "prefill_chunk_size": chunk,

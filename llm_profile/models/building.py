@@ -22,6 +22,7 @@ from llm_profile.models.blocks import Kept, blocks_of_each_kind, first_blocks, k
 from llm_profile.models.config_errors import dtype_problem, explained
 from llm_profile.models.construction import bounded_construction
 from llm_profile.models.memory import check_fits
+from llm_profile.models.shards import cut_to_shard
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -59,7 +60,7 @@ class ModelOptions:
 
     num_layers: number of decoder blocks that are kept, of each kind if `each_kind`, else the first ones of any kind.
     dtype, attn_implementation, experts_implementation: `auto` for the choice of the configuration and of transformers.
-    seed: for random weights and inputs.
+    seed: for random weights and inputs. tp: tensor parallel degree; above 1, the model is the shard of one rank.
     """
 
     num_layers: int
@@ -69,6 +70,7 @@ class ModelOptions:
     experts_implementation: str = "auto"
     seed: int = 0
     each_kind: bool = True
+    tp: int = 1
 
 
 def make_config(fields: Mapping[str, Any]) -> Any:
@@ -195,6 +197,7 @@ def dummy_model(config: Any, options: ModelOptions, kept: Kept) -> nn.Module:
     model: Any = meta_model(config, dtype=dtype, **implementation_arguments(options))
     depths = kept_of_depth(model, kept)
     keep_blocks(model, kept)
+    cut_to_shard(model, options.tp)
     tensors = [*model.parameters(), *model.buffers()]
     needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     check_fits(torch.device(options.device).type, needed, "the weights", FEWER_BLOCKS)

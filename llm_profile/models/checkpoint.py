@@ -22,6 +22,7 @@ from llm_profile.models import download
 from llm_profile.models.blocks import Kept, keep_entries, kept_of_depth
 from llm_profile.models.building import built_with_few_blocks, meta_model
 from llm_profile.models.hub import PICKLE_FILES, ModelSource
+from llm_profile.models.shards import cut_to_shard
 from llm_profile.models.transformers_quantizer import cut_once_quantised, device_map, quantisation_of
 
 NAMES_SHOWN = 4
@@ -158,11 +159,12 @@ def stored_shapes(source: ModelSource) -> dict[str, Stored]:
 
 
 def load_weights(
-    view: CheckpointView, config: Any, dtype: torch.dtype, device: str, **implementations: Any
+    view: CheckpointView, config: Any, dtype: torch.dtype, device: str, tp: int = 1, **implementations: Any
 ) -> nn.Module:
     """A model of the view's kept blocks with their real weights, on `device`.
 
-    config: of the full model. implementations: arguments of `from_pretrained` (`attn_implementation`,
+    config: of the full model. tp: tensor parallel degree; above 1, only the shard of the first rank is read and moved,
+    which must be of plain weights. implementations: arguments of `from_pretrained` (`attn_implementation`,
     `experts_implementation`). Tensors go from the mapped files to the device; host memory is only needed for those that
     change on the way (another dtype, fused experts). Quantised weights are loaded by a quantizer of transformers.
 
@@ -202,6 +204,7 @@ def load_weights(
                 f"--model {view.name}: its checkpoint {problem} {len(names)} of the model's tensors ({shown}); "
                 f"fetch it again{'' if quantised else ', or use --load-format dummy'}"
             )
+    cut_to_shard(model, tp)
     try:
         # not moved if it was loaded onto the device: some quantised models refuse `to`
         loaded: nn.Module = model if placement.get("device_map") else model.to(device)

@@ -43,4 +43,5 @@ def model_conditions(
         "weights": options.weights,
         "num_layers": options.model.num_layers,
         "seed": options.model.seed,
+        "tp": options.model.tp,
     }

@@ -67,6 +67,7 @@ def _model_options(request: Request) -> ModelOptions:
         request.attn_implementation,
         request.experts_implementation,
         request.seed,
+        tp=request.tp,
     )
 
 
@@ -138,13 +139,18 @@ def subject_options(
             f"--model {source.name}: its weights are quantised ({method_of(quantisation)}), and random ones would not "
             "be; use --load-format hf, or a config.json without quantization_config"
         )
+    if model.tp > 1 and quantisation is not None:
+        raise UsageError(
+            f"--tp {model.tp}: the weights of {source.name} are quantised ({method_of(quantisation)}), and only plain "
+            "ones are divided; use --tp 1"
+        )
     if source.weights_file is None:
         return SubjectOptions(source.config, model, weights=DUMMY, **options)
 
     def load(config: Any, model: ModelOptions, kept: Kept) -> nn.Module:
         view = checkpoint_view(source, kept=kept, token=token)
         dtype = resolve_dtype(config, model.dtype)
-        return load_weights(view, config, dtype, model.device, **implementation_arguments(model))
+        return load_weights(view, config, dtype, model.device, model.tp, **implementation_arguments(model))
 
     return SubjectOptions(source.config, model, weights=weights_id(source), load=load, **options)
 

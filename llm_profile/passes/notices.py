@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from llm_profile.models.tp_plan import whole_layers
 from llm_profile.passes.loaded import LoadedModel
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.refusals import rows_with_reasons
@@ -39,6 +40,12 @@ def model_notices(
         yield (
             f"--routing {options.routing} cannot be applied: the experts of this model do not get the numbers of the "
             "chosen ones as an argument; its router chooses, with random weights"
+        )
+    degree = options.model.tp
+    if degree > 1 and (whole := whole_layers(loaded.model, degree)):
+        yield (
+            f"--tp {degree}: the plan that transformers has for {loaded.model.config.model_type} leaves "  # type: ignore[union-attr]
+            f"{', '.join(whole)} whole on each rank, and so they are measured"
         )
     if slow_path:
         yield (

@@ -105,5 +105,7 @@ class Subject:
 
 def _advice(options: SubjectOptions) -> str:
     """What the user is told to try if the model's code fails."""
+    if options.model.tp > 1:
+        return f"a shard of --tp {options.model.tp} may be what it cannot run; use --tp 1"
     named = options.model.attn_implementation
     return "check its config.json" if named == "auto" else f"try another --attn-implementation than {named}"

@@ -49,6 +49,8 @@ class Roofline:
 def roofline(table: LatencyTable) -> Roofline:
     """Of the rows whose work is known."""
     names, dtype = table.row_names(), str(table.conditions.get("dtype"))
+    if (degree := table.conditions["tp"]) > 1:
+        return Roofline({}, None, tuple(names), f"No rows are drawn: each does a part of its work, of {degree} ranks.")
     try:
         model = Model.of(table.meta.get("config") or {}, dtype)
     except NoWork as error:

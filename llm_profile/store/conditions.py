@@ -10,6 +10,7 @@ CONDITION_DEFAULTS: dict[str, Any] = {
     "quantisation": None,
     "remote_code": None,
     "timer": "torch-profiler",
+    "tp": 1,
 }
 """What a table was measured under where it lacks a condition; None: the condition did not apply.
 

@@ -10,6 +10,16 @@ LONGEST_PART = 200
 """Bytes of a file or folder name before its ending: file systems allow 255 with it."""
 
 
+def shard_name(model: str, tp: int) -> str:
+    """The name of the table of a model's shard; the whole model's is its own."""
+    return model if tp == 1 else f"{model}-tp{tp}"
+
+
+def whole_name(table_model: str, tp: int) -> str:
+    """The name of the whole model's table, from that of its shard."""
+    return table_model if tp == 1 else table_model.removesuffix(f"-tp{tp}")
+
+
 @dataclass(frozen=True)
 class TablePaths:
     """The files of one table: `<model>.csv`, `.rows.parquet` and `.meta.json`, which are there for good,
