@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from llm_profile.layers.roles import Call, find_roles, is_activation, is_norm
+from llm_profile.passes.attention_check import _agrees
 from llm_profile.passes.compiling import CannotFuseError, agree
 from llm_profile.passes.gate_products import gate_product
 from llm_profile.passes.grouped_attention import grouped
@@ -251,6 +252,17 @@ def test_without_a_mask_transformers_does_not_copy_either(tokens: int, kv: int) 
         found, _ = grouped(sdpa_attention_forward)(MODULE, *given, None)
     torch.testing.assert_close(found, sdpa_attention_forward(MODULE, *given, None)[0])
     assert largest.values < HEADS * CACHED * DIM
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_mask": None}])
+def test_grouped_attention_is_compared_with_the_models(options: dict[str, Any]) -> None:
+    call = Call((MODULE, *tensors(1, 6)), options)
+    assert _agrees(sdpa_attention_forward, call)
+
+    def other(module: Any, query: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        return sdpa_attention_forward(module, 2 * query, *rest, **more)
+
+    assert not _agrees(other, call)
 
 
 def test_what_is_not_grouped_stays_with_transformers() -> None:

@@ -24,8 +24,8 @@ DIFFERS = "grouped heads fail or compute something else"
 
 def attention_not_fused(
     model: nn.Module, run: Callable[[SweepPoint], Any], point_pairs: Iterable[Sequence[SweepPoint]], layout: Layout
-) -> str | None:
-    """Why attention keeps the model's kernels; None if it does not. run: makes a pass of `model`."""
+) -> dict[str, str]:
+    """Rows of attention that keeps the model's kernels, each with the reason. run: makes a pass of `model`."""
     eager: list[bool] = []
     callers: set[nn.Module] = set()
     calls: dict[Any, tuple[Callable[..., Any], Call]] = {}
@@ -34,7 +34,7 @@ def attention_not_fused(
     def get_interface(interface: AttentionInterface, name: Any, default: Any, *rest: Any) -> Any:
         chosen = original(interface, name, default, *rest)
         eager.append(chosen is default)
-        callers.update(running)
+        callers.update(running[-1].modules())  # projections inside may be called after attention, too
 
         def attend(*args: Any, **kwargs: Any) -> Any:
             if chosen is interface.get(SDPA) and len(args) >= 4:
@@ -46,23 +46,26 @@ def attention_not_fused(
     with running_modules(model) as running, patched(AttentionInterface, "get_interface", get_interface):
         for points in point_pairs:
             run(points[-1])
-    if any(site.row.rpartition(".")[2] == ATTN and site.kind and site.module not in callers for site in layout.sites):
-        return OWN
+    own = [site.row for site in layout.sites if site.kind and site.row.rpartition(".")[2] == ATTN]
+    found = {site.row: OWN for site in layout.sites if site.row in own and site.module not in callers}
     if any(eager):
-        return EAGER_ATTENTION
-    return None if all(_agrees(*call) for call in calls.values()) else DIFFERS
+        found[ATTN] = EAGER_ATTENTION
+    elif not all(_agrees(*call) for call in calls.values()):
+        found[ATTN] = DIFFERS
+    return found
 
 
 def _agrees(attend: Callable[..., Any], call: Call) -> bool:
     """Whether `grouped` computes what `attend` does, with a causal mask, where a mask makes a difference."""
     module, query, key, value, *_ = call.args
+    options = {name: option for name, option in call.kwargs.items() if name != "attention_mask"}
     offset = key.shape[2] - query.shape[2]
     mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(offset)[None, None]
     try:
-        wanted = attend(module, query, key, value, mask, **call.kwargs)[0]
+        wanted = attend(module, query, key, value, mask, **options)[0]
     except RuntimeError:  # no allowed backend takes masks, so no pass will have one
         return True
     try:
-        return agree(wanted, grouped(attend)(module, query, key, value, mask, **call.kwargs)[0])
+        return agree(wanted, grouped(attend)(module, query, key, value, mask, **options)[0])
     except RuntimeError:  # no allowed backend takes keys with a stride of 0
         return False

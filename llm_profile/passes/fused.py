@@ -14,7 +14,7 @@ from llm_profile.errors import UsageError
 from llm_profile.layers.layout import Layout, expert_modules
 from llm_profile.layers.roles import Roles, find_roles, launches
 from llm_profile.models.patches import ROPE_FUNCTION, modelling_functions
-from llm_profile.passes.attention_check import ATTN, attention_not_fused
+from llm_profile.passes.attention_check import DIFFERS, attention_not_fused
 from llm_profile.passes.call_sites import CallSite, Example, examples_of, replaced, site_of, tensors_of
 from llm_profile.passes.compiling import CannotFuseError, Compiled
 from llm_profile.passes.gate_products import gate_product
@@ -60,9 +60,8 @@ class FusedKernels:
                 why = next(iter(self.not_fused.values()), "it has no norms, rotary function or gate products")
                 raise UsageError(f"--kernels fused: no part of this model can be compiled ({why}); use --kernels model")
             of_attention = attention_not_fused(self._model, self._runner.run, self._point_pairs(), self._layout)
-            if of_attention is not None:
-                self.not_fused[ATTN] = of_attention
-            else:
+            self.not_fused |= of_attention
+            if DIFFERS not in of_attention.values():
                 undo.enter_context(grouped_attention())
             self._runner.forget_masks()
             self._undo = undo.pop_all()
@@ -108,7 +107,7 @@ class FusedKernels:
             row = self._layout.row_of(module)
             if _has_gate_method(module):
                 yield site_of(module, GATE_METHOD, row)
-            elif module not in beside and not any(True for _ in module.children()):
+            elif module not in beside and sum(p.ndim == 3 for p in module.parameters(recurse=False)) > 1:
                 self.not_fused[row] = "the gate product is inside other code"
 
     @contextmanager
