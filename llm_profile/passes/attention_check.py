@@ -34,7 +34,7 @@ def attention_not_fused(
     def get_interface(interface: AttentionInterface, name: Any, default: Any, *rest: Any) -> Any:
         chosen = original(interface, name, default, *rest)
         eager.append(chosen is default)
-        callers.update(running[-1].modules())  # projections inside may be called after attention, too
+        callers.update(running[-1].modules())  # its projections are no attention of their own
 
         def attend(*args: Any, **kwargs: Any) -> Any:
             if chosen is interface.get(SDPA) and len(args) >= 4:
