@@ -12,8 +12,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import AttentionInterface
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_profile.errors import UsageError
 from llm_profile.models.blocks import first_blocks
@@ -45,8 +46,13 @@ OF_RELEASE = transformers.__version__.startswith(f"{RELEASE}.")
 
 
 def has_plan(model_type: str) -> bool:
-    plan = meta_model(make_config(tiny_fields(model_type))).tp_plan
-    return any(".*." in name for name in plan)
+    """Whether transformers has rules for the blocks of a type. Only where classes do not tell, a model is built."""
+    config_class = CONFIG_MAPPING[model_type]
+    classes = (config_class, *getattr(config_class, "sub_configs", {}).values())
+    plans = [getattr(each, "base_model_tp_plan", None) or {} for each in classes]
+    if AutoConfig in classes:
+        plans.append(meta_model(make_config(tiny_fields(model_type))).tp_plan)
+    return any(".*." in name for plan in plans for name in plan)
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
@@ -162,6 +168,17 @@ def test_any_dimensions(keys: int, groups: int, head_dim: int, inner: int, degre
         assert shapes["mlp.experts.down_proj"] == (2, width // degree, hidden)
     else:
         assert shapes["mlp.up_proj.weight"] == (width // degree, hidden)
+
+
+def test_a_type_without_a_plan_is_divided_by_roles() -> None:
+    model = shard_of(tiny.CONFIGS["opt"], 2)
+    assert heads_in_a_pass(model) == (2, 2)
+    shapes = {name.partition("layers.0.")[2] or name: tuple(shape) for name, shape in shapes_of(model).items()}
+    assert shapes["lm_head.weight"] == shapes["model.decoder.embed_tokens.weight"] == (128, 64)
+    assert [shapes[f"self_attn.{name}"] for name in ("k_proj.weight", "k_proj.bias")] == [(32, 64), (32,)]
+    assert [shapes[f"self_attn.{name}"] for name in ("out_proj.weight", "out_proj.bias")] == [(64, 32), (64,)]
+    assert [shapes[name] for name in ("fc1.weight", "fc1.bias")] == [(64, 64), (64,)]
+    assert [shapes[name] for name in ("fc2.weight", "fc2.bias")] == [(64, 64), (64,)]
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "falcon", "mamba"])
