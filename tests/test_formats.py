@@ -37,7 +37,7 @@ SWEEP = Sweep("both", 4, 4)
 ROWS = ("embedding", "attn", "lm_head")
 RUN = {"repeat": 100, "sweep": SWEEP.record()}
 COMMITTED = sorted((ROOT / "H200").rglob("*.rows.parquet")) + sorted((ROOT / "H200").rglob("*.measured.parquet"))
-LATER = "kernels"
+LATER = "a_later_condition"
 """A condition that is yet to come."""
 
 
@@ -131,7 +131,7 @@ def test_committed_tables_are_read_and_written_as_they_are(tmp_path: Path, rows:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured with the model's own kernels, like all tables before there were others."""
+    """Tables of older versions were all measured under `model`."""
     monkeypatch.setitem(conditions.CONDITION_DEFAULTS, LATER, "model")
 
 
@@ -143,8 +143,8 @@ def test_a_later_condition_does_not_make_committed_tables_strange(tmp_path: Path
     assert differences(table.meta, now) == differences(now, table.meta) == []
     assert table.conditions == CONDITION_DEFAULTS | now["conditions"]
     fused = now | {"conditions": now["conditions"] | {LATER: "fused"}}
-    assert differences(table.meta, fused) == ['kernels is "model" there and "fused" now']
-    assert differing_conditions(fused["conditions"], {LATER: "model"}) == ['kernels is "fused" there and "model" now']
+    assert differences(table.meta, fused) == [f'{LATER} is "model" there and "fused" now']
+    assert differing_conditions(fused["conditions"], {LATER: "model"}) == [f'{LATER} is "fused" there and "model" now']
 
 
 @pytest.mark.usefixtures("later")
@@ -152,7 +152,7 @@ def test_a_later_condition_does_not_make_committed_tables_strange(tmp_path: Path
 def test_a_table_goes_on_under_a_condition_that_it_lacks(tmp_path: Path, age: str) -> None:
     paths = old_table(age, tmp_path)
     with (
-        pytest.raises(UsageError, match='kernels is "model" there and "fused" now'),
+        pytest.raises(UsageError, match=f'{LATER} is "model" there and "fused" now'),
         writer(tmp_path, SWEEP.points(), run=RUN, conditions=CONDITIONS | {LATER: "fused"}),
     ):
         pass
