@@ -162,12 +162,12 @@ def test_replays_go_to_the_launches_of_their_graphs() -> None:
     assert matched({9: [a]}, []) == []
 
 
-def test_without_cupti_the_reason_is_told() -> None:
-    """torch's CPU build loads no libcupti."""
-    with pytest.raises(CuptiUnavailableError, match="0 libcupti are loaded"):
-        loaded_library()
-    with pytest.raises(CuptiUnavailableError):
-        CuptiRecorder()
+@pytest.mark.parametrize(("loaded", "count"), [([], 0), (["/a/libcupti.so.13", "/b/libcupti.so.12"], 2)])
+def test_without_one_cupti_the_reason_is_told(loaded: list[str], count: int, tmp_path: Path) -> None:
+    lines = [f"7f0000000000-7f0000001000 r-xp 00000000 08:01 1 {path}" for path in ["/lib/libc.so.6", *loaded]]
+    (tmp_path / "maps").write_text("\n".join(lines))
+    with pytest.raises(CuptiUnavailableError, match=f"{count} libcupti are loaded"):
+        loaded_library(str(tmp_path / "maps"))
 
 
 class Library:

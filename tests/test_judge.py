@@ -232,6 +232,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "CPU"
 
 
+LOADED = 3.0
+"""How much slower a process with two others beside it may be than one alone, on a machine of two cores."""
+
+
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_the_judge_agrees_with_a_table_that_other_processes_made(folder: Path) -> None:
     csv, found = folder / "tiny-llama-scaled.csv", folder / "judged.json"
@@ -244,11 +248,13 @@ def test_the_judge_agrees_with_a_table_that_other_processes_made(folder: Path) -
     assert [(of["pair"], of["quantity"]) for of in result["pairs"]] == [
         (pair, quantity) for pair in ([11, 5], [29, 9], [53, 17]) for quantity in ("ttft", "tpot")
     ]
-    told = json.loads((folder / "tiny-llama.validation.json").read_bytes())  # the machine may have other work
+    told = json.loads((folder / "tiny-llama.validation.json").read_bytes())
     noise = {name: told["spread"][name] + told["spread_between_processes"][name] for name in ("ttft", "tpot")}
     for of in result["pairs"]:
         assert 1e5 < of["real_ns"] < 1e10, "nanoseconds"
-        assert abs(of["error"]) < max(0.6, noise[of["quantity"]] + of["spread_between_processes"]), (of, noise)
+        # the machine may get other work between the sweep and the judge; the sums themselves are checked below
+        factor = max(LOADED, 1 + noise[of["quantity"]] + of["spread_between_processes"])
+        assert 1 / factor < of["table_ns"] / of["real_ns"] < factor, (of, noise)
     assert "ttft: error" in done.stdout and "tpot: error" in done.stdout
     assert_sums_agree(csv, [1, 11, 16, 29, 53, 64])
 

@@ -76,9 +76,12 @@ def buffers() -> Buffers:
     return Buffers()
 
 
-def loaded_library() -> ctypes.CDLL:
-    """The libcupti that torch has loaded. Raises CuptiUnavailableError if there is none."""
-    with open("/proc/self/maps", encoding="utf-8") as lines:
+def loaded_library(maps: str = "/proc/self/maps") -> ctypes.CDLL:
+    """The libcupti that torch has loaded. Raises CuptiUnavailableError if there is none.
+
+    maps: the file in which Linux lists what this process has loaded.
+    """
+    with open(maps, encoding="utf-8") as lines:
         paths = {line.split()[-1] for line in lines if "libcupti.so" in line}
     if len(paths) != 1:
         raise CuptiUnavailableError(f"{len(paths)} libcupti are loaded")
