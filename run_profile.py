@@ -2,10 +2,10 @@
 """Measure the latency of every layer of a Hugging Face causal LM, at every prefill and decode length, on this GPU.
 
 The model is loaded with one or a few of its decoder blocks, which are alike, and with real or random weights. At each
-length, passes run under torch's profiler. Every nanosecond of GPU time (of kernels, copies and memsets) belongs to the
-layer that launched it; the time of the host is not measured. `<hardware>/<model>.csv` has the trimmed mean over passes
-of each layer, for one block, in nanoseconds. Then the sum of the table is compared with the real model at full depth,
-and a second, scaled table adds what kernel times leave out: launches, gaps between kernels, Python.
+length, passes are replayed and their kernels recorded. Every nanosecond of GPU time (of kernels, copies and memsets)
+belongs to the layer that launched it; the time of the host is not measured. `<hardware>/<model>.csv` has the trimmed
+mean over passes of each layer, for one block, in nanoseconds. Then the sum of the table is compared with the real model
+at full depth, and a second, scaled table adds what kernel times leave out: launches, gaps between kernels, Python.
 
     python3 run_profile.py --model meta-llama/Llama-3.1-8B             the full sweep, lengths 1 to 2,048
     python3 run_profile.py --model Qwen/Qwen3-8B --prefill-step 8 --decode-step 8
