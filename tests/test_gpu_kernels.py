@@ -98,8 +98,6 @@ class Nodes:
 class Recorder:
     """A recorder of what the fake device ran. log: names of the calls, with the graphs that were captured by then."""
 
-    name = "fake"
-
     def __init__(self, device: Device, concurrent: bool) -> None:
         self.concurrent = concurrent
         self.device = device

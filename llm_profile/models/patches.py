@@ -25,16 +25,33 @@ They do the work of a layer, whether a kernel runs or a reference implementation
 ANY_FUNCTION = re.compile("")
 """Every name."""
 
+NOT_ITS_OWN = object()
+"""Stands for the value of an attribute that is not in an object's own `__dict__`."""
+
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While open, an attribute of a class, object or module has another value. owner: has it in its own `__dict__`."""
-    before = owner.__dict__[name]
+    """While open, an attribute of a class, object or module has another value.
+
+    Raises KeyError if the owner does not have it in its own `__dict__`.
+    """
+    owner.__dict__[name]
+    with overridden(owner, name, value):
+        yield
+
+
+@contextmanager
+def overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While open, an object has this value for an attribute, which it may have from its class alone."""
+    before = owner.__dict__.get(name, NOT_ITS_OWN)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if before is NOT_ITS_OWN:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def modelling_functions(

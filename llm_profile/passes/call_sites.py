@@ -1,16 +1,15 @@
 """Functions of a model's code that are called in passes: looked up in an object, recorded, and replaced for a while."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llm_profile.layers.roles import Call
+from llm_profile.models.patches import overridden
 from llm_profile.points import SweepPoint
-
-MISSING = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +39,9 @@ class CallSite:
         return self.function(*self.bound, *args, **kwargs)
 
 
-@contextmanager
-def replaced(site: CallSite, value: Any) -> Iterator[None]:
-    """While open, the model's code finds `value` in place of the function of a site."""
-    attributes = vars(site.owner)
-    before = attributes.get(site.attribute, MISSING)
-    attributes[site.attribute] = value
-    try:
-        yield
-    finally:
-        if before is MISSING:
-            del attributes[site.attribute]
-        else:
-            attributes[site.attribute] = before
+def replaced(site: CallSite, value: Any) -> AbstractContextManager[None]:
+    """A context in which the model's code finds `value` in place of the function of a site."""
+    return overridden(site.owner, site.attribute, value)
 
 
 def site_of(owner: Any, attribute: str, row: str, alike: Any = None) -> CallSite:

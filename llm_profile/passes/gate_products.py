@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from llm_profile.layers.roles import Call
+from llm_profile.models.patches import overridden
 from llm_profile.passes.compiling import CannotFuseError
 
 
@@ -129,15 +130,10 @@ def _compare(
 ) -> None:
     """Raise CannotFuseError where the rewritten forward does not compute exactly what the MLP does."""
     wanted = mlp.forward(*call.args, **call.kwargs)
-    before = vars(activation).get("forward")
-    vars(activation)["forward"] = function
     try:
-        found = forward(*call.args, **call.kwargs)
+        with overridden(activation, "forward", function):
+            found = forward(*call.args, **call.kwargs)
     except Exception as error:
         raise CannotFuseError(f"its traced forward fails: {type(error).__name__}") from error
-    finally:
-        vars(activation).pop("forward")
-        if before is not None:
-            vars(activation)["forward"] = before
     if not isinstance(wanted, torch.Tensor) or not torch.equal(wanted, found):
         raise CannotFuseError("its traced forward computes something else")

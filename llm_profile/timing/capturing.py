@@ -37,10 +37,12 @@ class PendingPoint(PointPasses):
     failed: bool = False
 
     def free_graphs(self) -> None:
-        """Free the memory of the graphs."""
+        """Free the memory of the graphs, and forget what was known of them."""
         for graph in self.graphs:
             graph.reset()
         self.graphs.clear()
+        self.graph_ids.clear()
+        self.rows.clear()
 
 
 class PointCaptures:
@@ -95,7 +97,6 @@ class PointCaptures:
             self._add_graphs(pending)
         except CaptureError:
             pending.free_graphs()
-            pending.rows.clear()
             self._first_pass[pending.point.kind] = True
             return False
         return bool(pending.graphs)

@@ -91,7 +91,6 @@ def loaded_library(maps: str = "/proc/self/maps") -> ctypes.CDLL:
 class CuptiRecorder:
     """A `ReplayRecorder` that records until it is closed. Raises CuptiUnavailableError if that cannot be had here."""
 
-    name = "cupti"
     concurrent = True
 
     def __init__(self, wait: Callable[[], None] = torch.cuda.synchronize) -> None:

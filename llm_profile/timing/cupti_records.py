@@ -116,12 +116,12 @@ def _records(words: NDArray[np.uint32], record_bytes: Mapping[int, int]) -> tupl
         slots.append(np.arange(slot, slot + kernels * stride, stride))
         slot += kernels * stride
         while slot < end and (kind := int(kinds[slot])) != KERNEL_KIND:
-            slots.append(np.asarray([slot]))
-            slot += record_bytes.get(kind, 0) // RECORD_ALIGNMENT
             if kind not in record_bytes:
                 raise StrangeBufferError(
                     f"a record of kind {kind} at byte {RECORD_ALIGNMENT * slot} of {RECORD_ALIGNMENT * end}"
                 )
+            slots.append(np.asarray([slot]))
+            slot += record_bytes[kind] // RECORD_ALIGNMENT
     if slot != end:
         raise StrangeBufferError(
             f"the last record ends at byte {RECORD_ALIGNMENT * slot}, the buffer at {RECORD_ALIGNMENT * end}"

@@ -13,7 +13,6 @@ from llm_profile.timing.trace import graph_replays
 class KinetoRecorder:
     """A `ReplayRecorder` by torch's profiler."""
 
-    name = "torch-profiler"
     concurrent = False
 
     def __init__(self) -> None:

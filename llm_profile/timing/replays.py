@@ -1,6 +1,6 @@
 """What the device did in one replay of a captured pass, and which of it belongs to which row. Imports no torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,11 +119,10 @@ class LabelledPass:
 class ReplayRecorder(Protocol):
     """A way to record what the device does in replays of graphs.
 
-    name: its value of --timer. concurrent: whether passes may be captured while replays are recorded; otherwise
+    concurrent: whether passes may be captured while replays are recorded; otherwise
     captures inside `recording` would be recorded as well.
     """
 
-    name: str
     concurrent: bool
 
     def recording(self) -> AbstractContextManager[None]:
@@ -142,6 +141,3 @@ class ReplayRecorder(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-RecorderOpener = Callable[[], ReplayRecorder]
