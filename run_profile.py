@@ -158,7 +158,7 @@ def measure_table(
     with stages.load():
         backend = open_backend(request, source)
     try:
-        laid_out = plan(request.sweep, backend.learned_positions)
+        laid_out = plan(request.sweep, backend.learned_positions, backend.most_cached)
         planning.check_validation(request, laid_out, known)
         for text in (*backend.notices, planning.beyond_training(source.config, laid_out)):
             notice(text)

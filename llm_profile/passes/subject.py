@@ -1,13 +1,14 @@
 """The model under measurement: loaded, its layers found, ready to run at any point of a sweep."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
 
 from llm_profile.kernels import FUSED
-from llm_profile.layers.layout import Layout, find_layout
+from llm_profile.layers.layout import Layout, Site, find_layout
 from llm_profile.layers.slow_path import slow_layers, why_slow
 from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.transformers_quantizer import compressed_modules
@@ -48,7 +49,14 @@ class Subject:
         undo.enter_context(attention_backend(options.sdpa_backend))
         routing = options.routing if options.load is None else "model"  # the router of real weights is trained
         self.runner = undo.enter_context(
-            PassRunner(self.model, options.max_input, options.max_total, options.model.seed, routing)
+            PassRunner(
+                self.model,
+                options.max_input,
+                options.max_total,
+                options.model.seed,
+                routing,
+                packed=options.packed,
+            )
         )
         with first_pass_errors(self._loaded, options.sdpa_backend):
             positions = most_positions(self.runner, options.config.get("model_type"))
@@ -63,6 +71,11 @@ class Subject:
         self.slow_path = {self.layout.row_of(module): why_slow(packages) for module, packages in slow.items()}
         if not options.allow_slow_path:
             refuse_slow_path(self.slow_path)
+        with first_pass_errors(self._loaded, options.sdpa_backend):
+            self.runner.open_packed(options.sdpa_backend)
+        if (packed := self.runner.packed) is not None:
+            ends = (Site(sampler, row, None) for row, sampler in packed.samplers.items())
+            self.layout = replace(self.layout, sites=(*self.layout.sites, *ends))
         self.fused: FusedKernels | None = None
         if options.kernels == FUSED:  # last, since the passes above watch the model's own operators
             self.fused = undo.enter_context(
@@ -73,6 +86,11 @@ class Subject:
     def routing(self) -> str:
         """How the experts of a token are chosen: one of request.ROUTINGS."""
         return self.runner.routing
+
+    @property
+    def most_cached(self) -> int | None:
+        """Tokens that the cache of packed passes has memory for, of all sequences; None where no pass is packed."""
+        return self.runner.packed.most_cached if self.runner.packed else None
 
     @property
     def notices(self) -> list[str]:
@@ -91,6 +109,7 @@ class Subject:
             "slow_path": self.slow_path,
             "expert_load": self._expert_load,
             "logits_to_keep": self.runner.inputs.takes_logits_to_keep,
+            **({"packed_attention": self.runner.packed.facts()} if self.runner.packed else {}),
             **({"fused": self.fused.fused, "not_fused": self.fused.not_fused} if self.fused else {}),
         }
 

@@ -56,6 +56,7 @@ class FakeBackend:
 
     clock = "fake"
     learned_positions: int | None = None
+    most_cached: int | None = None
 
     def __init__(
         self, num_layers: int = 32, profiled: int = 1, delay_s: float = 0.0, out_of_memory_at: int | None = None
