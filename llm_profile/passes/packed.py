@@ -76,11 +76,9 @@ class PackedPasses:
             for point in PROBE:
                 self.run(point)
                 self._check(masks)
-        per_token = self._cache.bytes_per_token
-        most = max((point.cache_len for point in self.points), default=0)
-        self.most_cached = min(most, int(CACHE_SHARE * self._free_bytes()) // per_token)
-        fitting = [point.cache_len for point in (*self.points, *PROBE) if point.cache_len <= self.most_cached]
-        self._cache = self._new_cache(max(fitting, default=max(point.cache_len for point in PROBE)))
+        self.most_cached = int(CACHE_SHARE * self._free_bytes()) // self._cache.bytes_per_token
+        fitting = [point.cache_len for point in self.points if point.cache_len <= self.most_cached]
+        self._cache = self._new_cache(max([*fitting, *(point.cache_len for point in PROBE)]))
         self.run(PROBE[0])  # allocates the cache, before other things take the memory
         self.forget()
         self._ways.clear()
