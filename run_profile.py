@@ -76,6 +76,7 @@ def run_profile(request: Request) -> Result:
     verbosity = Verbosity.of(request)
     stages = Stages(("load", "sweep") if request.scaling is None else Stages.names, verbosity.quiet)
     source = planning.find_source(request)
+    request = planning.within_positions(request, source)
     hardware = planning.hardware_name(request)
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)

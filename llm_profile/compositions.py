@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from llm_profile.points import Lengths, SweepPoint
 
@@ -38,6 +39,16 @@ BASES = (2, 3, 5, 7, 11, 13)
 Numbers = tuple[float, ...]
 """A point of the Halton sequence, each number in [0, 1)."""
 
+HELD_OUT_FROM = 1000
+"""Number in the Halton sequence of the first held-out composition, behind all that are measured."""
+
+
+class Axis(NamedTuple):
+    """count: compositions that are measured. of: longest sequence -> the corners, and what makes any other one."""
+
+    count: int
+    of: Callable[[int], tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]]
+
 
 def axis_points(axes: Iterable[str], longest: int) -> list[SweepPoint]:
     """The compositions of these axes, each once, in a fixed order. longest: most tokens of a sequence."""
@@ -46,7 +57,19 @@ def axis_points(axes: Iterable[str], longest: int) -> list[SweepPoint]:
 
 @lru_cache
 def _axis_points(axes: tuple[str, ...], longest: int) -> tuple[SweepPoint, ...]:
-    return tuple(dict.fromkeys(point for axis in axes for point in AXES[axis](longest)))
+    return tuple(dict.fromkeys(point for axis in axes for point in _of_axis(AXES[axis], longest)))
+
+
+def held_out(axis: str, longest: int, count: int, most_cached: int) -> list[SweepPoint]:
+    """Compositions of an axis that no sweep measures, of at most `most_cached` tokens in the caches of all sequences.
+
+    They are further points of the Halton sequence. Fewer than `count` where the range has no more.
+    """
+    measured = set(axis_points([axis], longest))
+    numbers = range(HELD_OUT_FROM, HELD_OUT_FROM + 100 * count)
+    make = AXES[axis].of(longest)[1]
+    found = (point for number in numbers if (point := make(halton(number))) not in measured)
+    return list(dict.fromkeys(point for point in found if point.cache_len <= most_cached))[:count]
 
 
 def is_sampled(point: SweepPoint) -> bool:
@@ -74,18 +97,18 @@ def _between(share: float, least: int, most: int) -> int:
     return min(most, round(math.exp(math.log(least) + share * (math.log(most + 1) - math.log(least)))))
 
 
-def _spread(corners: Iterable[SweepPoint], count: int, make: Callable[[Numbers], SweepPoint]) -> Iterator[SweepPoint]:
-    """The corners, then further points up to `count` in all; fewer where a short range has no more."""
-    found = list(dict.fromkeys(corners))
-    for number in range(1, 4 * count):
-        if len(found) >= count:
+def _of_axis(axis: Axis, longest: int) -> list[SweepPoint]:
+    """The corners, then further points up to the axis' count in all; fewer where a short range has no more."""
+    corners, make = axis.of(longest)
+    found = dict.fromkeys(corners)
+    for number in range(1, 4 * axis.count):
+        if len(found) >= axis.count:
             break
-        if (point := make(halton(number))) not in found:
-            found.append(point)
-    yield from found
+        found[make(halton(number))] = None
+    return [point for point in found if not point.is_flat]  # a model of two positions has such
 
 
-def decode(longest: int) -> Iterator[SweepPoint]:
+def _decode(longest: int) -> tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]:
     """One token of each of n sequences of one history. One sequence alone is a decode step of the flat sweep."""
     history = max(1, min(LONGEST_HISTORY, longest - 1))
     least = min(SHORTEST, history)
@@ -94,10 +117,10 @@ def decode(longest: int) -> Iterator[SweepPoint]:
     def make(at: Numbers) -> SweepPoint:
         return SweepPoint(1, _between(at[1], least, history), _between(at[0], 2, MOST_SEQUENCES))
 
-    return _spread(corners, 110, make)
+    return corners, make
 
 
-def chunk(longest: int) -> Iterator[SweepPoint]:
+def _chunk(longest: int) -> tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]:
     """Several tokens of a prompt on what of it is in the cache, and prompts without a history, several at once."""
     most = max(1, min(LONGEST_CHUNK, longest - 1))
     least = min(SHORTEST, most)
@@ -115,10 +138,10 @@ def chunk(longest: int) -> Iterator[SweepPoint]:
         count = 1 if at[3] < 0.4 else _between(at[4], 2, 16)
         return of(tokens, history, count)
 
-    return _spread(corners, 120, make)
+    return corners, make
 
 
-def mixed(longest: int) -> Iterator[SweepPoint]:
+def _mixed(longest: int) -> tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]:
     """Chunks and decode steps together, or decode steps alone whose histories differ, alike or few long among short."""
     most = max(1, min(LONGEST_CHUNK, longest - 1))
     history = max(1, min(LONGEST_HISTORY, longest - 1))
@@ -143,7 +166,7 @@ def mixed(longest: int) -> Iterator[SweepPoint]:
         past = 0 if at[5] < 0.5 else _between(2 * at[5] - 1, least, history)
         return of(chunks, tokens, past, _between(at[0], 2, 252), _between(at[2], shortest, history), at[4] < 0.5)
 
-    return _spread(corners, 150, make)
+    return corners, make
 
 
 def _histories(decodes: int, kv_len: int, least: int, skew: bool) -> Iterator[Lengths]:
@@ -156,17 +179,18 @@ def _histories(decodes: int, kv_len: int, least: int, skew: bool) -> Iterator[Le
             yield (1, max(1, round(kv_len * (FEW_LENGTHS // 2 + place + 0.5) / (1.5 * FEW_LENGTHS))))
 
 
-def per_sequence(_longest: int) -> Iterator[SweepPoint]:
+def _per_sequence(_longest: int) -> tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]:
     """One token of each of n new sequences: n rows of the head, then samplers. One alone is a point of the sweep."""
     halves = (2**power for power in range(1, MOST_SEQUENCES.bit_length()))
     steps = (3 * 2**power for power in range((MOST_SEQUENCES // 3).bit_length()))
-    return (SweepPoint(1, 0, n) for n in sorted({*halves, *steps}))
+    corners = [SweepPoint(1, 0, n) for n in sorted({*halves, *steps})]
+    return corners, lambda at: SweepPoint(1, 0, _between(at[0], 2, MOST_SEQUENCES))
 
 
-AXES: dict[str, Callable[[int], Iterator[SweepPoint]]] = {
-    "decode": decode,
-    "chunk": chunk,
-    "mixed": mixed,
-    "per-sequence": per_sequence,
+AXES = {
+    "decode": Axis(110, _decode),
+    "chunk": Axis(120, _chunk),
+    "mixed": Axis(150, _mixed),
+    "per-sequence": Axis(15, _per_sequence),
 }
-"""`--axes`, by name: yields the compositions of an axis. All together they are at most 400."""
+"""`--axes`, by name. Their compositions are at most 400 in all."""

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from llm_profile.errors import UsageError
+from llm_profile.passes import packed_attention
+from llm_profile.passes.packed_attention import WAYS
 from llm_profile.passes.packed_layout import PackedLayout
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
@@ -121,3 +123,49 @@ def test_samplers_end_the_passes_of_new_sequences() -> None:
     assert drawn["sampler_greedy"].tolist() == logits.argmax(-1).tolist()
     assert drawn["sampler_temperature"].shape == (8,)
     opened.close()
+
+
+def flash_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts_q: torch.Tensor,
+    starts_kv: torch.Tensor,
+    _longest_q: int,
+    _longest_kv: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """FlashAttention's rule: query i of q, key j of kv: i + kv - q - left <= j <= i + kv - q + right; -1 for no end."""
+    left, right = window_size
+    found = []
+    for (q0, q1), (k0, k1) in zip(
+        zip(starts_q, starts_q[1:], strict=False), zip(starts_kv, starts_kv[1:], strict=False), strict=True
+    ):
+        place = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
+        keys = torch.arange(k1 - k0)
+        seen = torch.ones(len(place), len(keys), dtype=torch.bool)
+        if left >= 0:
+            seen &= keys >= place - left
+        if right >= 0:
+            seen &= keys <= place + right
+        q, k, v = (each.transpose(0, 1)[None] for each in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 8, 40])
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_all_ways_compute_the_same(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_attention, "varlen_attn", flash_varlen)
+    monkeypatch.setattr(packed_attention, "GROUPED", {})
+    layout = PackedLayout(COMPOSITIONS[name], torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(layout.tokens, 4, 16, generator=generator)
+    key, value = (torch.randn(layout.total, 2, 16, generator=generator) for _ in range(2))
+    wanted = WAYS["padded"](layout, query, key, value, None, window)
+    torch.testing.assert_close(WAYS["varlen"](layout, query, key, value, None, window), wanted)
+    if layout.is_even_decode:
+        torch.testing.assert_close(WAYS["even"](layout, query, key, value, None, window), wanted)

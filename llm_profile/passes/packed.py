@@ -19,7 +19,7 @@ from llm_profile.compositions import is_sampled
 from llm_profile.errors import UsageError
 from llm_profile.models.memory import available_bytes
 from llm_profile.models.patches import MASK_FUNCTION, modelling_functions, overridden, patched
-from llm_profile.models.transformers_names import COMMON_CACHES, adds_past, cache_argument, takes
+from llm_profile.models.transformers_names import COMMON_CACHES, adds_past, cache_argument
 from llm_profile.passes.inputs import PassInputs
 from llm_profile.passes.packed_attention import WAYS, backends_of, choose_way
 from llm_profile.passes.packed_cache import PackedCache
@@ -27,7 +27,7 @@ from llm_profile.passes.packed_layout import PackedLayout
 from llm_profile.passes.samplers import samplers
 from llm_profile.points import SweepPoint
 
-NAME = "llm_profile_packed"
+PACKED = "llm_profile_packed"
 """Of the attention function. transformers makes no masks for a function that it has no masks of."""
 
 IMPLEMENTATION = "_attn_implementation_internal"
@@ -89,7 +89,7 @@ class PackedPasses:
         layout = self._layout = self._layout_of(point)
         self._cache.lay_out(layout)
         self._calls.clear()
-        AttentionInterface.register(NAME, self._attend)
+        AttentionInterface.register(PACKED, self._attend)
         arguments: dict[str, Any] = {
             "input_ids": self._inputs.input_ids[:, : layout.tokens],
             "position_ids": layout.positions[None],
@@ -100,7 +100,7 @@ class PackedPasses:
             arguments["logits_to_keep"] = layout.last
         with ExitStack() as undo:
             for config in self._configs:
-                undo.enter_context(overridden(config, IMPLEMENTATION, NAME))
+                undo.enter_context(overridden(config, IMPLEMENTATION, PACKED))
             output = self._model(**arguments)
         if self.samplers and is_sampled(point):
             for sampler in self.samplers.values():

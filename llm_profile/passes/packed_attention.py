@@ -20,9 +20,7 @@ try:
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
-GROUPED = (
-    {"enable_gqa": True} if varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-)
+GROUPED = {"enable_gqa": True} if varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """torch 2.11 takes grouped heads as they are and does not know the argument; later releases ask for it."""
 
 LARGEST_VARLEN_HEAD = 256

@@ -61,9 +61,7 @@ class Padding:
     places of the real queries among all of them.
     """
 
-    def __init__(
-        self, queries: torch.Tensor, keys: torch.Tensor, kept: torch.Tensor, positions: torch.Tensor
-    ) -> None:
+    def __init__(self, queries: torch.Tensor, keys: torch.Tensor, kept: torch.Tensor, positions: torch.Tensor) -> None:
         self.queries, self.keys, self.kept = queries, keys, kept
         self._positions = positions  # of each query in its sequence, [n, longest_q]
         self._masks: dict[int | None, torch.Tensor] = {}
