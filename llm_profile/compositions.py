@@ -44,9 +44,9 @@ HELD_OUT_FROM = 1000
 
 
 class Axis(NamedTuple):
-    """count: compositions that are measured. of: longest sequence -> the corners, and what makes any other one."""
+    """number: of compositions that are measured. of: longest sequence -> the corners, and what makes any other one."""
 
-    count: int
+    number: int
     of: Callable[[int], tuple[list[SweepPoint], Callable[[Numbers], SweepPoint]]]
 
 
@@ -98,13 +98,13 @@ def _between(share: float, least: int, most: int) -> int:
 
 
 def _of_axis(axis: Axis, longest: int) -> list[SweepPoint]:
-    """The corners, then further points up to the axis' count in all; fewer where a short range has no more."""
+    """The corners, then further points up to the axis' number of them; fewer where a short range has no more."""
     corners, make = axis.of(longest)
     found = dict.fromkeys(corners)
-    for number in range(1, 4 * axis.count):
-        if len(found) >= axis.count:
+    for index in range(1, 4 * axis.number):
+        if len(found) >= axis.number:
             break
-        found[make(halton(number))] = None
+        found[make(halton(index))] = None
     return [point for point in found if not point.is_flat]  # a model of two positions has such
 
 

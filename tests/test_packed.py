@@ -159,7 +159,7 @@ def flash_varlen(
 @pytest.mark.parametrize("window", [None, 1, 4, 8, 40])
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_all_ways_compute_the_same(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "varlen_attn", flash_varlen)
+    monkeypatch.setattr(packed_attention, "VARLEN", flash_varlen)
     monkeypatch.setattr(packed_attention, "GROUPED", {})
     layout = PackedLayout(COMPOSITIONS[name], torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

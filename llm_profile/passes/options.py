@@ -18,7 +18,8 @@ class SubjectOptions:
     config: fields of config.json. weights: `dummy`, or what identifies real ones (a resolved revision, a folder).
     load: loads the real weights of the kept blocks, None for random ones. max_input: most tokens of a pass. max_total:
     the same with the tokens in the cache. allow_slow_path: measure layers that run slow Python; otherwise they are
-    refused. kernels: one of kernels.KERNEL_CHOICES. packed: points that run as packed passes. notice: what the user should know about the weights.
+    refused. kernels: one of kernels.KERNEL_CHOICES. packed: points that run as packed passes. notice: what the user
+    should know about the weights.
     """
 
     config: Mapping[str, Any]

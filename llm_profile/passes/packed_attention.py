@@ -8,6 +8,7 @@ at most as many as the window has.
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,12 +16,19 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llm_profile.passes.packed_layout import PackedLayout
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
 
-GROUPED = {"enable_gqa": True} if varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+def _varlen_kernel() -> Callable[..., Any] | None:
+    """torch's attention for sequences of any lengths; None for a torch before 2.10, which has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+VARLEN = _varlen_kernel()
+
+GROUPED = {"enable_gqa": True} if VARLEN and "enable_gqa" in inspect.signature(VARLEN).parameters else {}
 """torch 2.11 takes grouped heads as they are and does not know the argument; later releases ask for it."""
 
 LARGEST_VARLEN_HEAD = 256
@@ -50,7 +58,7 @@ def choose_way(layout: PackedLayout, query: torch.Tensor, key: torch.Tensor, val
         return "even"
     same = key.shape[-1] == value.shape[-1] <= LARGEST_VARLEN_HEAD and key.shape[-1] % 8 == 0
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return "varlen" if varlen_attn and query.is_cuda and half and same else "padded"
+    return "varlen" if VARLEN and query.is_cuda and half and same else "padded"
 
 
 def _even(
@@ -82,7 +90,8 @@ def _varlen(
     # A token alone sees all that is before it, so that needs no window. The kernel is faster without one.
     after = -1 if layout.longest_q == 1 and before == -1 else 0
     ends = (layout.starts_q, layout.starts_kv, layout.longest_q, layout.longest_kv)
-    out: torch.Tensor = varlen_attn(query, key, value, *ends, scale=scale, window_size=(before, after), **GROUPED)
+    assert VARLEN is not None
+    out: torch.Tensor = VARLEN(query, key, value, *ends, scale=scale, window_size=(before, after), **GROUPED)
     return out
 
 

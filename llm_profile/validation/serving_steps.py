@@ -13,7 +13,7 @@ from llm_profile.validation.graph_steps import GraphSteps
 from llm_profile.validation.opening import profiled_subject
 from llm_profile.validation.profiled import Profiled
 
-ENDING = ".serving.json"
+SERVING_ENDING = ".serving.json"
 """Of the file beside a table that holds the steps."""
 
 
@@ -43,7 +43,7 @@ def serving_steps(
 
 def write_serving(csv: Path, depth: int, steps: Mapping[SweepPoint, Sequence[int]]) -> Path:
     """Write steps beside a table, a line each; returns the path. csv: of the table."""
-    path = csv.with_name(csv.name.removesuffix(".csv") + ENDING)
+    path = csv.with_name(csv.name.removesuffix(".csv") + SERVING_ENDING)
     lines = [
         {**record_of(point), "kind": point.kind, "wall_ns": list(walls), "median_ns": statistics.median(walls)}
         for point, walls in sorted(steps.items())
