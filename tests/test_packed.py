@@ -13,6 +13,7 @@ from llm_profile.passes.packed_layout import PackedLayout
 from llm_profile.passes.subject import Subject
 from llm_profile.points import SweepPoint
 from tests import tiny
+from tests.shrunken import tiny_config
 
 COMPOSITIONS = {
     "one": SweepPoint(1, 11),
@@ -103,6 +104,32 @@ def test_models_without_the_attention_interface_are_refused_in_one_line() -> Non
             )
         )
     assert "\n" not in str(error.value)
+
+
+REFUSED = {
+    "bamba": "its cache has layers of LinearAttention",
+    "bart": "it takes no position of each token",
+    "gemma2": "its softcap",
+    "gpt_oss": "its s_aux",
+    "llama4_text": "create_chunked_causal_mask",
+    "rembert": "not all of its attention goes through",
+}
+"""What a model has that no packed pass computes: the pass would be another one than the model means."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_packed_is_refused_with_the_reason(name: str) -> None:
+    config = {**tiny_config(name).to_dict(), "model_type": name}
+    model = tiny.ModelOptions(1, "cpu", "float32")
+    options = tiny.SubjectOptions(config, model, 8, 8, allow_slow_path=True, packed=(SweepPoint(1, 4, 2),))
+    with pytest.raises(UsageError, match=REFUSED[name]):
+        tiny.Subject(options)
+
+
+def test_a_cpu_is_said_to_pad() -> None:
+    opened = tiny.subject("llama", packed=(SweepPoint(1, 4, 2),))
+    assert any("fills them up to the longest" in text for text in opened.notices)
+    opened.close()
 
 
 def test_a_cache_beyond_the_memory_is_known_before_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:

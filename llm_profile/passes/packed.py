@@ -42,6 +42,10 @@ PROBE = (SweepPoint.of([(3, 0), (2, 1), (1, 3)]), SweepPoint(1, 2, 2))
 PLAIN_MASKS = ("create_causal_mask", "create_sliding_window_causal_mask")
 """Functions whose masks attention of packed passes knows: a token sees those before it, in a window or all."""
 
+MASKS_BY_LAYER = "create_masks_for_generate"
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+"""That function makes masks of all `layer_types` of a configuration. They are plain if these are."""
+
 WITHOUT_KERNEL = ("softcap", "s_aux", "position_bias", "attention_bias", "head_mask")
 """Arguments of attention that packed attention does not apply, if they are anything."""
 
@@ -50,13 +54,15 @@ class PackedPasses:
     """Runs packed passes of a model.
 
     points: the compositions that may run. sdpa_backend: as of `--sdpa-backend`. samplers: row -> what ends the pass of
-    a point of `per-sequence`. most_cached: tokens of all sequences that the cache has memory for, known after `open`.
+    a point of `per-sequence`. most_cached: tokens of all sequences that the cache has memory for; is_padded: whether no
+    kernel takes sequences of different lengths as they are. Both are known after `open`.
     """
 
     def __init__(self, model: nn.Module, points: Sequence[SweepPoint], sdpa_backend: str, seed: int) -> None:
         self.points = frozenset(points)
         self.samplers = samplers() if any(map(is_sampled, points)) else {}
         self.most_cached: int | None = None
+        self.is_padded = False
         self._model, self._sdpa_backend = model, sdpa_backend
         self._device = next(model.parameters()).device
         tokens = max(point.tokens for point in (*points, *PROBE))
@@ -76,6 +82,7 @@ class PackedPasses:
             for point in PROBE:
                 self.run(point)
                 self._check(masks)
+        self.is_padded = self._ways[PROBE[0]] == "padded"
         self.most_cached = int(CACHE_SHARE * self._free_bytes()) // self._cache.bytes_per_token
         fitting = [point.cache_len for point in self.points if point.cache_len <= self.most_cached]
         self._cache = self._new_cache(max([*fitting, *(point.cache_len for point in PROBE)]))
@@ -164,7 +171,7 @@ class PackedPasses:
         assert self._cache is not None
         if not self._calls or len(self._calls) != self._cache.updates:
             raise refuse("not all of its attention goes through transformers' attention interface")
-        if strange := [name for name in masks if name not in PLAIN_MASKS]:
+        if strange := [name for name in masks if name not in self._plain_masks()]:
             raise refuse(f"its masks ({strange[0]}) are none that a kernel makes by itself")
         if any(call["mask"] is not None for call in self._calls):
             raise refuse("it makes attention masks of its own")
@@ -176,6 +183,11 @@ class PackedPasses:
                 raise refuse(f"no kernel of torch for packed sequences takes its {used[0]}")
             if call.get("is_causal") is False:
                 raise refuse("its attention is not causal")
+
+    def _plain_masks(self) -> tuple[str, ...]:
+        config: Any = self._model.config
+        types = getattr(config.get_text_config(decoder=True), "layer_types", None)
+        return (*PLAIN_MASKS, MASKS_BY_LAYER) if types and {*types} <= PLAIN_LAYERS else PLAIN_MASKS
 
     def _free_bytes(self) -> int:
         if self._device.type == "cuda":

@@ -17,7 +17,7 @@ from llm_profile.passes.conditions import model_conditions
 from llm_profile.passes.expert_load import expert_load
 from llm_profile.passes.fused import FusedKernels
 from llm_profile.passes.loaded import load_model
-from llm_profile.passes.notices import model_notices
+from llm_profile.passes.notices import PADDED, model_notices
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.probing import most_positions, run_probes
 from llm_profile.passes.refusals import first_pass_errors, refuse_slow_path
@@ -97,7 +97,9 @@ class Subject:
         """What the user should know about the model, a line each."""
         not_fused = self.fused.not_fused if self.fused else {}
         told = (self.routing, self._decompressed, self.slow_path, not_fused)
-        return list(model_notices(self._loaded, self.options, *told))
+        packed = self.runner.packed
+        padded = [PADDED] if packed is not None and packed.is_padded else []
+        return [*model_notices(self._loaded, self.options, *told), *padded]
 
     def conditions(self) -> dict[str, Any]:
         """What must be the same in all runs that add to one table, of the model (JSON values by name)."""
