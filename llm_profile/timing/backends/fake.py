@@ -36,12 +36,13 @@ ROWS: dict[str, tuple[bool, float, float, float]] = {
     "down_proj": (True, 30_000, 140, 0),
     "final_layernorm": (False, 3_000, 9, 0),
     "lm_head": (False, 240_000, 1_200, 0),
+}
+
+SAMPLER_ROWS: dict[str, tuple[bool, float, float, float]] = {
     "sampler_greedy": (False, 9_000, 700, 0),
     "sampler_temperature": (False, 14_000, 2_300, 0),
 }
-
-SAMPLERS = ("sampler_greedy", "sampler_temperature")
-"""Rows that only points of `--axes per-sequence` have."""
+"""The same of rows that only points of `--axes per-sequence` have."""
 
 NOISE = 0.004
 """Standard deviation of a row over passes, relative to its time; about that of an otherwise idle GPU."""
@@ -49,13 +50,13 @@ NOISE = 0.004
 
 def row_ns(row: str, point: SweepPoint) -> float:
     """Nanoseconds of a row (of one block) at a point by the formula, without noise."""
-    _, base, per_input, per_cached = ROWS[row]
+    _, base, per_input, per_cached = (ROWS | SAMPLER_ROWS)[row]
     return base + per_input * point.tokens + per_cached * point.history
 
 
 def rows_at(point: SweepPoint) -> list[str]:
     """The rows of a pass."""
-    return [row for row in ROWS if row not in SAMPLERS or is_sampled(point)]
+    return [*ROWS, *(SAMPLER_ROWS if is_sampled(point) else ())]
 
 
 class FakeBackend:
@@ -112,7 +113,7 @@ class FakeBackend:
         return PointSample(point, rows, tuple(sum(p.values()) for p in passes), "fake", 1980.0)
 
     def _blocks(self, row: str) -> int:
-        return self._profiled if ROWS[row][0] else 1
+        return self._profiled if row in self.block_rows else 1
 
     def _one_pass(self, point: SweepPoint, chance: random.Random) -> dict[str, int]:
         return {
