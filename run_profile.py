@@ -76,6 +76,7 @@ def run_profile(request: Request) -> Result:
     verbosity = Verbosity.of(request)
     stages = Stages(("load", "sweep") if request.scaling is None else Stages.names, verbosity.quiet)
     source = planning.find_source(request)
+    request = planning.within_positions(request, source)
     hardware = planning.hardware_name(request)
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)
@@ -158,7 +159,7 @@ def measure_table(
     with stages.load():
         backend = open_backend(request, source)
     try:
-        laid_out = plan(request.sweep, backend.learned_positions)
+        laid_out = plan(request.sweep, backend.learned_positions, backend.most_cached)
         planning.check_validation(request, laid_out, known)
         for text in (*backend.notices, planning.beyond_training(source.config, laid_out)):
             notice(text)

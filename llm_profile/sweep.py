@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llm_profile.compositions import AXES, LONGEST_CHUNK, LONGEST_HISTORY, axis_points
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 
@@ -86,6 +87,8 @@ class Sweep:
     grid: `full`, every length is measured; `adaptive`, a part of them, and the others are interpolated.
     mode: one of MODES, which series. prefill: inputs 1..prefill_max by prefill_step, empty cache.
     decode: one token on a cache of 0..decode_max by decode_step; kv_cache 0 is the prefill pass of one token.
+    axes: those of AXES whose compositions are measured too. axes_longest: most tokens of a sequence of a composition,
+    which is what the model has positions for.
     """
 
     mode: str = "both"
@@ -94,12 +97,16 @@ class Sweep:
     prefill_step: int = 1
     decode_step: int = 1
     grid: str = "full"
+    axes: tuple[str, ...] = ()
+    axes_longest: int = LONGEST_HISTORY + LONGEST_CHUNK
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"--mode {self.mode}: not a mode; choose one of {', '.join(MODES)}")
         if self.grid not in GRID_NAMES:
             raise UsageError(f"--grid {self.grid}: not a grid; choose one of {', '.join(GRID_NAMES)}")
+        if unknown := [axis for axis in self.axes if axis not in AXES]:
+            raise UsageError(f"--axes {unknown[0]}: not an axis; choose some of {', '.join(AXES)}")
         for option in (f"{name}_{end}" for end in ("max", "step") for name in SERIES):
             value = getattr(self, option)
             if value < 1:
@@ -109,13 +116,15 @@ class Sweep:
     def of_record(cls, record: Any) -> "Sweep | None":
         """The sweep that `record()` told; None for what is none, or has fields that are unknown here."""
         try:
-            return cls(**record)
-        except (TypeError, UsageError):
+            return cls(**record | {"axes": tuple(record.get("axes", ()))})
+        except (AttributeError, TypeError, UsageError):
             return None
 
     def record(self) -> dict[str, Any]:
         """What metadata keeps of the sweep of a run."""
-        return asdict(self)
+        axes = {"axes": list(self.axes)} if self.axes else {}
+        flat = {name: value for name, value in asdict(self).items() if not name.startswith("axes")}
+        return flat | ({**axes, "axes_longest": self.axes_longest} if axes else {})
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -127,7 +136,15 @@ class Sweep:
         return getattr(self, f"{name}_max"), getattr(self, f"{name}_step")
 
     def points(self) -> list[SweepPoint]:
-        """Every point of the sweep in canonical order: prefill by input length, then decode by cache length."""
+        """Every point of the sweep: prefill by input length, then decode by cache length, then compositions."""
+        return [*self.flat_points(), *self.compositions()]
+
+    def compositions(self) -> list[SweepPoint]:
+        """The points of the axes. None of them is flat."""
+        return axis_points(self.axes, self.axes_longest)
+
+    def flat_points(self) -> list[SweepPoint]:
+        """Those of one sequence in canonical order: prefill by input length, then decode by cache length."""
         points: list[SweepPoint] = []
         for name in self.series:
             longest, step = self.longest_and_step(name)
@@ -136,6 +153,8 @@ class Sweep:
 
     def __contains__(self, point: SweepPoint) -> bool:
         """Whether `points()` has a point, found without laying them out."""
+        if not point.is_flat:
+            return point in self.compositions()
         return any(self._has(name, point) for name in self.series if SERIES[name].has(point))
 
     def _has(self, name: str, point: SweepPoint) -> bool:
@@ -156,15 +175,22 @@ class Plan:
         return [p for p in self.points if p not in done and p not in self.unrunnable]
 
 
-def plan(sweep: Sweep, learned_positions: int | None = None) -> Plan:
+def plan(sweep: Sweep, learned_positions: int | None = None, most_cached: int | None = None) -> Plan:
     """Lay out a sweep. `learned_positions`: length of the model's learned position table, None for any other model.
 
     A pass beyond a learned table reads past its end, which kills the CUDA context: such points are never run.
+    most_cached: tokens of all sequences that there is memory for in a composition, None for no limit.
     """
     points = tuple(sweep.points())
     unrunnable: dict[SweepPoint, str] = {}
-    if learned_positions is not None:
+    if most_cached is not None:
         unrunnable = {
+            p: f"memory suffices for a cache of {most_cached} tokens, of all sequences"
+            for p in points
+            if not p.is_flat and p.cache_len > most_cached
+        }
+    if learned_positions is not None:
+        unrunnable |= {
             p: f"beyond the model's {learned_positions} learned positions"
             for p in points
             if p.total_len > learned_positions

@@ -20,7 +20,7 @@ from llm_profile.sweep import Sweep
 from llm_profile.timing.backends import BACKENDS, open_backend
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.backends.cpu_wall import WARMUP_PASSES, CpuWallBackend, WallRecorder
-from llm_profile.timing.backends.fake import ROWS, FakeBackend, row_ns
+from llm_profile.timing.backends.fake import FakeBackend, row_ns, rows_at
 from tests import tiny
 
 POINTS = [SweepPoint(1, 0), SweepPoint(7, 0), SweepPoint(1, 1), SweepPoint(1, 20)]
@@ -48,7 +48,7 @@ def test_fake_rows_add_up_to_every_pass(input_len: int, kv_len: int, profiled: i
     backend = FakeBackend(8, profiled)
     (sample,) = samples_of(backend, [SweepPoint(input_len, kv_len)], StoppingRule(passes, 0.0))
     check_sums(sample)
-    assert list(sample.rows) == list(ROWS) and len(sample.pass_ns) == passes
+    assert list(sample.rows) == rows_at(sample.point) and len(sample.pass_ns) == passes
     record = PointRecord.of(sample, 0)
     for name, row in record.rows.items():
         assert row.blocks == (profiled if name in backend.block_rows else 1)

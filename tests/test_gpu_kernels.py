@@ -183,7 +183,13 @@ def backend(device: Device) -> GpuKernelBackend:
     )
     runner = SimpleNamespace(forget_masks=lambda *_: None)
     subject: Any = SimpleNamespace(
-        device=torch.device("cpu"), layout=layout, runner=runner, model=None, notices=[], facts=lambda: {}
+        device=torch.device("cpu"),
+        layout=layout,
+        runner=runner,
+        model=None,
+        most_cached=None,
+        notices=[],
+        facts=lambda: {},
     )
     opened = GpuKernelBackend(subject)
     opened._eager = SimpleNamespace(sample=eager_results)  # type: ignore[assignment]

@@ -17,9 +17,11 @@ from llm_profile.cli.parsing import (
     degrees,
     field_defaults,
     named_path,
+    names,
     token_of,
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
+from llm_profile.compositions import AXES
 from llm_profile.kernels import KERNEL_CHOICES
 from llm_profile.models.hub import LOAD_FORMATS
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, TIMERS, Request
@@ -88,6 +90,12 @@ GROUPS: Mapping[str, Options] = {
             "choices": GRID_NAMES,
             "help": "full: measure every length; adaptive: measure at most 15 percent of them and interpolate the "
             "others (default %(default)s)",
+        },
+        "--axes": {
+            "type": names,
+            "metavar": "AXIS[,AXIS...]",
+            "help": f"measure compositions of several sequences too, packed as serving engines run them: "
+            f"{', '.join(AXES)} (default: none)",
         },
         "--plan": {
             **SWITCH,
@@ -160,7 +168,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     """The request of a parsed command line with one degree of `--tp`. Raises UsageError as `parse_requests`."""
     values = vars(arguments)
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
-    named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__})
+    named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__ if name in values})
     named["precision"] = arguments.precision / 100
     scaling = parse_scaling(arguments)  # values that are not allowed are refused in any case
     named["scaling"] = None if arguments.skip_scaling else scaling

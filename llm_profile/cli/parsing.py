@@ -59,6 +59,11 @@ def degrees(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,4") from None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once, in order."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def token_of(arguments: argparse.Namespace) -> str | None:
     """The access token of the Hugging Face Hub: that of `--hf-token`, else that of HF_TOKEN, else None."""
     return arguments.hf_token or os.environ.get("HF_TOKEN") or None

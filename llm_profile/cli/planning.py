@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,14 @@ def find_source(request: Request, *, weights: bool = True) -> ModelSource:
         allow_pickle=request.allow_pickle,
         trust_remote_code=request.trust_remote_code,
     )
+
+
+def within_positions(request: Request, source: ModelSource) -> Request:
+    """The request with compositions (`--axes`) no longer than what the model was made for."""
+    trained, sweep = longest_trained(source.config), request.sweep
+    if not sweep.axes or trained is None or trained >= sweep.axes_longest:
+        return request
+    return replace(request, sweep=replace(sweep, axes_longest=trained))
 
 
 def hardware_name(request: Request) -> str:
@@ -167,6 +176,7 @@ def beyond_training(config: Mapping[str, Any], laid_out: Plan) -> str | None:
 def plan_lines(request: Request) -> list[str]:
     """What the request would do: points, files, memory, time, pairs to validate. Raises UsageError as the run would."""
     source = find_source(request, weights=False)
+    request = within_positions(request, source)
     laid_out = plan(request.sweep, learned_positions(source.config))
     hardware = _visible_hardware(request.device) if request.hardware is None else request.hardware
     paths = table_paths(request, source, "hardware" if hardware is None else hardware)
@@ -176,6 +186,8 @@ def plan_lines(request: Request) -> list[str]:
     left = max(0, most - len(known))
     counts = Counter(map(series_of, laid_out.points))
     points = ", ".join(f"{counts[name]} {name}" for name in SERIES)
+    if request.sweep.axes:
+        points += f", {counts[None]} compositions ({', '.join(request.sweep.axes)})"
     rate = _seconds_per_point(request.output_dir / hardware) if hardware else None
     blocks = f"{request.num_layers} decoder block(s) of each kind"
     shard = [f"shard: one of {request.tp} tensor parallel ranks (--tp)"] if request.tp > 1 else []
@@ -276,10 +288,11 @@ def dtype_of(request: Request, config: Mapping[str, Any]) -> str:
 def needed_bytes(request: Request, source: ModelSource, laid_out: Plan) -> int | None:
     """Memory that the sweep needs on the device; None if unknown. For a shard, cache and activations of a pass count
     as those of the whole model, which is more than it needs."""
-    longest = max(p.cache_len for p in laid_out.points)
+    longest = max(p.cache_len if p.is_flat else p.tokens for p in laid_out.points)
+    cached = max((p.cache_len for p in laid_out.points if not p.is_flat), default=0)
     copies = 1 + GRAPHS if request.device.startswith("cuda") else 1
     dtype_bytes = DTYPE_BYTES.get(dtype_of(request, source.config), 2)
-    whole = memory_bytes(source.config, request.num_layers, dtype_bytes, longest, copies)
+    whole = memory_bytes(source.config, request.num_layers, dtype_bytes, longest, copies, cached)
     if whole is None or request.tp == 1:
         return whole
     parameters = _parameters(request, source)

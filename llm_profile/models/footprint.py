@@ -27,12 +27,13 @@ def parameter_count(config: Mapping[str, Any], num_layers: int) -> int | None:
 
 
 def memory_bytes(
-    config: Mapping[str, Any], num_layers: int, dtype_bytes: int, max_len: int, copies: int = 1
+    config: Mapping[str, Any], num_layers: int, dtype_bytes: int, max_len: int, copies: int = 1, packed: int = 0
 ) -> int | None:
     """Device memory in bytes for passes of up to `max_len` tokens at batch 1; None if unknown.
 
     That is weights, KV cache and activations. num_layers: blocks of each kind. copies: how many times the activations
-    of a pass are in memory at once (one for each of its CUDA graphs, and one for eager passes).
+    of a pass are in memory at once (one for each of its CUDA graphs, and one for eager passes). packed: tokens of a
+    further KV cache, that of packed passes.
 
     Activations are an estimate: the logits of all tokens twice (the head's output and a copy), and per token the
     residual stream, queries, keys, values and the widest part of the MLP. Attention scores count only for types where
@@ -41,7 +42,7 @@ def memory_bytes(
     try:
         dimensions = _Dimensions(config)
         values = _parameters(dimensions, num_layers)
-        values += len(dimensions.kept(num_layers)) * dimensions.cached * max_len
+        values += len(dimensions.kept(num_layers)) * dimensions.cached * (max_len + packed)
         values += copies * max_len * _activations_per_token(dimensions)
         values += copies * max_len**2 * dimensions.architecture.scores * dimensions.heads
     except _Unknown:

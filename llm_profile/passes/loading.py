@@ -38,7 +38,7 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
     With `--load-format auto`, random weights are used if the real ones cannot be loaded. Raises UsageError for a model
     that cannot be measured; for weights CheckpointError, or HubError if they cannot be fetched.
     """
-    points = request.sweep.points()
+    points = request.sweep.flat_points()
     options = subject_options(
         source,
         _model_options(request),
@@ -49,6 +49,7 @@ def requested_subject(request: Request, source: ModelSource) -> Subject:
         routing=request.routing,
         allow_slow_path=request.allow_slow_path,
         kernels=request.kernels,
+        packed=request.sweep.compositions(),
     )
     with code_of(source, request.hf_token):
         try:

@@ -7,6 +7,11 @@ from llm_profile.passes.loaded import LoadedModel
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.refusals import rows_with_reasons
 
+PADDED = (
+    "--axes: here no kernel attends to sequences of different lengths as they are: attention of such compositions "
+    "copies them and fills them up to the longest, which takes longer than in a serving engine"
+)
+
 
 def model_notices(
     loaded: LoadedModel,

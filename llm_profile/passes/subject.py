@@ -1,13 +1,14 @@
 """The model under measurement: loaded, its layers found, ready to run at any point of a sweep."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
 
 from llm_profile.kernels import FUSED
-from llm_profile.layers.layout import Layout, find_layout
+from llm_profile.layers.layout import Layout, Site, find_layout
 from llm_profile.layers.slow_path import slow_layers, why_slow
 from llm_profile.models.model_errors import as_usage_error
 from llm_profile.models.transformers_quantizer import compressed_modules
@@ -16,7 +17,7 @@ from llm_profile.passes.conditions import model_conditions
 from llm_profile.passes.expert_load import expert_load
 from llm_profile.passes.fused import FusedKernels
 from llm_profile.passes.loaded import load_model
-from llm_profile.passes.notices import model_notices
+from llm_profile.passes.notices import PADDED, model_notices
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.probing import most_positions, run_probes
 from llm_profile.passes.refusals import first_pass_errors, refuse_slow_path
@@ -48,7 +49,14 @@ class Subject:
         undo.enter_context(attention_backend(options.sdpa_backend))
         routing = options.routing if options.load is None else "model"  # the router of real weights is trained
         self.runner = undo.enter_context(
-            PassRunner(self.model, options.max_input, options.max_total, options.model.seed, routing)
+            PassRunner(
+                self.model,
+                options.max_input,
+                options.max_total,
+                options.model.seed,
+                routing,
+                packed=options.packed,
+            )
         )
         with first_pass_errors(self._loaded, options.sdpa_backend):
             positions = most_positions(self.runner, options.config.get("model_type"))
@@ -63,6 +71,11 @@ class Subject:
         self.slow_path = {self.layout.row_of(module): why_slow(packages) for module, packages in slow.items()}
         if not options.allow_slow_path:
             refuse_slow_path(self.slow_path)
+        with first_pass_errors(self._loaded, options.sdpa_backend):
+            self.runner.open_packed(options.sdpa_backend)
+        if (packed := self.runner.packed) is not None:
+            ends = (Site(sampler, row, None) for row, sampler in packed.samplers.items())
+            self.layout = replace(self.layout, sites=(*self.layout.sites, *ends))
         self.fused: FusedKernels | None = None
         if options.kernels == FUSED:  # last, since the passes above watch the model's own operators
             self.fused = undo.enter_context(
@@ -75,11 +88,18 @@ class Subject:
         return self.runner.routing
 
     @property
+    def most_cached(self) -> int | None:
+        """Tokens that the cache of packed passes has memory for, of all sequences; None where no pass is packed."""
+        return self.runner.packed.most_cached if self.runner.packed else None
+
+    @property
     def notices(self) -> list[str]:
         """What the user should know about the model, a line each."""
         not_fused = self.fused.not_fused if self.fused else {}
         told = (self.routing, self._decompressed, self.slow_path, not_fused)
-        return list(model_notices(self._loaded, self.options, *told))
+        packed = self.runner.packed
+        padded = [PADDED] if packed is not None and packed.is_padded else []
+        return [*model_notices(self._loaded, self.options, *told), *padded]
 
     def conditions(self) -> dict[str, Any]:
         """What must be the same in all runs that add to one table, of the model (JSON values by name)."""
@@ -91,6 +111,7 @@ class Subject:
             "slow_path": self.slow_path,
             "expert_load": self._expert_load,
             "logits_to_keep": self.runner.inputs.takes_logits_to_keep,
+            **({"packed_attention": self.runner.packed.facts()} if self.runner.packed else {}),
             **({"fused": self.fused.fused, "not_fused": self.fused.not_fused} if self.fused else {}),
         }
 

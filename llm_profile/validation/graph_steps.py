@@ -58,6 +58,16 @@ class GraphSteps:
                     graph.reset()
         self._passes.runner = own
 
+    def packed(self, repeat: int) -> Iterator[tuple[SweepPoint, tuple[int, ...]]]:
+        """Each of the subject's packed points, by points: wall times in ns. Those without memory are left out."""
+        packed = self._subject.runner.packed
+        assert packed is not None and packed.most_cached is not None
+        for point in sorted(packed.points):
+            if point.cache_len <= packed.most_cached and (graph := self._capture(point)) is not None:
+                yield point, tuple(self._time(graph) for _ in range(repeat))
+                graph.reset()
+            self._passes.runner.forget_masks(point)
+
     def close(self) -> None:
         self._forget()
         self._subject.close()

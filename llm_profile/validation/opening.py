@@ -1,6 +1,6 @@
 """The model that a table was measured on, opened under the table's conditions at any depth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,19 +15,27 @@ from llm_profile.passes.loaded import load_model
 from llm_profile.passes.loading import DUMMY, subject_options
 from llm_profile.passes.options import SubjectOptions
 from llm_profile.passes.subject import Subject
+from llm_profile.points import SweepPoint
 from llm_profile.validation.profiled import Profiled
 
 
 def profiled_subject(
-    profiled: Profiled, depth: int, device: str, token: str | None, trust_remote_code: bool = False
+    profiled: Profiled,
+    depth: int,
+    device: str,
+    token: str | None,
+    trust_remote_code: bool = False,
+    packed: Sequence[SweepPoint] = (),
 ) -> Subject:
     """The model with the profile's cache, routing and kernels. Prompts may be as long as the table's longest pass.
+
+    packed: points that run as packed passes.
 
     Raises UsageError where its real weights are gone, and where the code of its repository may not run or is another
     now.
     """
     with _options(profiled, depth, device, token, trust_remote_code) as (options, name):
-        subject = Subject(options)
+        subject = Subject(replace(options, packed=packed))
     try:
         _check_code(profiled, name, subject.code)
     except UsageError:

@@ -24,8 +24,9 @@ class Backend(Protocol):
 
     clock: what the nanoseconds of its rows are: `gpu-kernel`, `cpu-wall` or `fake`. kinds: the model's kinds of
     blocks. block_rows: row -> kind of block, for rows of blocks; the other rows are those of the model.
-    learned_positions: length of the model's learned position table, None if it has none. notices: what the user should
-    know, a line each. conditions: what must be the same in all runs that add to one table. facts: what is recorded of a
+    learned_positions: length of the model's learned position table, None if it has none. most_cached: tokens of all
+    sequences that the cache of packed passes has memory for, None for no limit. notices: what the user should know, a
+    line each. conditions: what must be the same in all runs that add to one table. facts: what is recorded of a
     run and may differ. Both are JSON values by name.
     """
 
@@ -33,6 +34,7 @@ class Backend(Protocol):
     kinds: Sequence[BlockKind]
     block_rows: dict[str, str]
     learned_positions: int | None
+    most_cached: int | None
     notices: list[str]
 
     def conditions(self) -> Mapping[str, Any]: ...

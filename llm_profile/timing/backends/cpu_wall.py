@@ -65,6 +65,7 @@ class CpuWallBackend:
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
+        self.most_cached = subject.most_cached
         self.notices = ["profiling on a CPU: rows are wall time, not kernel time", *subject.notices]
 
     def conditions(self) -> Mapping[str, Any]:

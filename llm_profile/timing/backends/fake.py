@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
+from llm_profile.compositions import is_sampled
 from llm_profile.measurement import PointFailure, PointSample, RowSample, StoppingRule
 from llm_profile.points import SweepPoint, key_of
 
@@ -37,14 +38,25 @@ ROWS: dict[str, tuple[bool, float, float, float]] = {
     "lm_head": (False, 240_000, 1_200, 0),
 }
 
+SAMPLER_ROWS: dict[str, tuple[bool, float, float, float]] = {
+    "sampler_greedy": (False, 9_000, 700, 0),
+    "sampler_temperature": (False, 14_000, 2_300, 0),
+}
+"""The same of rows that only points of `--axes per-sequence` have."""
+
 NOISE = 0.004
 """Standard deviation of a row over passes, relative to its time; about that of an otherwise idle GPU."""
 
 
 def row_ns(row: str, point: SweepPoint) -> float:
     """Nanoseconds of a row (of one block) at a point by the formula, without noise."""
-    _, base, per_input, per_cached = ROWS[row]
+    _, base, per_input, per_cached = (ROWS | SAMPLER_ROWS)[row]
     return base + per_input * point.tokens + per_cached * point.history
+
+
+def rows_at(point: SweepPoint) -> list[str]:
+    """The rows of a pass."""
+    return [*ROWS, *(SAMPLER_ROWS if is_sampled(point) else ())]
 
 
 class FakeBackend:
@@ -56,6 +68,7 @@ class FakeBackend:
 
     clock = "fake"
     learned_positions: int | None = None
+    most_cached: int | None = None
 
     def __init__(
         self, num_layers: int = 32, profiled: int = 1, delay_s: float = 0.0, out_of_memory_at: int | None = None
@@ -94,16 +107,16 @@ class FakeBackend:
         while wanted := rule.passes_wanted([sum(p.values()) for p in passes]):
             passes += [self._one_pass(point, chance) for _ in range(wanted)]
         rows = {}
-        for row, (in_block, *_) in ROWS.items():
+        for row in rows_at(point):
             pass_ns = tuple(p[row] for p in passes)
-            rows[row] = RowSample(pass_ns, self._blocks(in_block), 1, (f"fake_{row}",))
+            rows[row] = RowSample(pass_ns, self._blocks(row), 1, (f"fake_{row}",))
         return PointSample(point, rows, tuple(sum(p.values()) for p in passes), "fake", 1980.0)
 
-    def _blocks(self, in_block: bool) -> int:
-        return self._profiled if in_block else 1
+    def _blocks(self, row: str) -> int:
+        return self._profiled if row in self.block_rows else 1
 
     def _one_pass(self, point: SweepPoint, chance: random.Random) -> dict[str, int]:
         return {
-            row: round(self._blocks(in_block) * row_ns(row, point) * (1 + NOISE * chance.gauss(0, 1)))
-            for row, (in_block, *_) in ROWS.items()
+            row: round(self._blocks(row) * row_ns(row, point) * (1 + NOISE * chance.gauss(0, 1)))
+            for row in rows_at(point)
         }

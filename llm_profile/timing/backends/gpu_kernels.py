@@ -49,6 +49,7 @@ class GpuKernelBackend:
         self.kinds: Sequence[BlockKind] = subject.layout.kinds
         self.block_rows = subject.layout.block_rows()
         self.learned_positions = subject.layout.learned_positions
+        self.most_cached = subject.most_cached
         self.telemetry = Telemetry(pci_bus_id(subject.device))
         self.notices = list(subject.notices)
         if not self.telemetry.available:
