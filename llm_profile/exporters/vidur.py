@@ -23,7 +23,7 @@ from llm_profile.exporters.simulated_layers import (
     require_lengths,
     require_one_model,
 )
-from llm_profile.exporters.step_attention import ATTENTION, ATTENTION_OTHER, COMPOSED_STEPS, StepAttention
+from llm_profile.exporters.step_attention import ATTENTION, ATTENTION_OTHER, StepAttention
 from llm_profile.measurement import IQR_TO_SIGMA, Measurement
 from llm_profile.points import SweepPoint
 from llm_profile.records import MEASURED
@@ -125,14 +125,14 @@ def _lines_of(
     measured = sum(line["source"] == MEASURED for line in attention_lines)
     notes = [
         *filled_notes(table),
-        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed"
+        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed or filled in"
         + _beyond(attention, wanted),
+        *attention.notes,
     ]
     return mlp_lines, attention_lines, notes
 
 
 _NOTES = (
-    COMPOSED_STEPS,
     "Vidur prices blocks only: embedding, final norm, lm_head and what runs outside of blocks are in no file",
     "add is all of block_other, mlp_act holds mlp_other, attn_kv_cache_save is attn_other, attn_rope holds q_norm and "
     "k_norm",

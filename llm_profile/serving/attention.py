@@ -18,6 +18,7 @@ from llm_profile.serving.composition import AttentionWork, FloatArray, features_
 SMOOTHNESS = 2.5
 """Of the Matern kernel: twice differentiable, as times are but for the steps of waves."""
 
+
 @dataclass(frozen=True)
 class AttentionModel:
     """Fitted to the steps of one way of computing. coefficients: of `terms`, in ns. process: a fitted regressor."""

@@ -4,6 +4,7 @@ A step's rows are of three sorts. Attention follows the composition (attention.p
 the number of sequences, all others the tokens fed (counted_rows.py). What the table has is looked up, not modelled.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,7 +118,7 @@ class StepModel:
     def estimate_ns(self, point: SweepPoint, sampler: str | None = None) -> Estimated:
         """The step of the full model, all blocks. sampler: a row of one, which is paid too; None leaves it out.
 
-        The interval of a step that the table has is that of its kind, too: how far estimates lie from measurements.
+        A step that the table has is as measured, without an interval.
         """
         weights = self._weights(sampler)
         time_ns = sum(weights.get(row, 0) * row_ns for row, row_ns in self.rows_ns(point).items())
@@ -127,7 +128,7 @@ class StepModel:
         of_kind = steps.get(kind_of(point))
         if of_kind is None or len(of_kind.log_ratios) < FEWEST_OF_A_KIND:
             of_kind = HeldOut(np.concatenate([each.log_ratios for each in steps.values()]))
-        return Estimated(time_ns, time_ns * np.exp(-of_kind.reach), time_ns * np.exp(of_kind.reach))
+        return Estimated(time_ns, time_ns * math.exp(-of_kind.reach), time_ns * math.exp(of_kind.reach))
 
     def held_out(self) -> Mapping[str, HeldOut]:
         """Errors of whole steps, by kind: compositions estimated by models of four fifths of the others."""
@@ -260,9 +261,7 @@ def _fit_attention(
     return models
 
 
-def _one_sequence(
-    table: LatencyTable, row: str, points: Sequence[SweepPoint], uniform: bool
-) -> Iterable[SweepPoint]:
+def _one_sequence(table: LatencyTable, row: str, points: Sequence[SweepPoint], uniform: bool) -> Iterable[SweepPoint]:
     """Steps of one sequence that ran a kernel of these compositions, spread over their lengths by logarithm."""
     kernels = {table.records[point].rows[row].kernels for point in points}
     series = DECODE if uniform else PREFILL
