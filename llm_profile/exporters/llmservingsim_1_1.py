@@ -200,7 +200,7 @@ def _files_of(table: LatencyTable, wanted: ExportRequest, degrees: Sequence[int]
     measured = sum(line[-1] == MEASURED for line in attention_lines)
     beyond = f", those of caches beyond {attention.longest_cache} tokens are extrapolated"
     notes.append(
-        f"{table.model}: {measured} of {len(attention_lines)} keys of attention are measured, the others composed or filled in"
+        f"{table.model}: {measured} of {len(attention_lines)} keys of attention are measured, the others not"
         + (beyond if wanted.max_kv > attention.longest_cache else "")
     )
     notes += attention.notes

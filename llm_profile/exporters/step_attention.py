@@ -1,8 +1,8 @@
 """Attention of the steps that simulators ask for: as measured, as fitted, or composed. No torch.
 
 Where a table has measured compositions (`--axes`), the others are filled in by the model that is fitted to them
-(serving/step_model.py). A sweep of one sequence has prompts without a history and decode steps only. What such a table lacks is
-composed:
+(serving/step_model.py). A sweep of one sequence has prompts without a history and decode steps only. What such a table
+lacks is composed:
 
 * A token in a KV cache adds `token_ns` to a decode step, the slope of the measured ones.
 * n decode steps on caches of one length are one of them as measured, and `token_ns` for each token in the caches of the
@@ -21,12 +21,9 @@ import numpy as np
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.records import FILLED
-from llm_profile.serving.curve import Curve
-from llm_profile.serving.step_model import FEWEST_COMPOSITIONS, StepModel, compositions_of
+from llm_profile.serving.curve import LengthCurve
+from llm_profile.serving.step_model import ATTENTION, ATTENTION_OTHER, FEWEST_COMPOSITIONS, StepModel, compositions_of
 from llm_profile.store.table import LatencyTable
-
-ATTENTION, ATTENTION_OTHER = "attn", "attn_other"
-"""Rows of a table: the attention function, and what the attention module launches beside it, such as cache writes."""
 
 COMPOSED, EXTRAPOLATED = "composed", "extrapolated"
 """Sources of a time beside those of records: composed as said above, the latter of lengths beyond the table's."""
@@ -103,8 +100,8 @@ class StepAttention:
                 self._row(ATTENTION, point), self._row(ATTENTION_OTHER, point), self._records[point].source
             )
         if self._fitted is not None:
-            times = [self._fitted.row_ns(row, point) for row in (ATTENTION, ATTENTION_OTHER)]
-            return AttentionTime(*times, FILLED if self._fitted.reaches(point) else EXTRAPOLATED)
+            attention_ns, other_ns = (self._fitted.row_ns(row, point) for row in (ATTENTION, ATTENTION_OTHER))
+            return AttentionTime(attention_ns, other_ns, FILLED if self._fitted.reaches(point) else EXTRAPOLATED)
         attention_ns = self._chunk_ns(chunk, history) + self._decodes_ns(decodes, cache)
         beyond = chunk > self.longest_prompt or max(history, cache) > self.longest_cache
         return AttentionTime(attention_ns, self._other.at(chunk + decodes), EXTRAPOLATED if beyond else COMPOSED)
@@ -130,6 +127,6 @@ class StepAttention:
         found = self._records[point].rows.get(row)
         return found.measurement.latency_ns if found else 0
 
-    def _curve(self, row: str, points: Mapping[int, SweepPoint]) -> "Curve":
+    def _curve(self, row: str, points: Mapping[int, SweepPoint]) -> LengthCurve:
         lengths = sorted(points)
-        return Curve(np.array(lengths), np.array([self._row(row, points[length]) for length in lengths]))
+        return LengthCurve(np.array(lengths), np.array([self._row(row, points[length]) for length in lengths]))

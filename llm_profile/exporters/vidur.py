@@ -23,10 +23,11 @@ from llm_profile.exporters.simulated_layers import (
     require_lengths,
     require_one_model,
 )
-from llm_profile.exporters.step_attention import ATTENTION, ATTENTION_OTHER, StepAttention
+from llm_profile.exporters.step_attention import StepAttention
 from llm_profile.measurement import IQR_TO_SIGMA, Measurement
 from llm_profile.points import SweepPoint
 from llm_profile.records import MEASURED
+from llm_profile.serving.step_model import ATTENTION, ATTENTION_OTHER
 from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "Vidur"
@@ -125,7 +126,7 @@ def _lines_of(
     measured = sum(line["source"] == MEASURED for line in attention_lines)
     notes = [
         *filled_notes(table),
-        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed or filled in"
+        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others not"
         + _beyond(attention, wanted),
         *attention.notes,
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_profile.serving.composition import FloatArray
-from llm_profile.serving.curve import Curve
+from llm_profile.serving.curve import LengthCurve
 
 NEIGHBOURS = 7
 """Measured compositions, nearest by their number, whose median ratio counts."""
@@ -21,16 +21,16 @@ class CountedRow:
     """One row. prompts: its time along the number in prompts. numbers, ratios: of compositions, shape [compositions];
     ascending."""
 
-    prompts: Curve
+    prompts: LengthCurve
     numbers: FloatArray
     ratios: FloatArray
 
     @classmethod
     def of(cls, prompts: Mapping[int, int], compositions: list[tuple[int, int]]) -> "CountedRow":
-        """prompts: number -> ns, may be empty. compositions: (number, ns) of each, at least one where no prompts are."""
+        """prompts: number -> ns. compositions: (number, ns) of each. One of them may be empty."""
         known = prompts if len(prompts) > 1 and any(prompts.values()) else _medians(compositions)
         lengths = sorted(known)
-        curve = Curve(np.array(lengths), np.array([known[length] for length in lengths]))
+        curve = LengthCurve(np.array(lengths), np.array([known[length] for length in lengths]))
         pairs = sorted((number, time_ns / shape) for number, time_ns in compositions if (shape := _at(curve, number)))
         numbers, ratios = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         return cls(curve, numbers, ratios)
@@ -48,7 +48,7 @@ class CountedRow:
         return _at(self.prompts, number) * self.ratio(number)
 
 
-def _at(curve: Curve, number: int) -> float:
+def _at(curve: LengthCurve, number: int) -> float:
     return curve.at(number) if len(curve.lengths) > 1 else float(curve.times_ns[0])
 
 

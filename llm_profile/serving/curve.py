@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Curve:
+class LengthCurve:
     """Time in ns over a length: linear between known lengths; beyond the longest, each one more adds `slope_ns`."""
 
     lengths: NDArray[np.int_]  # [known], ascending

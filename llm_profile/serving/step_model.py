@@ -20,7 +20,10 @@ from llm_profile.serving.held_out import FEWEST_OF_A_KIND, HeldOut, lines_of
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import DECODE, PREFILL, SHARED_POINT
 
-ATTENTION, HEAD = "attn", "lm_head"
+ATTENTION, ATTENTION_OTHER = "attn", "attn_other"
+"""Rows of a table: the attention function, and what the attention module launches beside it, such as cache writes."""
+
+HEAD = "lm_head"
 SAMPLER = "sampler_"
 """How rows of samplers begin. A step has at most one of them."""
 
@@ -89,7 +92,7 @@ class StepModel:
         if len(points) < FEWEST_COMPOSITIONS:
             raise UsageError(
                 f"{table.model} on {table.hardware}: has {len(points)} compositions of serving steps, and a model of "
-                f"steps needs {FEWEST_COMPOSITIONS}; measure them with run_profile.py --append --axes decode,chunk,mixed"
+                f"steps needs {FEWEST_COMPOSITIONS}; measure them: run_profile.py --append --axes decode,chunk,mixed"
             )
         if "block_rows" not in table.meta:
             raise UsageError(f"the table of {table.model} is unfinished; let run_profile.py finish it first")
@@ -176,7 +179,9 @@ class StepModel:
                 estimated = {row: weights.get(row, 0) * float(found[place]) for row, found in times.items()}
                 measured = {row: weights.get(row, 0) * kept.measurement.latency_ns for row, kept in record.items()}
                 of_attention = [sum(part.get(row, 0) for row in self._rows.attention) for part in (estimated, measured)]
-                logs[kind_of(point)].append((_log_ratio(*map(_sum, (estimated, measured))), _log_ratio(*of_attention)))
+                logs[kind_of(point)].append(
+                    (_log_ratio(sum(estimated.values()), sum(measured.values())), _log_ratio(*of_attention))
+                )
         steps, attention = (
             {kind: HeldOut(np.array(pairs)[:, place]) for kind, pairs in logs.items() if pairs} for place in (0, 1)
         )
@@ -193,10 +198,6 @@ class StepModel:
 def compositions_of(table: LatencyTable) -> tuple[SweepPoint, ...]:
     """The measured steps of several sequences, or of a chunk on a history, in canonical order."""
     return tuple(point for point in table.points() if not point.is_flat and table.records[point].is_measured)
-
-
-def _sum(parts: Mapping[str, float]) -> float:
-    return sum(parts.values())
 
 
 def _log_ratio(estimated: float, measured: float) -> float:
@@ -218,7 +219,7 @@ def _fit(table: LatencyTable, points: Sequence[SweepPoint], start: _Rows | None 
     return _Rows(
         shapes=shapes,
         attention={
-            row: _fit_attention(table, row, shapes[row], points, start and start.attention[row])
+            row: _fit_attention(table, row, shapes[row], points, start.attention[row] if start else None)
             for row in attention_rows
         },
         counted={
@@ -257,7 +258,7 @@ def _fit_attention(
         taken = [*taken, *_one_sequence(table, row, taken, uniform=way)]
         works = [AttentionWork.of(point, shape) for point in taken]
         times = np.array([table.latency_ns(row, point) for point in taken], dtype=np.float64)
-        models[way] = AttentionModel.fit(works, np.maximum(times, 1.0), start and start[way])
+        models[way] = AttentionModel.fit(works, np.maximum(times, 1.0), start[way] if start else None)
     return models
 
 
