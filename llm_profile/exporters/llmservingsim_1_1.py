@@ -26,7 +26,7 @@ from llm_profile.exporters.simulated_layers import (
     moved_text,
     require_lengths,
 )
-from llm_profile.exporters.step_attention import COMPOSED_STEPS, StepAttention
+from llm_profile.exporters.step_attention import StepAttention
 from llm_profile.points import SweepPoint
 from llm_profile.records import MEASURED
 from llm_profile.store.storage import to_json
@@ -123,7 +123,6 @@ def export(tables: Sequence[LatencyTable], wanted: ExportRequest) -> Bundle:
 
 
 _NOTES = (
-    COMPOSED_STEPS,
     "attention of several prompts is that of one prompt with the tokens of all of them, as the simulator looks it up",
     "attention of a prompt with more decodes than the grid has is that of the most that it has, as in the simulator's "
     "own profiles",
@@ -201,9 +200,10 @@ def _files_of(table: LatencyTable, wanted: ExportRequest, degrees: Sequence[int]
     measured = sum(line[-1] == MEASURED for line in attention_lines)
     beyond = f", those of caches beyond {attention.longest_cache} tokens are extrapolated"
     notes.append(
-        f"{table.model}: {measured} of {len(attention_lines)} keys of attention are measured, the others composed"
+        f"{table.model}: {measured} of {len(attention_lines)} keys of attention are measured, the others not"
         + (beyond if wanted.max_kv > attention.longest_cache else "")
     )
+    notes += attention.notes
     return files, notes
 
 

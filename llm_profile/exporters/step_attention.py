@@ -1,6 +1,8 @@
-"""Attention of the steps that simulators ask for: as measured, or composed of steps of one sequence. No torch.
+"""Attention of the steps that simulators ask for: as measured, as fitted, or composed. No torch.
 
-A sweep of one sequence has prompts without a history and decode steps. What a table lacks is composed:
+Where a table has measured compositions (`--axes`), the others are filled in by the model that is fitted to them
+(serving/step_model.py). A sweep of one sequence has prompts without a history and decode steps only. What such a table
+lacks is composed:
 
 * A token in a KV cache adds `token_ns` to a decode step, the slope of the measured ones.
 * n decode steps on caches of one length are one of them as measured, and `token_ns` for each token in the caches of the
@@ -13,17 +15,15 @@ A sweep of one sequence has prompts without a history and decode steps. What a t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
+from llm_profile.records import FILLED
+from llm_profile.serving.curve import LengthCurve
+from llm_profile.serving.step_model import ATTENTION, ATTENTION_OTHER, FEWEST_COMPOSITIONS, StepModel, compositions_of
 from llm_profile.store.table import LatencyTable
-
-ATTENTION, ATTENTION_OTHER = "attn", "attn_other"
-"""Rows of a table: the attention function, and what the attention module launches beside it, such as cache writes."""
 
 COMPOSED, EXTRAPOLATED = "composed", "extrapolated"
 """Sources of a time beside those of records: composed as said above, the latter of lengths beyond the table's."""
@@ -38,7 +38,8 @@ COMPOSED_STEPS = (
 
 @dataclass(frozen=True)
 class AttentionTime:
-    """Attention of one block in a step. source: MEASURED or FILLED of records, COMPOSED or EXTRAPOLATED."""
+    """Attention of one block in a step. source: MEASURED or FILLED of records, FILLED of a
+    fitted model, COMPOSED or EXTRAPOLATED."""
 
     attention_ns: float
     other_ns: float
@@ -61,11 +62,21 @@ class StepAttention:
                     f"table has {len(points)}; measure them with run_profile.py --append --mode both"
                 )
         self._records = table.records
+        self._fitted = StepModel.fit(table) if len(compositions_of(table)) >= FEWEST_COMPOSITIONS else None
         self._prompt = self._curve(ATTENTION, prompts)
         self._decode = self._curve(ATTENTION, decodes)
         self._other = self._curve(ATTENTION_OTHER, prompts)
         self.token_ns = self._decode.slope_ns
         self.pair_ns = self._prompt.pair_ns
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known of times that were not measured."""
+        if self._fitted is None:
+            return [COMPOSED_STEPS]
+        errors = [f"{kind}: {held_out}" for kind, held_out in self._fitted.held_out_attention().items()]
+        count = len(self._fitted.compositions)
+        return [f"attention is filled in from {count} measured compositions; held out, {'; '.join(errors)}"]
 
     @property
     def longest_prompt(self) -> int:
@@ -88,6 +99,9 @@ class StepAttention:
             return AttentionTime(
                 self._row(ATTENTION, point), self._row(ATTENTION_OTHER, point), self._records[point].source
             )
+        if self._fitted is not None:
+            attention_ns, other_ns = (self._fitted.row_ns(row, point) for row in (ATTENTION, ATTENTION_OTHER))
+            return AttentionTime(attention_ns, other_ns, FILLED if self._fitted.reaches(point) else EXTRAPOLATED)
         attention_ns = self._chunk_ns(chunk, history) + self._decodes_ns(decodes, cache)
         beyond = chunk > self.longest_prompt or max(history, cache) > self.longest_cache
         return AttentionTime(attention_ns, self._other.at(chunk + decodes), EXTRAPOLATED if beyond else COMPOSED)
@@ -113,35 +127,6 @@ class StepAttention:
         found = self._records[point].rows.get(row)
         return found.measurement.latency_ns if found else 0
 
-    def _curve(self, row: str, points: Mapping[int, SweepPoint]) -> "_Curve":
+    def _curve(self, row: str, points: Mapping[int, SweepPoint]) -> LengthCurve:
         lengths = sorted(points)
-        return _Curve(np.array(lengths), np.array([self._row(row, points[length]) for length in lengths]))
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """Time in ns over a length: linear between known lengths; beyond the longest, each one more adds `slope_ns`."""
-
-    lengths: NDArray[np.int_]  # [known], ascending
-    times_ns: NDArray[np.int_]  # [known]
-
-    @property
-    def longest(self) -> int:
-        return int(self.lengths[-1])
-
-    @cached_property
-    def slope_ns(self) -> float:
-        """Median over all pairs of lengths that are half of the curve apart, which single slow lengths do not move."""
-        half = len(self.lengths) // 2
-        rises = (self.times_ns[half:] - self.times_ns[:-half]) / (self.lengths[half:] - self.lengths[:-half])
-        return max(0.0, float(np.median(rises)))
-
-    @property
-    def pair_ns(self) -> float:
-        """Time over the pairs of a query and a key that it covers: the median over the longer half of all prompts."""
-        lengths, times_ns = (values[len(self.lengths) // 2 :] for values in (self.lengths, self.times_ns))
-        return float(np.median(times_ns * 2 / (lengths * (lengths + 1))))
-
-    def at(self, length: int) -> float:
-        known = float(np.interp(length, self.lengths, self.times_ns))
-        return known + self.slope_ns * max(0, length - self.longest)
+        return LengthCurve(np.array(lengths), np.array([self._row(row, points[length]) for length in lengths]))

@@ -23,10 +23,11 @@ from llm_profile.exporters.simulated_layers import (
     require_lengths,
     require_one_model,
 )
-from llm_profile.exporters.step_attention import ATTENTION, ATTENTION_OTHER, COMPOSED_STEPS, StepAttention
+from llm_profile.exporters.step_attention import StepAttention
 from llm_profile.measurement import IQR_TO_SIGMA, Measurement
 from llm_profile.points import SweepPoint
 from llm_profile.records import MEASURED
+from llm_profile.serving.step_model import ATTENTION, ATTENTION_OTHER
 from llm_profile.store.table import LatencyTable
 
 _SIMULATOR = "Vidur"
@@ -125,14 +126,14 @@ def _lines_of(
     measured = sum(line["source"] == MEASURED for line in attention_lines)
     notes = [
         *filled_notes(table),
-        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others composed"
+        f"{table.model}: {measured} of {len(attention_lines)} lines of attention are measured, the others not"
         + _beyond(attention, wanted),
+        *attention.notes,
     ]
     return mlp_lines, attention_lines, notes
 
 
 _NOTES = (
-    COMPOSED_STEPS,
     "Vidur prices blocks only: embedding, final norm, lm_head and what runs outside of blocks are in no file",
     "add is all of block_other, mlp_act holds mlp_other, attn_kv_cache_save is attn_other, attn_rope holds q_norm and "
     "k_norm",

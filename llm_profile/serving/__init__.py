@@ -1,0 +1,1 @@
+"""What a serving step takes, of any composition: fitted to those that were measured."""
