@@ -15,6 +15,7 @@ REQUIRED = (
     "pandas",
     "pyarrow",
     "yaml",
+    "sklearn",
     "rich",
 )
 """Names by which the packages of requirements.txt are imported, except pynvml, which a run does without."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub", "sklearn"}
 """What costs start-up time: imported where it is used, inside functions."""
 
 COMMANDS = ("run_profile", "validation")
@@ -20,7 +20,7 @@ NO_TORCH_IN_DESIGN = {
 
 ROOMS = (
     *("", "store", "exporters", "models", "layers", "passes"),
-    *("timing", "validation", "report", "comparison", "cli", "doctor"),
+    *("timing", "validation", "prediction", "report", "comparison", "cli", "doctor"),
 )
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
@@ -28,6 +28,7 @@ PRIVATE_TO = {
     "store": {"", "store"},
     "exporters": {"", "store", "exporters"},
     "models": {"", "models"},
+    "prediction": {"", "store", "prediction"},
     "report": {"", "store", "timing", "validation", "report"},
     "comparison": {"", "store", "timing", "validation", "report", "comparison"},
 }

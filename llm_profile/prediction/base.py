@@ -12,9 +12,9 @@ from llm_profile.prediction.row_work import RowWork
 
 TILES: tuple[tuple[int, int, float], ...] = (
     # rows and columns of the result that a block computes, and the share of the largest tile's rate that it reaches
-    (16, 64, 0.35),
-    (32, 64, 0.45),
-    (64, 64, 0.62),
+    (16, 64, 0.50),
+    (32, 64, 0.55),
+    (64, 64, 0.65),
     (64, 128, 0.78),
     (128, 128, 0.93),
     (128, 256, 1.0),
@@ -46,6 +46,12 @@ OTHER_ATTENTION_SHARE = 0.78
 MASKED_SHARE = 0.3
 """The same for attention with a mask, which also computes what it masks."""
 
+GROUPED_BANDWIDTH = 0.63
+"""Of the bandwidth that a product reaches, what one kernel for all experts does: 2.4 to 2.8 TB/s on an H200."""
+
+DISPATCH_SLOWER = 1.35
+"""Sorting, counting and scanning tokens of experts take longer than the smallest kernel."""
+
 ATTENTION_TILE = 64
 """Tokens of a tile of attention."""
 
@@ -66,27 +72,26 @@ def floor_ns(work: RowWork, card: Card) -> float:
 @lru_cache(maxsize=1 << 17)
 def base_ns(work: RowWork, card: Card) -> float:
     """Never below the floor, and never below the smallest kernel."""
-    return max(BASES[work.category](work, card), floor_ns(work, card), card.launch_ns)
+    time: float = BASES[work.category](work, card)
+    return max(time, floor_ns(work, card), card.launch_ns)
 
 
-def _memory_ns(moved: float, kernels: int, card: Card) -> float:
-    """Of values that kernels hand to each other: by L2 where they fit into it, else by memory."""
+def _memory_ns(moved: float, kernels: int, card: Card, slower: float = 1.0) -> float:
+    """Of values that kernels hand to each other: by L2 where they fit into it, else by memory.
+
+    slower: by what factor everything takes longer that is not memory.
+    """
     each = moved / max(kernels, 1)
     missed = each**2 / (each**2 + (0.7 * card.l2_bytes) ** 2) if each else 0.0
     memory = card.bandwidth_bytes_per_sec * card.shares.bandwidth
     by_cores = moved / (VECTOR_BYTES * card.multiprocessors * card.clock_hz)
-    return 1e9 * overlapped(missed * moved / memory, moved / card.l2_bytes_per_sec, by_cores)
+    return 1e9 * overlapped(missed * moved / memory, slower * moved / card.l2_bytes_per_sec, slower * by_cores)
 
 
-def _kernels_ns(work: RowWork, card: Card) -> float:
-    return max(work.launches, 1) * card.launch_ns + _memory_ns(work.moved, work.launches, card)
-
-
-def unstalled_ns(work: RowWork, card: Card) -> float:
-    """Of kernels that move values: what they take if memory is no limit, only launches, L2 and the multiprocessors."""
-    by_cores = work.moved / (VECTOR_BYTES * card.multiprocessors * card.clock_hz)
-    moving = overlapped(work.moved / card.l2_bytes_per_sec, by_cores)
-    return max(work.launches, 1) * card.launch_ns + 1e9 * moving
+def kernels_ns(work: RowWork, card: Card, slower: float = 1.0) -> float:
+    """Of kernels that move values and compute little. slower: by what factor launches, L2 and cores take longer."""
+    launches = slower * max(work.launches, 1) * card.launch_ns
+    return launches + _memory_ns(work.moved, work.launches, card, slower)
 
 
 def product_ns(rows: int, given: int, taken: int, groups: int, bytes_moved: float, card: Card) -> float:
@@ -127,12 +132,12 @@ def _product(work: RowWork, card: Card) -> float:
 
 def _experts(work: RowWork, card: Card) -> float:
     """Gate and up as one product, then down; in one kernel for all experts, or one after another."""
-    kernels = max(work.launches, 1) * card.launch_ns + _memory_ns(work.moved, work.launches, card)
     one = work.bytes / work.groups
     groups, calls = (1, work.groups) if card.shares.separate_experts else (work.groups, 1)
+    one /= 1.0 if card.shares.separate_experts else GROUPED_BANDWIDTH
     both = product_ns(work.rows, 2 * work.given, work.taken, groups, one * groups * 2 / 3, card)
     down = product_ns(work.rows, work.taken, work.given, groups, one * groups / 3, card)
-    return kernels + calls * (both + down)
+    return kernels_ns(work, card, DISPATCH_SLOWER) + calls * (both + down)
 
 
 def _attention(work: RowWork, card: Card) -> float:
@@ -167,13 +172,13 @@ def _masked(work: RowWork, card: Card) -> float:
     return max(work.launches, 1) * card.launch_ns + copies + 1e9 * computed
 
 
-BASES: dict[str, Callable[[RowWork, Card], float]] = {
+BASES: dict[str, Callable[..., float]] = {
     "product": _product,
     "experts": _experts,
     "attention": _attention,
     "decode": _decode,
     "masked": _masked,
-    "router": _kernels_ns,
-    "memory": _kernels_ns,
+    "router": kernels_ns,
+    "memory": kernels_ns,
 }
 """Category of a row's work -> its formula."""

@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sm_70": Architecture("Volta", 0.85, 0.80, 1.0, 18, True),
     "sm_75": Architecture("Turing", 0.85, 0.80, 1.0, 14, True),
     "sm_80": Architecture("Ampere", 0.90, 0.85, 1.0, 21, True),
-    "sm_86": Architecture("Ampere", 0.92, 0.90, 1.0, 14, True),
+    "sm_86": Architecture("Ampere", 0.93, 0.90, 1.0, 14, True),
     "sm_89": Architecture("Ada", 0.92, 0.88, 1.0, 15, True),
     "sm_90": Architecture("Hopper", 0.92, 0.83, 0.62, 21, False, measured=True),
     "sm_100": Architecture("Blackwell", 0.90, 0.80, 0.5, 21, False),

@@ -29,8 +29,8 @@ LEAST_WIDTH = 0.03
 SETTINGS: dict[str, Any] = {
     "learning_rate": 0.1,
     "max_iter": 300,
-    "max_leaf_nodes": 31,
-    "min_samples_leaf": 8,
+    "max_leaf_nodes": 15,
+    "min_samples_leaf": 20,
     "l2_regularization": 1.0,
     "random_state": 0,
 }
@@ -66,6 +66,7 @@ def _features(work: RowWork, layers: dict[str, int]) -> list[float]:
         fill,
         *(math.log2(size + 1.0) for size in sizes),
         math.log2(work.moved + 1.0),
+        math.log2(work.bytes + 1.0),
     ]
 
 

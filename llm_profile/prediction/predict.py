@@ -12,7 +12,7 @@ from llm_profile import __version__
 from llm_profile.gpus import Gpu
 from llm_profile.measurement import Measurement
 from llm_profile.points import SweepPoint
-from llm_profile.prediction.base import base_ns, floor_ns, unstalled_ns
+from llm_profile.prediction.base import base_ns, floor_ns, kernels_ns
 from llm_profile.prediction.card import Card
 from llm_profile.prediction.correction import Correction, Floats, Lesson
 from llm_profile.prediction.row_work import RowWork, row_work
@@ -57,7 +57,7 @@ elementwise kernels are the same code everywhere. Products are not: those of Hop
 do its grouped products of experts; tiles of attention are chosen for the card."""
 
 SLOWED = ("router", "memory")
-"""Categories whose correction, where it slows, slows what memory does not bound: other cards are bound more by theirs."""
+"""Categories whose correction holds for launches, L2 and cores only on another generation, which may be bound by memory."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def _corrected_ns(work: RowWork, card: Card, factor: float, known_generation: bo
     if known_generation:
         return base * math.exp(factor)
     carried = math.exp(CARRIED.get(work.category, 0.0) * factor)
-    if work.category in SLOWED and carried > 1:
-        return base + (carried - 1) * unstalled_ns(work, card)
-    return base * carried
+    return kernels_ns(work, card, carried) if work.category in SLOWED else base * carried
 
 
 @dataclass(frozen=True)
