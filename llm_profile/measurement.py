@@ -109,7 +109,7 @@ class Measurement:
     median_ns: float
     q3_ns: float
     max_ns: float
-    interval_ns: tuple[float, float] | None = None
+    interval_ns: tuple[float, float] | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, pass_ns: Sequence[float], blocks: int = 1) -> "Measurement":

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llm_profile import installed
 from llm_profile.cli.messages import notice, tell
 from llm_profile.cli.parsing import COUNT, SWITCH, OneLineParser, Options, add_options, field_defaults, named_path
 from llm_profile.errors import EXIT_COMPLETE, UsageError
@@ -22,8 +23,8 @@ from llm_profile.sweep import Sweep
 from llm_profile.work import NoWork
 
 DESCRIPTION = (
-    "Predict the table of a card that is not here from tables measured on others, with a 90 % interval for each row. It "
-    "is marked as predicted, and gives way to a measurement."
+    "Predict the table of a card that is not here from tables measured on others, with a 90 % interval for each row. "
+    "It is marked as predicted, and gives way to a measurement."
 )
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHOWN = (SweepPoint(1, 0), SweepPoint(128, 0), SweepPoint(2048, 0), SweepPoint(1, 2048))
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict a table and write its files; returns the exit code. Raises UsageError."""
+    installed.end_without_packages("run_profile.py predict", ("sklearn",))
     gpu = find_gpu(arguments.hardware) if arguments.gpu_spec is None else read_gpu(arguments.gpu_spec)
     sweep = Sweep(
         prefill_max=arguments.prefill_max,

@@ -1,7 +1,7 @@
 """How long a row takes by its work and a card's figures: the base that a learned correction multiplies. No torch.
 
-Each formula falls where bandwidth, rate, clock or L2 grow, and where multiprocessors of the same rate are added. None is
-below the floor of the card: the least bytes over its bandwidth, the least FLOPs over its rate.
+Each formula falls where bandwidth, rate, clock or L2 grow, and where multiprocessors of the same rate are added. None
+is below the floor of the card: the least bytes over its bandwidth, the least FLOPs over its rate.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SPLITS = (1, 2, 4, 8)
 """Into how many parts the inner dimension of a product is divided, for more blocks than the result has tiles."""
 
 FILL = 0.6
-"""Of the last wave's idle part, what is lost: blocks of a wave do not end at one time, and two share a multiprocessor."""
+"""Of the last wave's idle part, what is lost: blocks end at different times, and two may share a multiprocessor."""
 
 BLOCKS_FOR_BANDWIDTH = 0.7
 """Blocks per multiprocessor from which on memory is fully used."""
@@ -43,8 +43,9 @@ ATTENTION_SHARE = {"Hopper": 0.48}
 OTHER_ATTENTION_SHARE = 0.78
 """The same where no table tells: tiles of 64 x 64, of which two blocks share a multiprocessor."""
 
-MASKED_SHARE = 0.3
-"""The same for attention with a mask, which also computes what it masks."""
+MASKED_SHARE = {"Hopper": 0.3}
+OTHER_MASKED_SHARE = 0.5
+"""Both again for attention with a mask, which also computes what it masks."""
 
 GROUPED_BANDWIDTH = 0.63
 """Of the bandwidth that a product reaches, what one kernel for all experts does: 2.4 to 2.8 TB/s on an H200."""
@@ -95,7 +96,7 @@ def kernels_ns(work: RowWork, card: Card, slower: float = 1.0) -> float:
 
 
 def product_ns(rows: int, given: int, taken: int, groups: int, bytes_moved: float, card: Card) -> float:
-    """Of `groups` products side by side: [rows, taken] x [taken, given]. The best tile and split of TILES and SPLITS."""
+    """Of `groups` products side by side, [rows, taken] x [taken, given], by the best of TILES and SPLITS."""
     candidates = (
         _tiled_ns(rows, given, taken, groups, bytes_moved, card, tile, split) for tile in TILES for split in SPLITS
     )
@@ -165,7 +166,8 @@ def _decode(work: RowWork, card: Card) -> float:
 def _masked(work: RowWork, card: Card) -> float:
     """Attention with a mask computes all pairs, and each head copies its keys and values first."""
     pairs = -(-work.tokens // ATTENTION_TILE) * ATTENTION_TILE * work.total
-    rate = card.flops_per_sec * card.shares.mma * MASKED_SHARE
+    share = MASKED_SHARE.get(card.shares.generation, OTHER_MASKED_SHARE)
+    rate = card.flops_per_sec * card.shares.mma * share
     keys = -(-work.total // ATTENTION_TILE) * 5 * TILE_CLOCKS / card.clock_hz
     copies = _memory_ns(2 * work.moved, work.launches, card)
     computed = overlapped(4.0 * work.given * work.taken * pairs / rate, keys)

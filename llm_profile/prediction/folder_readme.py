@@ -10,8 +10,8 @@ MARK = "<!-- written by run_profile.py predict -->"
 TEXT = """{mark}
 # {hardware}: predicted tables
 
-**Nothing here was measured.** `run_profile.py predict` computed the tables whose metadata says `"origin": "predicted"` from
-the figures of the card and from tables of other cards ({cards}). docs/prediction.md of LLM-Profile says how.
+**Nothing here was measured.** `run_profile.py predict` computed the tables whose metadata says
+`"origin": "predicted"` from the figures of the card and from tables of other cards ({cards}). docs/prediction.md of LLM-Profile says how.
 
 * `.csv`: latencies in the form of a measured table. `.rows.parquet`: with `low_ns` and `high_ns`, between which 9 of 10
   measurements should lie. `.meta.json`: what the prediction rests on.
@@ -21,10 +21,12 @@ the figures of the card and from tables of other cards ({cards}). docs/predictio
 * Exports, validation and comparisons refuse predicted tables without `--allow-predicted`.
 """
 
-KNOWN = "Cards of this generation ({generation}) were measured, and intervals were calibrated on models that were left out."
+KNOWN = (
+    "Cards of this generation ({generation}) were measured, and intervals were calibrated on models that were left out."
+)
 UNKNOWN = (
     "No card of this generation ({generation}) was measured. How good the prediction is cannot be known from other "
-    "generations; the widths of its intervals are a judgement, no statistic: a factor of about 1.25 to 1.5 to each side."
+    "generations; the widths of its intervals are a judgement, no statistic: a factor of about 1.3 to 1.6 to each side."
 )
 
 

@@ -51,13 +51,13 @@ OTHER_GENERATION: dict[str, float] = {
 generations were measured. A large product may reach 0.70 to 1.0 of the rate, and other kernels may be chosen; kernels
 that move values differ by the time of a launch, which is 1.0 to 2.2 us on cards that are in use."""
 
-CARRIED: dict[str, float] = {"decode": 0.5, "masked": 0.5, "router": 1.0, "memory": 1.0}
+CARRIED: dict[str, float] = {"decode": 0.5, "router": 1.0, "memory": 1.0}
 """Share of the log of a correction that holds for another generation; of other categories nothing does. PyTorch's
 elementwise kernels are the same code everywhere. Products are not: those of Hopper (nvjet) run on no other card, and so
 do its grouped products of experts; tiles of attention are chosen for the card."""
 
 SLOWED = ("router", "memory")
-"""Categories whose correction holds for launches, L2 and cores only on another generation, which may be bound by memory."""
+"""Categories whose correction holds for launches, L2 and cores on another generation, and not for its memory."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ def predict_table(target: Target, sweep: Sweep, predictor: Predictor) -> Latency
 
 
 def _measurement(latency_ns: float, low_ns: float, high_ns: float) -> Measurement:
-    return Measurement(0, float(round(latency_ns)), *[math.nan] * 5, (float(math.floor(low_ns)), float(math.ceil(high_ns))))
+    return Measurement(
+        0, float(round(latency_ns)), *[math.nan] * 5, (float(math.floor(low_ns)), float(math.ceil(high_ns)))
+    )
 
 
 def _record(rows: dict[str, RowRecord]) -> PointRecord:

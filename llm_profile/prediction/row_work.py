@@ -7,7 +7,7 @@ from llm_profile.work import EXPERT_MATRICES, MATRICES, SLIDING, Model, layer_of
 
 NORM_BYTES_PER_LAUNCH = 4.5
 """Bytes moved per value and kernel of a norm that is computed by kernels of its own for each operation: of the eight
-of an RMS norm in bfloat16 with float32 inside, 36 bytes a value (casts 6 each, square 8, mean 4, two products 8 and 4)."""
+of an RMS norm in bfloat16 with float32 inside, 36 bytes a value (casts 6 each, square 8, mean 4, products 8 and 4)."""
 
 ROPE_BYTES = 20
 """Bytes moved per value that is rotated: two products, negated half, joined halves, sum."""
@@ -102,18 +102,14 @@ def _of(
     return RowWork(layer, category, tokens, total, taken, given, groups, rows, launches, flops, least, moved)
 
 
-def _experts(
-    model: Model, layer: str, tokens: int, total: int, launches: int, flops: float, least: float
-) -> RowWork:
+def _experts(model: Model, layer: str, tokens: int, total: int, launches: int, flops: float, least: float) -> RowWork:
     """Experts that share tokens out evenly, as `--routing balanced` does."""
     copies = tokens * (model.experts_per_token or 1)
     active = min(copies, model.widths["experts"])
     hidden, expert = model.widths["hidden"], model.widths["expert"]
     moved = copies * (hidden + EXPERT_MATRICES * expert) * DISPATCH_BYTES * model.value_bytes / 2
     sizes = (layer, tokens, total, launches, flops, least)
-    return _of(
-        "experts", *sizes, taken=hidden, given=expert, groups=active, rows=-(-copies // active), moved=moved
-    )
+    return _of("experts", *sizes, taken=hidden, given=expert, groups=active, rows=-(-copies // active), moved=moved)
 
 
 def _attention(model: Model, row: str, point: SweepPoint, launches: int) -> RowWork:

@@ -43,8 +43,8 @@ def structure_of(name: str, config: Mapping[str, Any], tables: Sequence[Training
     if not found:
         types = sorted({str(_fields(table.table.meta["config"]).get("model_type")) for table in tables})
         raise UsageError(
-            f"--model {name}: no table tells which rows a model of type {kind} has; measure one on any card and name it "
-            f"by --from (there are tables of types {', '.join(types)})"
+            f"--model {name}: no table tells which rows a model of type {kind} has; measure one on any card and "
+            f"name it by --from (there are tables of types {', '.join(types)})"
         )
     source = max(found, key=lambda each: len(each.table.measured_points()))
     kinds = [dict(each, profiled=list(each.get("layers", ()))[:1]) for each in source.table.meta["kinds"]]
@@ -52,8 +52,8 @@ def structure_of(name: str, config: Mapping[str, Any], tables: Sequence[Training
         depth = _fields(config).get("num_hidden_layers")
         if len(kinds) > 1 or not isinstance(depth, int):
             raise UsageError(
-                f"--model {name}: has blocks of several kinds, and no table of it tells how many of each; measure it on "
-                "any card and name that table by --from"
+                f"--model {name}: has blocks of several kinds, and no table of it tells how many of each; measure it "
+                "on any card and name that table by --from"
             )
         kinds = [kinds[0] | {"count": depth, "layers": list(range(depth)), "profiled": [0]}]
     measured = {series: line.of(source.table.measured_points()) for series, line in SERIES.items()}

@@ -1,19 +1,17 @@
 """Measured tables as samples that a correction is learned from. Imports no torch."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_profile.cards import short_device_name
 from llm_profile.errors import UsageError
-from llm_profile.gpus import GPUS, Gpu
+from llm_profile.gpus import GPUS
 from llm_profile.json_text import parse_json
 from llm_profile.points import SweepPoint
 from llm_profile.prediction.card import ARCHITECTURES, Card
 from llm_profile.prediction.row_work import RowWork, row_work
-from llm_profile.records import PointRecord
 from llm_profile.store.files import read_meta, read_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.rows_file import read_rows
@@ -76,7 +74,7 @@ def block_counts(table: LatencyTable) -> dict[str, int]:
 
 
 def spread(points: Sequence[SweepPoint], kept: int) -> list[SweepPoint]:
-    """About `kept` of some points, by their total length: evenly spaced on a logarithmic scale, both ends among them."""
+    """About `kept` of some points, evenly spaced on a logarithmic scale, both ends among them."""
     if len(points) <= kept:
         return list(points)
     last = len(points) - 1

@@ -124,7 +124,9 @@ def _point(key: tuple[Any, ...]) -> SweepPoint:
 
 
 def _record(point: SweepPoint, lines: list[tuple[Any, ...]]) -> PointRecord:
-    rows = {line[0]: RowRecord(Measurement(*line[5:12], _interval(*line[-2:])), *line[12:15]) for line in lines}
+    rows = {
+        line[0]: RowRecord(Measurement(*line[5:12], interval_ns=_interval(*line[-2:])), *line[12:15]) for line in lines
+    }
     if len(rows) != len(lines):
         raise ValueError(f"a row is there twice at {point}")
     whole_pass = rows.pop(PASS).measurement
