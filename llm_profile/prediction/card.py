@@ -44,9 +44,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 Why they differ. Tensor cores of Hopper need asynchronous products (wgmma) for their rate; attention of PyTorch uses the
 older instruction (mma.sync), which reaches 0.62 of it. Those of Ampere and Ada have that instruction alone, so both
-reach the rate. The rate of GeForce cards with sums in float32 is half of what their cores can do with sums in float16, so
-memory and caches feed it easily, and large products come nearer to it. torch multiplies experts in one grouped kernel
-from Hopper on, and one after another before.
+reach the rate. The rate of GeForce cards with sums in float32 is half of what their cores can do with sums in float16,
+so memory and caches feed it easily, and large products come nearer to it. torch multiplies experts in one grouped
+kernel from Hopper on, and one after another before.
 """
 
 

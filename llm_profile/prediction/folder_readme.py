@@ -10,8 +10,8 @@ MARK = "<!-- written by run_profile.py predict -->"
 TEXT = """{mark}
 # {hardware}: predicted tables
 
-**Nothing here was measured.** `run_profile.py predict` computed the tables whose metadata says
-`"origin": "predicted"` from the figures of the card and from tables of other cards ({cards}). docs/prediction.md of LLM-Profile says how.
+**Nothing here was measured.** `run_profile.py predict` computed the tables whose metadata says `"origin": "predicted"`
+from the figures of the card and from tables of other cards ({cards}). docs/prediction.md of LLM-Profile says how.
 
 * `.csv`: latencies in the form of a measured table. `.rows.parquet`: with `low_ns` and `high_ns`, between which 9 of 10
   measurements should lie. `.meta.json`: what the prediction rests on.

@@ -155,9 +155,8 @@ def predict_table(target: Target, sweep: Sweep, predictor: Predictor) -> Latency
 
 
 def _measurement(latency_ns: float, low_ns: float, high_ns: float) -> Measurement:
-    return Measurement(
-        0, float(round(latency_ns)), *[math.nan] * 5, (float(math.floor(low_ns)), float(math.ceil(high_ns)))
-    )
+    interval_ns = float(math.floor(low_ns)), float(math.ceil(high_ns))
+    return Measurement(0, float(round(latency_ns)), *[math.nan] * 5, interval_ns=interval_ns)
 
 
 def _record(rows: dict[str, RowRecord]) -> PointRecord:
