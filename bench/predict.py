@@ -22,7 +22,7 @@ import numpy as np
 
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
 from llm_profile.prediction.predict import Predictor
-from llm_profile.prediction.training import Sample, TrainingTable, load, tables_below, training_table
+from llm_profile.prediction.training import Sample, TrainingTable, read_any_table, tables_below, training_table
 from llm_profile.store.storage import write_json
 from llm_profile.validation.estimate import HEAD_ROW
 from llm_profile.work import NoWork
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = []
     for path in tables_below(arguments.tables):
         try:
-            tables.append(training_table(load(path)))
+            tables.append(training_table(read_any_table(path)))
         except (NoWork, UsageError) as error:
             print(f"left out: {path}: {error}", file=sys.stderr)
     found = list(WAYS[arguments.leave](tables))

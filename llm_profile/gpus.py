@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuFigures:
     """A card.
 
     architecture: as compilers name it (`sm_86`); cards of one architecture run the same kernels. flops_per_sec: of
@@ -33,11 +33,11 @@ def rates_of(half: float, single: float, bfloat16: bool) -> dict[str, float]:
     return {"float16": half, "float32": single} | ({"bfloat16": half} if bfloat16 else {})
 
 
-def _gpu(architecture: str, *figures: float, source: str, bfloat16: bool = True) -> Gpu:
+def _gpu(architecture: str, *figures: float, source: str, bfloat16: bool = True) -> GpuFigures:
     gigabytes, half, single, multiprocessors, l2, megahertz, watts, memory = figures
     rates = rates_of(half * 1e12, single * 1e12, bfloat16)
     counts = int(multiprocessors), int(l2 * 2**20)
-    return Gpu(architecture, gigabytes * 1e9, rates, *counts, megahertz * 1e6, watts, memory * 1e9, source)
+    return GpuFigures(architecture, gigabytes * 1e9, rates, *counts, megahertz * 1e6, watts, memory * 1e9, source)
 
 
 H100_PAGE = (
@@ -60,7 +60,7 @@ PRO_PAPER = "NVIDIA RTX PRO 6000 Blackwell Workstation Edition datasheet; RTX Bl
 ADA_PRO = "NVIDIA Ada GPU Architecture whitepaper, appendices; NVIDIA RTX 6000 Ada Generation datasheet"
 B200_PAGE = "NVIDIA Blackwell datasheet: HGX B200, a card (half of the rate with sparsity)"
 
-GPUS: dict[str, Gpu] = {
+GPUS: dict[str, GpuFigures] = {
     # short name (cards.py) -> architecture, GB/s, TFLOP/s in half and in single precision, multiprocessors,
     # MiB of L2, MHz, W, GB of memory, source
     "H200": _gpu("sm_90", 4800, 989.5, 67, 132, 50, 1980, 700, 141, source=H200_PAGE),

@@ -15,11 +15,11 @@ from llm_profile.exporters.flat_csv import flat_csv
 from llm_profile.gpus import GPUS
 from llm_profile.points import SweepPoint
 from llm_profile.prediction.base import base_ns
-from llm_profile.prediction.card import ARCHITECTURES, Card
+from llm_profile.prediction.card import KERNEL_SHARES, Card
 from llm_profile.prediction.gpu_spec import find_gpu, read_gpu
-from llm_profile.prediction.predict import Predictor, Target, predict_table
+from llm_profile.prediction.predict import PredictionTarget, Predictor, predict_table
 from llm_profile.prediction.row_work import RowWork, row_work
-from llm_profile.prediction.training import TrainingTable, load, training_table
+from llm_profile.prediction.training import TrainingTable, read_any_table, training_table
 from llm_profile.store.files import read_table, write_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.sweep import Sweep
@@ -29,12 +29,12 @@ ROOT = Path(__file__).parent.parent
 MIXTRAL = ROOT / "H200/mistralai/Mixtral-8x7B-v0.1.csv"
 QWEN = ROOT / "H200/Qwen/Qwen3-8B.measured.parquet"
 POINTS = [SweepPoint(n, 0) for n in (1, 7, 16, 100, 300, 2048)] + [SweepPoint(1, k) for k in (1, 100, 2048)]
-CARDS = {name: Card.of(gpu, "float16") for name, gpu in GPUS.items() if gpu.architecture in ARCHITECTURES}
+CARDS = {name: Card.of(gpu, "float16") for name, gpu in GPUS.items() if gpu.architecture in KERNEL_SHARES}
 
 
 @pytest.fixture(scope="module")
 def tables() -> list[TrainingTable]:
-    return [training_table(load(MIXTRAL)), training_table(load(QWEN))]
+    return [training_table(read_any_table(MIXTRAL)), training_table(read_any_table(QWEN))]
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_a_large_product_takes_what_an_rtx_3090_can_reach() -> None:
     assert 3_387_000 * 1.05 < many < 3_387_000 * 1.2
 
 
-def target_of(table: TrainingTable, hardware: str) -> Target:
+def target_of(table: TrainingTable, hardware: str) -> PredictionTarget:
     meta = table.table.meta
-    return Target(hardware, GPUS[hardware], table.name, meta["config"], meta["source"], "bfloat16")
+    return PredictionTarget(hardware, GPUS[hardware], table.name, meta["config"], meta["source"], "bfloat16")
 
 
 def test_what_was_learned_is_said_again_on_the_same_card(tables: list[TrainingTable], predictor: Predictor) -> None:

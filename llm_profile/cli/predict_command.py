@@ -13,8 +13,8 @@ from llm_profile.models.hub import find_model, folder_name
 from llm_profile.points import SweepPoint
 from llm_profile.prediction.folder_readme import write_readme
 from llm_profile.prediction.gpu_spec import find_gpu, read_gpu
-from llm_profile.prediction.predict import Predictor, Target, predict_table, usable
-from llm_profile.prediction.training import TrainingTable, load, tables_below, training_table
+from llm_profile.prediction.predict import PredictionTarget, Predictor, predict_table, usable
+from llm_profile.prediction.training import TrainingTable, read_any_table, tables_below, training_table
 from llm_profile.store.files import read_meta, write_table
 from llm_profile.store.paths import TablePaths
 from llm_profile.store.storage import locked
@@ -22,7 +22,7 @@ from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep
 from llm_profile.work import NoWork
 
-DESCRIPTION = (
+PREDICT_DESCRIPTION = (
     "Predict the table of a card that is not here from tables measured on others, with a 90 % interval for each row. "
     "It is marked as predicted, and gives way to a measurement."
 )
@@ -32,7 +32,7 @@ SHOWN = (SweepPoint(1, 0), SweepPoint(128, 0), SweepPoint(2048, 0), SweepPoint(1
 
 DEFAULT_DTYPE = "bfloat16"
 
-OPTIONS: Options = {
+PREDICT_OPTIONS: Options = {
     "--hardware": {"required": True, "metavar": "NAME", "help": "the card, such as RTX3090; also folder and column"},
     "--model": {"required": True, "metavar": "M", "help": "a folder with a config.json, or an id of the Hub"},
     "--from": {
@@ -56,9 +56,9 @@ OPTIONS: Options = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the sub-command."""
-    parser = OneLineParser(prog="run_profile.py predict", description=DESCRIPTION)
+    parser = OneLineParser(prog="run_profile.py predict", description=PREDICT_DESCRIPTION)
     defaults = field_defaults(Sweep) | {"output_dir": Path("."), "dtype": DEFAULT_DTYPE}
-    add_options(parser.add_argument, OPTIONS, defaults)
+    add_options(parser.add_argument, PREDICT_OPTIONS, defaults)
     return parser
 
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = find_model(arguments.model, load_format="dummy")
     name = arguments.model_name or (folder_name(source.path) if source.path is not None else source.name)
     of_source = {"name": source.name, "origin": source.origin, "revision": source.revision}
-    target = Target(arguments.hardware, gpu, name, source.config, of_source, arguments.dtype)
+    target = PredictionTarget(arguments.hardware, gpu, name, source.config, of_source, arguments.dtype)
     paths = _place(TablePaths.of(arguments.output_dir, arguments.hardware, name), arguments.overwrite)
     predictor = Predictor(_tables(vars(arguments)["from"], target))
     try:
@@ -103,12 +103,12 @@ def _place(paths: TablePaths, overwrite: bool) -> TablePaths:
     return paths
 
 
-def _tables(given: Sequence[Path] | None, target: Target) -> list[TrainingTable]:
+def _tables(given: Sequence[Path] | None, target: PredictionTarget) -> list[TrainingTable]:
     """The tables to learn from. Raises UsageError for one that was named and cannot be, and where there is none."""
     found = []
     for path in tables_below(REPOSITORY) if given is None else given:
         try:
-            found.append(training_table(load(path)))
+            found.append(training_table(read_any_table(path)))
         except NoWork as error:
             if given is not None:
                 raise UsageError(f"--from {path}: nothing can be learned from it: {error}") from error

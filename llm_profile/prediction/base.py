@@ -19,7 +19,7 @@ TILES: tuple[tuple[int, int, float], ...] = (
     (128, 128, 0.93),
     (128, 256, 1.0),
 )
-SPLITS = (1, 2, 4, 8)
+INNER_SPLITS = (1, 2, 4, 8)
 """Into how many parts the inner dimension of a product is divided, for more blocks than the result has tiles."""
 
 FILL = 0.6
@@ -89,16 +89,18 @@ def _memory_ns(moved: float, kernels: int, card: Card, slower: float = 1.0) -> f
     return 1e9 * overlapped(missed * moved / memory, slower * moved / card.l2_bytes_per_sec, slower * by_cores)
 
 
-def kernels_ns(work: RowWork, card: Card, slower: float = 1.0) -> float:
+def small_kernels_ns(work: RowWork, card: Card, slower: float = 1.0) -> float:
     """Of kernels that move values and compute little. slower: by what factor launches, L2 and cores take longer."""
     launches = slower * max(work.launches, 1) * card.launch_ns
     return launches + _memory_ns(work.moved, work.launches, card, slower)
 
 
 def product_ns(rows: int, given: int, taken: int, groups: int, bytes_moved: float, card: Card) -> float:
-    """Of `groups` products side by side, [rows, taken] x [taken, given], by the best of TILES and SPLITS."""
+    """Of `groups` products side by side, [rows, taken] x [taken, given], by the best of TILES and INNER_SPLITS."""
     candidates = (
-        _tiled_ns(rows, given, taken, groups, bytes_moved, card, tile, split) for tile in TILES for split in SPLITS
+        _tiled_ns(rows, given, taken, groups, bytes_moved, card, tile, split)
+        for tile in TILES
+        for split in INNER_SPLITS
     )
     return PRODUCT_LAUNCHES * card.launch_ns + min(candidates)
 
@@ -138,7 +140,7 @@ def _experts(work: RowWork, card: Card) -> float:
     one /= 1.0 if card.shares.separate_experts else GROUPED_BANDWIDTH
     both = product_ns(work.rows, 2 * work.given, work.taken, groups, one * groups * 2 / 3, card)
     down = product_ns(work.rows, work.taken, work.given, groups, one * groups / 3, card)
-    return kernels_ns(work, card, DISPATCH_SLOWER) + calls * (both + down)
+    return small_kernels_ns(work, card, DISPATCH_SLOWER) + calls * (both + down)
 
 
 def _attention(work: RowWork, card: Card) -> float:
@@ -180,7 +182,7 @@ BASES: dict[str, Callable[..., float]] = {
     "attention": _attention,
     "decode": _decode,
     "masked": _masked,
-    "router": kernels_ns,
-    "memory": kernels_ns,
+    "router": small_kernels_ns,
+    "memory": small_kernels_ns,
 }
 """Category of a row's work -> its formula."""

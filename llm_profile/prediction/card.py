@@ -6,11 +6,11 @@ Imports no torch.
 from dataclasses import dataclass
 
 from llm_profile.errors import UsageError
-from llm_profile.gpus import Gpu
+from llm_profile.gpus import GpuFigures
 
 
 @dataclass(frozen=True)
-class Architecture:
+class KernelShares:
     """How near kernels come to the published figures of cards of an architecture; shares are of 1.
 
     generation: cards of one run the same kernels. bandwidth: of the memory bandwidth, by products of one row and
@@ -29,16 +29,16 @@ class Architecture:
     measured: bool = False
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "sm_70": Architecture("Volta", 0.85, 0.80, 1.0, 18, True),
-    "sm_75": Architecture("Turing", 0.85, 0.80, 1.0, 14, True),
-    "sm_80": Architecture("Ampere", 0.90, 0.85, 1.0, 21, True),
-    "sm_86": Architecture("Ampere", 0.93, 0.90, 1.0, 14, True),
-    "sm_89": Architecture("Ada", 0.92, 0.88, 1.0, 15, True),
-    "sm_90": Architecture("Hopper", 0.92, 0.83, 0.62, 21, False, measured=True),
-    "sm_100": Architecture("Blackwell", 0.90, 0.80, 0.5, 21, False),
-    "sm_120": Architecture("Blackwell RTX", 0.92, 0.88, 1.0, 15, True),
-    "gfx942": Architecture("CDNA 3", 0.80, 0.60, 0.6, 16, True),
+KERNEL_SHARES: dict[str, KernelShares] = {
+    "sm_70": KernelShares("Volta", 0.85, 0.80, 1.0, 18, True),
+    "sm_75": KernelShares("Turing", 0.85, 0.80, 1.0, 14, True),
+    "sm_80": KernelShares("Ampere", 0.90, 0.85, 1.0, 21, True),
+    "sm_86": KernelShares("Ampere", 0.93, 0.90, 1.0, 14, True),
+    "sm_89": KernelShares("Ada", 0.92, 0.88, 1.0, 15, True),
+    "sm_90": KernelShares("Hopper", 0.92, 0.83, 0.62, 21, False, measured=True),
+    "sm_100": KernelShares("Blackwell", 0.90, 0.80, 0.5, 21, False),
+    "sm_120": KernelShares("Blackwell RTX", 0.92, 0.88, 1.0, 15, True),
+    "gfx942": KernelShares("CDNA 3", 0.80, 0.60, 0.6, 16, True),
 }
 """Those of Hopper are fitted to this repository's tables. The others are assumptions: no table of such a card is here.
 
@@ -62,11 +62,11 @@ class Card:
     clock_hz: float
 
     @classmethod
-    def of(cls, gpu: Gpu, dtype: str) -> "Card":
+    def of(cls, gpu: GpuFigures, dtype: str) -> "Card":
         """Raises UsageError for a dtype that the card has no rate for, and an architecture that nothing is known of."""
-        if gpu.architecture not in ARCHITECTURES:
+        if gpu.architecture not in KERNEL_SHARES:
             raise UsageError(
-                f"architecture {gpu.architecture}: not known here; choose one of {', '.join(ARCHITECTURES)}"
+                f"architecture {gpu.architecture}: not known here; choose one of {', '.join(KERNEL_SHARES)}"
             )
         if dtype not in gpu.flops_per_sec:
             raise UsageError(f"--dtype {dtype}: the card has no rate for it; it has {', '.join(gpu.flops_per_sec)}")
@@ -74,9 +74,9 @@ class Card:
         return cls(gpu.architecture, *rates, gpu.multiprocessors, gpu.l2_bytes, gpu.clock_hz)
 
     @property
-    def shares(self) -> Architecture:
+    def shares(self) -> KernelShares:
         """How near its kernels come to the figures."""
-        return ARCHITECTURES[self.architecture]
+        return KERNEL_SHARES[self.architecture]
 
     @property
     def l2_bytes_per_sec(self) -> float:

@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "l2_regularization": 1.0,
     "random_state": 0,
 }
-TILE = 64
+FULL_ROWS = 64
 
 CATEGORIES = ("product", "experts", "attention", "decode", "masked", "router", "memory")
 
@@ -57,7 +57,7 @@ class Lesson:
 def _features(work: RowWork, layers: dict[str, int]) -> list[float]:
     rows = work.rows
     sizes = (work.tokens, work.total, work.taken, work.given, work.groups, rows, work.flops / max(work.bytes, 1.0))
-    fill = rows / (-(-rows // TILE) * TILE)
+    fill = rows / (-(-rows // FULL_ROWS) * FULL_ROWS)
     launches = 0 if work.category in ("product", "decode") else work.launches
     return [
         layers.get(work.layer, math.nan),

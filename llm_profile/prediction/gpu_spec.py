@@ -5,9 +5,9 @@ from pathlib import Path
 
 from llm_profile.cards import short_device_name
 from llm_profile.errors import UsageError, shown, type_and_text
-from llm_profile.gpus import GPUS, Gpu, rates_of
+from llm_profile.gpus import GPUS, GpuFigures, rates_of
 from llm_profile.json_text import parse_json
-from llm_profile.prediction.card import ARCHITECTURES
+from llm_profile.prediction.card import KERNEL_SHARES
 
 FIGURES: dict[str, tuple[float, float, float]] = {
     # field -> least and largest value that a card may have, and its unit
@@ -29,7 +29,7 @@ OPTIONAL: dict[str, tuple[float, float, float]] = {
 WHOLE = ("multiprocessors",)
 
 
-def find_gpu(hardware: str) -> Gpu:
+def find_gpu(hardware: str) -> GpuFigures:
     """A card of the table by its short name, or its driver's. Raises UsageError, with near names, for another."""
     name = hardware if hardware in GPUS else short_device_name(hardware)
     if name in GPUS:
@@ -40,7 +40,7 @@ def find_gpu(hardware: str) -> Gpu:
     raise UsageError(f"--hardware {hardware}: not a card of the table; {meant} Or give its figures by --gpu-spec FILE")
 
 
-def read_gpu(path: Path) -> Gpu:
+def read_gpu(path: Path) -> GpuFigures:
     """The card that a JSON file describes. Raises UsageError with a line for each figure that is missing or absurd."""
     try:
         told = parse_json(path.read_bytes(), constants=False)
@@ -52,15 +52,15 @@ def read_gpu(path: Path) -> Gpu:
     wrong = [f"{name}: not a figure; choose from {', '.join(sorted(known))}" for name in told if name not in known]
     wrong += [text for name in FIGURES if (text := _wrong(name, told.get(name), FIGURES[name]))]
     wrong += [text for name in OPTIONAL if name in told and (text := _wrong(name, told[name], OPTIONAL[name]))]
-    if told.get("architecture") not in ARCHITECTURES:
-        wrong.append(f"architecture: {shown(told.get('architecture'))}; choose one of {', '.join(ARCHITECTURES)}")
+    if told.get("architecture") not in KERNEL_SHARES:
+        wrong.append(f"architecture: {shown(told.get('architecture'))}; choose one of {', '.join(KERNEL_SHARES)}")
     if not isinstance(told.get("bfloat16", True), bool):
         wrong.append(f"bfloat16: {shown(told['bfloat16'])}; must be true or false")
     if wrong:
         raise UsageError("\n".join(f"--gpu-spec {path}: {text}" for text in wrong))
     figures = {name: told[name] * unit for name, (_least, _most, unit) in (FIGURES | OPTIONAL).items() if name in told}
     half = figures["half_tflops"]
-    return Gpu(
+    return GpuFigures(
         architecture=told["architecture"],
         bandwidth_bytes_per_sec=figures["bandwidth_gb_per_sec"],
         flops_per_sec=rates_of(half, figures.get("single_tflops", half / 4), told.get("bfloat16", True)),

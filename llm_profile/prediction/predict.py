@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from llm_profile import __version__
-from llm_profile.gpus import Gpu
+from llm_profile.gpus import GpuFigures
 from llm_profile.measurement import Measurement
 from llm_profile.points import SweepPoint
-from llm_profile.prediction.base import base_ns, floor_ns, kernels_ns
+from llm_profile.prediction.base import base_ns, floor_ns, small_kernels_ns
 from llm_profile.prediction.card import Card
 from llm_profile.prediction.correction import Correction, Floats, Lesson
 from llm_profile.prediction.row_work import RowWork, row_work
@@ -118,22 +118,22 @@ def _corrected_ns(work: RowWork, card: Card, factor: float, known_generation: bo
     if known_generation:
         return base * math.exp(factor)
     carried = math.exp(CARRIED.get(work.category, 0.0) * factor)
-    return kernels_ns(work, card, carried) if work.category in SLOWED else base * carried
+    return small_kernels_ns(work, card, carried) if work.category in SLOWED else base * carried
 
 
 @dataclass(frozen=True)
-class Target:
+class PredictionTarget:
     """What is to be predicted: a model by its name and configuration, on a card by its name and figures."""
 
     hardware: str
-    gpu: Gpu
+    gpu: GpuFigures
     model: str
     config: Mapping[str, Any]
     source: Mapping[str, Any]
     dtype: str
 
 
-def predict_table(target: Target, sweep: Sweep, predictor: Predictor) -> LatencyTable:
+def predict_table(target: PredictionTarget, sweep: Sweep, predictor: Predictor) -> LatencyTable:
     """A table of all points of a sweep. Raises UsageError and NoWork for what cannot be predicted."""
     card, model = Card.of(target.gpu, target.dtype), Model.of(target.config, target.dtype)
     structure = structure_of(target.model, target.config, predictor.tables)
@@ -167,7 +167,9 @@ def _record(rows: dict[str, RowRecord]) -> PointRecord:
     return PointRecord(rows, whole, TIMED_BY, None, 0.0, (), 0, PREDICTED)
 
 
-def _meta(target: Target, sweep: Sweep, predictor: Predictor, structure: Structure, points: int) -> dict[str, Any]:
+def _meta(
+    target: PredictionTarget, sweep: Sweep, predictor: Predictor, structure: Structure, points: int
+) -> dict[str, Any]:
     of_source = structure.source.table
     kept = ("attn_implementation", "sdpa_backend", "experts_implementation", "routing", "cache", "weights", "torch")
     conditions = {name: of_source.conditions.get(name) for name in (*kept, "transformers")}
@@ -192,7 +194,7 @@ def _meta(target: Target, sweep: Sweep, predictor: Predictor, structure: Structu
     }
 
 
-def _provenance(target: Target, predictor: Predictor, structure: Structure) -> dict[str, Any]:
+def _provenance(target: PredictionTarget, predictor: Predictor, structure: Structure) -> dict[str, Any]:
     """What a prediction rests on."""
     gpu, card = target.gpu, Card.of(target.gpu, target.dtype)
     generations = sorted({table.card.shares.generation for table in predictor.tables})

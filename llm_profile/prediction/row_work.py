@@ -75,8 +75,8 @@ def row_work(model: Model, row: str, point: SweepPoint, launches: int) -> RowWor
         taken, *given = (model.widths[name] for name in MATRICES[layer])
         return _of("product", *sizes, taken=taken, given=sum(given), rows=point.tokens, moved=moved)
     if layer == "gate" and "experts" in model.widths:
-        choice = {"taken": model.widths["hidden"], "given": model.widths["experts"]}
-        return _of("router", *sizes, **choice, rows=point.tokens, moved=moved)
+        hidden, experts = model.widths["hidden"], model.widths["experts"]
+        return _of("router", *sizes, taken=hidden, given=experts, rows=point.tokens, moved=moved)
     widths = {**model.widths, "head_dim": model.head_dim}
     names, per_launch = MOVED.get(layer, (("hidden",), NORM_BYTES_PER_LAUNCH) if "norm" in layer else OTHER_MOVED)
     values = sum(widths.get(name, 0) for name in names)

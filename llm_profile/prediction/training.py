@@ -10,7 +10,7 @@ from llm_profile.errors import UsageError
 from llm_profile.gpus import GPUS
 from llm_profile.json_text import parse_json
 from llm_profile.points import SweepPoint
-from llm_profile.prediction.card import ARCHITECTURES, Card
+from llm_profile.prediction.card import KERNEL_SHARES, Card
 from llm_profile.prediction.row_work import RowWork, row_work
 from llm_profile.store.files import read_meta, read_table
 from llm_profile.store.paths import TablePaths
@@ -92,7 +92,7 @@ def training_table(table: LatencyTable) -> TrainingTable:
     if conditions["tp"] > 1 or conditions["kernels"] != "model":
         raise NoWork("it is of a shard, or of fused kernels")
     gpu = GPUS.get(short_device_name(str(conditions.get("gpu"))))
-    if gpu is None or gpu.architecture not in ARCHITECTURES:
+    if gpu is None or gpu.architecture not in KERNEL_SHARES:
         raise NoWork(NO_GPU)
     dtype = str(conditions.get("dtype"))
     if dtype not in gpu.flops_per_sec:
@@ -100,7 +100,7 @@ def training_table(table: LatencyTable) -> TrainingTable:
     return TrainingTable(table, Card.of(gpu, dtype), Model.of(table.meta.get("config") or {}, dtype), dtype)
 
 
-def load(path: Path) -> LatencyTable:
+def read_any_table(path: Path) -> LatencyTable:
     """A table by its CSV, or by its `.measured.parquet` and the metadata beside that. Raises UsageError."""
     if path.name.endswith(".csv"):
         return read_table(path)
