@@ -114,12 +114,14 @@ def read_any_table(path: Path) -> LatencyTable:
 
 
 def tables_below(folder: Path) -> list[Path]:
-    """Measured tables in the folders of cards: CSVs with metadata, and parquets with metadata of their name."""
-    found = [path for path in sorted(folder.glob("*/**/*.measured.parquet")) if _meta_of(path).exists()]
-    for meta in sorted(folder.glob("*/**/*.meta.json")):
-        csv = meta.with_name(meta.name.removesuffix(".meta.json") + ".csv")
-        if csv.exists() and _may_teach(csv):
-            found.append(csv)
+    """Measured tables in the folders of known cards: CSVs, and parquets, each with metadata of its name beside it."""
+    found = []
+    for card in (folder / name for name in GPUS):
+        found += [path for path in sorted(card.glob("**/*.measured.parquet")) if _meta_of(path).exists()]
+        for meta in sorted(card.glob("**/*.meta.json")):
+            csv = meta.with_name(meta.name.removesuffix(".meta.json") + ".csv")
+            if csv.exists() and _may_teach(csv):
+                found.append(csv)
     return found
 
 
