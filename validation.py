@@ -36,6 +36,7 @@ from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.cli.table_validation import tell_pairs, validate_and_write
 from llm_profile.cli.validation_device import validation_device
 from llm_profile.store.files import read_table
+from llm_profile.store.table import refuse_predicted
 from llm_profile.validation.scaled_table import refuse_scaled
 from llm_profile.validation.scripting import apply_scaling_to_latency_csv, compute_average_scaling_factor
 
@@ -44,6 +45,7 @@ __all__ = ["apply_scaling_to_latency_csv", "compute_average_scaling_factor"]
 OWN_OPTIONS: Options = {
     "--csv": {"type": named_path, "required": True, "help": "the measured table"},
     "--device": {"help": "cuda, cuda:N or cpu (default: the kind of device that the table was measured on)"},
+    "--allow-predicted": {**SWITCH, "help": "validate a predicted table, too"},
     "--trust-remote-code": {**SWITCH, "help": "run code of the model's repository"},
     "--hf-token": {"metavar": "TOKEN", "help": "access token of the Hugging Face Hub (default: HF_TOKEN)"},
 }
@@ -78,6 +80,7 @@ def _run(words: Sequence[str]) -> int:
     for text in table.notices:
         notice(text)
     refuse_scaled(table)
+    refuse_predicted(table, arguments.allow_predicted)
     device = validation_device(arguments.device, table.meta["clock"], wanted.runtime)
     options = (device, token_of(arguments), arguments.trust_remote_code)
     stages = Stages(("validation",), verbosity.quiet)

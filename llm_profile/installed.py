@@ -17,7 +17,8 @@ REQUIRED = (
     "yaml",
     "rich",
 )
-"""Names by which the packages of requirements.txt are imported, except pynvml, which a run does without."""
+"""Names by which the packages of requirements.txt are imported, except two: runs do without
+pynvml, and only predictions need sklearn."""
 
 
 def end_without_packages(command: str, required: Iterable[str] = REQUIRED) -> None:

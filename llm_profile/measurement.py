@@ -99,6 +99,7 @@ class Measurement:
     """Statistics of one quantity over a point's passes, in nanoseconds (per block for rows of blocks).
 
     trimmed_mean_ns: without the fastest and the slowest tenth of the passes. The others are quantiles.
+    interval_ns: of a prediction only, which has no passes: between which times a measurement lies, in 9 of 10 cases.
     """
 
     n: int
@@ -108,6 +109,7 @@ class Measurement:
     median_ns: float
     q3_ns: float
     max_ns: float
+    interval_ns: tuple[float, float] | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, pass_ns: Sequence[float], blocks: int = 1) -> "Measurement":
@@ -125,7 +127,7 @@ class Measurement:
 
     @property
     def statistics_ns(self) -> tuple[float, ...]:
-        """All fields but `n`, in their order."""
+        """What is known of passes: all fields but `n` and the interval, in their order."""
         return self.trimmed_mean_ns, self.min_ns, self.q1_ns, self.median_ns, self.q3_ns, self.max_ns
 
     @property

@@ -16,8 +16,8 @@ PASS = "pass"
 """Stands for the whole pass where rows are stored. No layer has this name: it is a word of the Python language."""
 
 
-MEASURED, FILLED = "measured", "filled"
-"""Sources of a record: passes that ran, or the records of neighbours."""
+MEASURED, FILLED, PREDICTED = "measured", "filled", "predicted"
+"""Sources of a record: passes that ran, the records of neighbours, or tables of other cards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class PointRecord:
     """All that is kept of a point. rows: by name, in the order of the pass. whole_pass: device time of passes, in ns.
 
     timed_by, sm_clock_mhz, overlap, notes: as in PointSample. run: index of the run that measured it.
-    source: MEASURED or FILLED.
+    source: MEASURED, FILLED or PREDICTED.
     """
 
     rows: dict[str, RowRecord]
@@ -54,7 +54,7 @@ class PointRecord:
 
     @property
     def is_measured(self) -> bool:
-        """Whether this is of passes that ran, and not filled in."""
+        """Whether this is of passes that ran, and neither filled in nor predicted."""
         return self.source == MEASURED
 
     @classmethod

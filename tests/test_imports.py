@@ -20,7 +20,7 @@ NO_TORCH_IN_DESIGN = {
 
 ROOMS = (
     *("", "store", "serving", "exporters", "models", "layers", "passes"),
-    *("timing", "validation", "report", "comparison", "cli", "doctor"),
+    *("timing", "validation", "prediction", "report", "comparison", "cli", "doctor"),
 )
 """Sub-packages of llm_profile, the root first: a module imports from its own room and from earlier ones."""
 
@@ -29,6 +29,7 @@ PRIVATE_TO = {
     "serving": {"", "store", "serving"},
     "exporters": {"", "store", "serving", "exporters"},
     "models": {"", "models"},
+    "prediction": {"", "store", "prediction"},
     "report": {"", "store", "timing", "validation", "report"},
     "comparison": {"", "store", "timing", "validation", "report", "comparison"},
 }

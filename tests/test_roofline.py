@@ -11,8 +11,8 @@ from llm_profile.gpus import GPUS
 from llm_profile.models.catalog import MODELS
 from llm_profile.points import SweepPoint
 from llm_profile.report.roofline import SHOWN_LENGTHS, roofline
-from llm_profile.report.work import MATRICES, TYPES, Model, NoWork
 from llm_profile.store.files import read_table
+from llm_profile.work import MATRICES, TYPES, Model, NoWork
 from tests.report_samples import LLAMA, changed, finished
 from tests.table_samples import sweep_points
 

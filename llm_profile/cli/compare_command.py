@@ -39,6 +39,7 @@ COMPARE_OPTIONS: Options = {
         **PERCENTAGE,
         "help": "exit with 5 where a row, or the sum of a phase, is decidedly slower in B by more than this",
     },
+    "--allow-predicted": {**SWITCH, "help": "compare predicted tables, too"},
     "--json": {**SWITCH, "help": "print one JSON document instead of tables"},
     "--html": {"type": named_path, "metavar": "FILE", "help": "write the comparison as a page, too"},
 }
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.html is not None:
         check_page_name("--html", arguments.html)
-    comparison = compare(arguments.a, arguments.b, arguments.tolerance)
+    comparison = compare(arguments.a, arguments.b, arguments.tolerance, arguments.allow_predicted)
     if arguments.fail_above is not None and comparison.incomparable:
         raise UsageError(refusal_text(comparison.incomparable))
     slower = {} if arguments.fail_above is None else comparison.slower_by(arguments.fail_above)

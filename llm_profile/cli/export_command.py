@@ -32,7 +32,7 @@ OUTPUT: Options = {
     "--overwrite": {**SWITCH, "help": "replace files that are there already"},
     "--scaled": {**SWITCH, "help": "take the scaled table beside each, <model>-scaled.csv"},
     "--allow-cpu": {**SWITCH, "help": "export wall times of a CPU"},
-    "--allow-predicted": {**SWITCH, "help": "export predicted and made-up tables"},
+    "--allow-predicted": {**SWITCH, "help": "export predicted and made-up tables, too"},
 }
 CHECK: Options = {
     "--check": {

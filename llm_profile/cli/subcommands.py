@@ -11,6 +11,7 @@ SUBCOMMANDS: dict[str, str] = {
     "compare": "llm_profile.cli.compare_command",
     "doctor": "llm_profile.doctor.command",
     "export": "llm_profile.cli.export_command",
+    "predict": "llm_profile.cli.predict_command",
     "report": "llm_profile.cli.report",
 }
 """First word of the command line -> module."""

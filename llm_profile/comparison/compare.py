@@ -17,7 +17,7 @@ from llm_profile.report.facts import is_unfinished, state_notes
 from llm_profile.report.validation_files import BROKEN
 from llm_profile.store.files import read_table
 from llm_profile.store.paths import TablePaths
-from llm_profile.store.table import LatencyTable
+from llm_profile.store.table import LatencyTable, refuse_predicted
 from llm_profile.sweep import SERIES, SHARED_POINT, series_of
 from llm_profile.validation.estimate import HEAD_ROW
 
@@ -99,13 +99,15 @@ class Comparison:
         return {phase.name: found for phase in self.phases if (found := phase.slower_by(share))}
 
 
-def compare(a_csv: Path, b_csv: Path, tolerance: float) -> Comparison:
-    """Compare two tables. tolerance: as in `Comparison`.
+def compare(a_csv: Path, b_csv: Path, tolerance: float, allow_predicted: bool = False) -> Comparison:
+    """Compare two tables. tolerance: as in `Comparison`. allow_predicted: whether either may be a prediction.
 
     Raises UsageError for what is no table of LLM-Profile, is damaged, or is of another schema, and for two tables that
     have measured no length in common.
     """
     a, b = read_table(a_csv), read_table(b_csv)
+    for table in (a, b):
+        refuse_predicted(table, allow_predicted)
     try:
         return _compared(a, b, (a_csv, b_csv), tolerance)
     except BROKEN as error:
@@ -116,7 +118,7 @@ def compare(a_csv: Path, b_csv: Path, tolerance: float) -> Comparison:
 
 
 def _compared(a: LatencyTable, b: LatencyTable, csvs: tuple[Path, Path], tolerance: float) -> Comparison:
-    common = a.measured_points() & b.measured_points()
+    common = a.own_points() & b.own_points()
     of_full_model = not (is_unfinished(a) or is_unfinished(b))
     phases = tuple(
         _phase(a, b, name, common, tolerance, of_full_model)
@@ -168,7 +170,7 @@ def _incomparable(a: LatencyTable, b: LatencyTable, compared: set[str]) -> Itera
 
 def _phases_of(table: LatencyTable) -> set[str | None]:
     """What a table measured; a sweep of decode alone begins with a prompt of one token, which is no prefill yet."""
-    return {series_of(point) for point in table.measured_points() - {SHARED_POINT}} or {series_of(SHARED_POINT)}
+    return {series_of(point) for point in table.own_points() - {SHARED_POINT}} or {series_of(SHARED_POINT)}
 
 
 def _phase(
@@ -185,7 +187,7 @@ def _phase(
         return tuple(row for row in there.row_names() if row in own - other)
 
     def only_there(table: LatencyTable) -> int:
-        return sum(series_of(point) == name for point in table.measured_points()) - len(points)
+        return sum(series_of(point) == name for point in table.own_points()) - len(points)
 
     return ComparedPhase(
         name,

@@ -8,7 +8,7 @@ from llm_profile import __version__
 from llm_profile.errors import UsageError
 from llm_profile.exporters.bundle import Bundle, ExportRequest
 from llm_profile.store.storage import sha256_of, to_json
-from llm_profile.store.table import LatencyTable
+from llm_profile.store.table import LatencyTable, refuse_predicted
 
 WHOSE_KERNELS = "transformers' own"
 """Whose kernels the tables have measured; engines have others."""
@@ -16,13 +16,13 @@ WHOSE_KERNELS = "transformers' own"
 
 def refuse_strange(table: LatencyTable, allow_cpu: bool, allow_predicted: bool) -> None:
     """Raises UsageError for a table whose numbers are not of a GPU's kernels, unless that is allowed."""
-    clock, origin = table.meta["clock"], table.meta["origin"]
+    clock = table.meta["clock"]
     if clock == "cpu-wall" and not allow_cpu:
         raise UsageError(f"{table.model} on {table.hardware}: wall times of a CPU; --allow-cpu exports them")
-    made_up = clock not in ("cpu-wall", "gpu-kernel")
-    if (origin == "predicted" or made_up) and not allow_predicted:
-        what = f"its clock is {clock}" if made_up else "predicted"
-        raise UsageError(f"{table.model} on {table.hardware}: {what}, not measured; --allow-predicted exports it")
+    refuse_predicted(table, allow_predicted)
+    if clock not in ("cpu-wall", "gpu-kernel") and not allow_predicted:
+        made_up = f"its clock is {clock}, not measured"
+        raise UsageError(f"{table.model} on {table.hardware}: {made_up}; --allow-predicted exports it")
 
 
 def scaling_text(table: LatencyTable) -> str:

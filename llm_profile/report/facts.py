@@ -19,7 +19,7 @@ FAKE, CPU = "fake", "cpu-wall"
 """Clocks of tables that are no GPU's."""
 
 ORIGIN_NOTES = {
-    "predicted": "Predicted: these latencies were not measured.",
+    "predicted": "Predicted: these latencies were not measured. They are computed from tables of other GPUs.",
     "example": "An example that comes with LLM-Profile: measured on the machine named below, not on yours.",
 }
 

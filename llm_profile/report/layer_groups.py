@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from llm_profile.work import layer_of
+
 OTHER_ROWS = "all other rows"
 """Label of the rows that no group names."""
 
@@ -21,11 +23,6 @@ OTHER_NUMBER = [label for label, _colour, _rows in LAYER_GROUPS].index(OTHER_ROW
 
 LIGHTEST, DARKEST = 0.35, -0.25
 """How far the rows of a group are mixed with white, and with black."""
-
-
-def layer_of(row: str) -> str:
-    """The layer of a row, without the kind of block in front."""
-    return row.rpartition(".")[2]
 
 
 def group_of(row: str) -> int:

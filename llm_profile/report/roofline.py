@@ -7,9 +7,9 @@ from llm_profile.cards import short_device_name
 from llm_profile.gpus import GPUS
 from llm_profile.points import SweepPoint
 from llm_profile.report.curves import thinned
-from llm_profile.report.work import Model, NoWork
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import DECODE, PREFILL
+from llm_profile.work import Model, NoWork
 
 SHOWN_LENGTHS = {"prefill": 40, "decode": 8}
 """Lengths of a phase that are drawn, evenly spaced on a logarithmic scale."""

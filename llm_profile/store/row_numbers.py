@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_profile.records import FILLED
+from llm_profile.records import MEASURED
 
 if TYPE_CHECKING:  # needs a while to be imported
     import pyarrow as pa
@@ -18,8 +18,8 @@ STATISTICS = ("trimmed_mean_ns", "min_ns", "q1_ns", "median_ns", "q3_ns", "max_n
 LEAST = {"n": 1, "blocks": 1, "launches": 0, "overlap": 0, "sm_clock_mhz": 0} | dict.fromkeys(STATISTICS, 0)
 """The least value of each column. A time of 0 is allowed: the row launched nothing there."""
 
-UNKNOWN_IF_FILLED = ("n", *STATISTICS[1:])
-"""Nobody ran the passes of an interpolated point: `n` is 0 there, and quantiles are no numbers (NaN)."""
+WITHOUT_PASSES = ("n", *STATISTICS[1:])
+"""Nobody ran the passes of an interpolated or predicted point: `n` is 0 there, and quantiles are no numbers (NaN)."""
 
 MAY_LACK = ("input", "kv_cache", "batch", "sequences", "sm_clock_mhz")
 """Columns that may be empty in a line."""
@@ -35,12 +35,12 @@ def check_numbers(table: "pa.Table") -> None:
     for name in table.column_names:
         if name not in MAY_LACK and table[name].null_count:
             raise ValueError(f"{name} is empty in some lines")
-    filled = _array(pc.equal(table["source"], FILLED)).astype(bool)
+    no_passes = _array(pc.not_equal(table["source"], MEASURED)).astype(bool)
     for name, least in LEAST.items():
         values = _array(table[name]).astype(float)
         possible = (values >= least) & (values < TOO_LARGE)
-        if name in UNKNOWN_IF_FILLED:
-            possible |= filled & (values == 0 if name == "n" else np.isnan(values))
+        if name in WITHOUT_PASSES:
+            possible |= no_passes & (values == 0 if name == "n" else np.isnan(values))
         if name in MAY_LACK:
             possible |= _array(table[name].is_null())
         if not possible.all():

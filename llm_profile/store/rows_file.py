@@ -5,6 +5,7 @@ median_ns, q3_ns, max_ns, blocks, launches, kernels (list of names), timed_by, s
 source. The last six, from timed_by on, are the point's and stand on each of its lines. Points in canonical order,
 `pass` first. A table with points of several lengths has a column more, sequences (list of [tokens, history, number of
 such sequences]): these points have it in place of input, kv_cache and batch, which are null, and it is null for others.
+A predicted table has two columns more, low_ns and high_ns: the interval of each row.
 """
 
 import io
@@ -46,7 +47,9 @@ COLUMNS = {
 }
 """Column name to type, in the order of `_lines`."""
 
-LATER_COLUMNS = {SEQUENCES: "groups"}
+INTERVAL = ("low_ns", "high_ns")
+
+LATER_COLUMNS = {SEQUENCES: "groups", **dict.fromkeys(INTERVAL, "float64")}
 """Those that only some files have, behind the others; without one, its values are null."""
 
 
@@ -59,7 +62,7 @@ def _lines(point: SweepPoint, record: PointRecord) -> Iterator[tuple[Any, ...]]:
             *(name, *(key.get(column) for column in KEY_COLUMNS), m.latency_ns),
             *(m.n, *m.statistics_ns, row.blocks, row.launches, row.kernels),
             *(record.timed_by, record.sm_clock_mhz, record.overlap, record.notes, record.run, record.source),
-            key.get(SEQUENCES),
+            *(key.get(SEQUENCES), *(m.interval_ns or (None, None))),
         )
 
 
@@ -100,7 +103,8 @@ def read_rows(path: Path, sha256: Container[str] | None = None) -> dict[SweepPoi
         check_numbers(table)
         columns = {name: _values(table[name].combine_chunks(), kind) for name, kind in there.items()}
         keys = zip(*(columns.get(name, repeat(None)) for name in (*KEY_COLUMNS, SEQUENCES)), strict=False)
-        lines = zip(*(columns[name] for name in COLUMNS), strict=True)
+        interval = (columns.get(name, [None] * table.num_rows) for name in INTERVAL)
+        lines = zip(*(columns[name] for name in COLUMNS), *interval, strict=True)
         of_points = groupby(zip(keys, lines, strict=True), key=itemgetter(0))
         records: dict[SweepPoint, PointRecord] = {}
         for key, group in of_points:
@@ -120,11 +124,17 @@ def _point(key: tuple[Any, ...]) -> SweepPoint:
 
 
 def _record(point: SweepPoint, lines: list[tuple[Any, ...]]) -> PointRecord:
-    rows = {line[0]: RowRecord(Measurement(*line[5:12]), *line[12:15]) for line in lines}
+    rows = {
+        line[0]: RowRecord(Measurement(*line[5:12], interval_ns=_interval(*line[-2:])), *line[12:15]) for line in lines
+    }
     if len(rows) != len(lines):
         raise ValueError(f"a row is there twice at {point}")
     whole_pass = rows.pop(PASS).measurement
-    return PointRecord(rows, whole_pass, *lines[0][15:])
+    return PointRecord(rows, whole_pass, *lines[0][15:-2])
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _values(column: Any, kind: str) -> list[Any]:

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint, canonical_order
-from llm_profile.records import PointRecord
+from llm_profile.records import FILLED, PointRecord
 from llm_profile.store.conditions import with_defaults
 from llm_profile.sweep import Sweep
 
@@ -53,6 +54,10 @@ class LatencyTable:
         """The points that no run measures again."""
         return {point for point, record in self.records.items() if record.is_measured}
 
+    def own_points(self) -> set[SweepPoint]:
+        """The points that are not interpolated between others: measured ones, or predicted ones."""
+        return {point for point, record in self.records.items() if record.source != FILLED}
+
     def covers(self, points: Iterable[SweepPoint], grid: str = "full") -> bool:
         """Whether each of these points is here or was asked for by a run: measuring them adds none that is new.
 
@@ -93,6 +98,12 @@ class LatencyTable:
             why = f"missing ({self.missing[point]})" if point in self.missing else "not in the table"
             raise LookupError(f"{self.model} on {self.hardware}: {point} is {why}")
         return self.records[point]
+
+
+def refuse_predicted(table: LatencyTable, allowed: bool) -> None:
+    """Raises UsageError for a predicted table, unless the user allowed it."""
+    if table.meta["origin"] == "predicted" and not allowed:
+        raise UsageError(f"{table.model} on {table.hardware}: predicted, not measured; --allow-predicted takes it")
 
 
 def slow_path(table: LatencyTable) -> dict[str, str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_profile.points import SweepPoint
-from llm_profile.report.layer_groups import layer_of
 from llm_profile.request import DTYPE_BYTES
 
 TYPES = frozenset(
@@ -51,6 +50,11 @@ EXPERT_MATRICES = 3
 
 SLIDING = "sliding_attention"
 """Kind of block whose attention covers the last tokens only."""
+
+
+def layer_of(row: str) -> str:
+    """The layer of a row, without the kind of block in front."""
+    return row.rpartition(".")[2]
 
 
 class NoWork(Exception):
