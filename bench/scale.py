@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the repository, wherever this is run from
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, wherever this is run from
 
 from bench.compare_tables import ALL_ROWS, compare
 from llm_profile.errors import EXIT_COMPLETE, EXIT_USAGE, UsageError
@@ -31,6 +30,7 @@ from llm_profile.store.files import read_table
 from llm_profile.store.storage import write_json
 from llm_profile.store.table import LatencyTable
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 HARDWARE = "scale"
 """Folder of the tables in each folder of a run."""

@@ -19,11 +19,22 @@ from llm_profile.points import SweepPoint
 from llm_profile.store.files import read_table
 from llm_profile.timing.backends.fake import FakeBackend
 from llm_profile.timing.ranks.agreement import disagreeing, sentinels, unlike
-from llm_profile.timing.ranks.messages import result_message, result_of
+from llm_profile.timing.ranks.messages import received_result, result_message
 from llm_profile.timing.ranks.torchrun import Rank
 
 ROOT = Path(__file__).parent.parent
-SWEEP = "--model tiny-llama --device fake --skip-scaling --no-report --prefill-max 40 --decode-max 40".split()
+SWEEP = [
+    "--model",
+    "tiny-llama",
+    "--device",
+    "fake",
+    "--skip-scaling",
+    "--no-report",
+    "--prefill-max",
+    "40",
+    "--decode-max",
+    "40",
+]
 POINTS = 80
 CSV = Path("FAKE", "tiny-llama.csv")
 
@@ -169,7 +180,7 @@ def test_results_travel_whole() -> None:
     )
     failure = PointFailure(SweepPoint(3, 0), "out of memory")
     for result in (sample, failure):
-        assert result_of(json.loads(json.dumps(result_message(result)))) == result
+        assert received_result(json.loads(json.dumps(result_message(result)))) == result
 
 
 def test_the_rank_that_differs_is_the_one_that_most_do_not_resemble() -> None:

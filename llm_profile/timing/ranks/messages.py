@@ -91,7 +91,7 @@ def result_message(result: PointSample | PointFailure) -> dict[str, Any]:
     }
 
 
-def result_of(message: Mapping[str, Any]) -> PointSample | PointFailure:
+def received_result(message: Mapping[str, Any]) -> PointSample | PointFailure:
     """The result that `result_message` made a message of."""
     point = point_of_key(message["at"])
     if "reason" in message:

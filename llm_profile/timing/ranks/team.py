@@ -23,7 +23,7 @@ from llm_profile.timing.ranks.agreement import (
     sentinels,
     unlike,
 )
-from llm_profile.timing.ranks.messages import COMMANDS, ENDED, Box, answers, dropped, result_of
+from llm_profile.timing.ranks.messages import COMMANDS, ENDED, Box, answers, dropped, received_result
 from llm_profile.timing.ranks.processes import why_left
 from llm_profile.timing.ranks.serving import POLL_S
 from llm_profile.timing.ranks.torchrun import Rank
@@ -234,7 +234,7 @@ class SharedBackend:
     ) -> Iterator[PointSample | PointFailure]:
         for number, message in self._team.measured(points, rule, warmup):
             self._learn(number, message)
-            yield from map(result_of, message["results"])
+            yield from map(received_result, message["results"])
 
     def _learn(self, number: int, message: Mapping[str, Any]) -> None:
         self._measured[number] += len(message["results"])
@@ -254,7 +254,7 @@ class SharedBackend:
         for attempt in range(SENTINEL_ATTEMPTS):
             for number, message in self._team.measured(chosen, rule, warmup, everyone=True):
                 self._learn(number, message)
-                results.setdefault(number, {}).update({r.point: r for r in map(result_of, message["results"])})
+                results.setdefault(number, {}).update({r.point: r for r in map(received_result, message["results"])})
             off = self._disagreeing(results, tolerance)
             if not off:
                 break
