@@ -11,6 +11,7 @@ at full depth, and a second, scaled table adds what kernel times leave out: laun
     python3 run_profile.py --model Qwen/Qwen3-8B --prefill-step 8 --decode-step 8
     python3 run_profile.py --model ./my-model --load-format dummy --skip-scaling
     python3 run_profile.py --model facebook/opt-125m --plan            what would be measured, without measuring
+    torchrun --nproc-per-node 2 run_profile.py --model Qwen/Qwen3-8B   two GPUs share the lengths
 
 An interrupted run is resumed by the same command.
 """
@@ -37,6 +38,7 @@ from llm_profile.cli.options import parse_requests, profile_parser
 from llm_profile.cli.progress import Stages
 from llm_profile.cli.subcommands import SUBCOMMANDS, run_subcommand
 from llm_profile.cli.table_validation import Validated, known_validation, tell_pairs, validate_and_write
+from llm_profile.cli.together import help_rank_0, team_of
 from llm_profile.errors import EXIT_COMPLETE, EXIT_POINTS_MISSING, UsageError
 from llm_profile.exporters import EXPORTERS
 from llm_profile.measurement import StoppingRule
@@ -52,6 +54,8 @@ from llm_profile.timing.backends import open_backend, release_memory
 from llm_profile.timing.backends.base import Backend
 from llm_profile.timing.grid import GRIDS
 from llm_profile.timing.loop import measure
+from llm_profile.timing.ranks.team import Team
+from llm_profile.timing.ranks.torchrun import Rank
 from llm_profile.validation.estimate import check_pairs
 
 
@@ -67,8 +71,8 @@ class Result:
     exit_code: int
 
 
-def run_profile(request: Request) -> Result:
-    """Profile a model as `request` says: check, load, measure, validate, report.
+def run_profile(request: Request, team: Team | None = None) -> Result:
+    """Profile a model as `request` says: check, load, measure, validate, report. team: ranks that share the points.
 
     An interrupted or killed run is resumed by the same request. Raises UsageError for what the user can correct, if
     possible before torch or a model is loaded.
@@ -77,12 +81,12 @@ def run_profile(request: Request) -> Result:
     stages = Stages(("load", "sweep") if request.scaling is None else Stages.names, verbosity.quiet)
     source = planning.find_source(request)
     request = planning.within_positions(request, source)
-    hardware = planning.hardware_name(request)
+    hardware = planning.hardware_name(request) if team is None else team.hardware
     paths = planning.table_paths(request, source, hardware)
     known = planning.check(request, source, paths)
     source = with_weights(request, source)
     notice(source.notice)
-    swept = measure_table(request, source, paths, hardware, known, stages)
+    swept = measure_table(request, source, paths, hardware, known, stages, team)
     table = read_table(paths.csv)
     ending = sweep_ending(table, paths, swept)
     missing = summary.missing_points(table.missing, swept.laid_out)
@@ -104,18 +108,31 @@ def run_profile(request: Request) -> Result:
     return Result(paths.csv, missing, code)
 
 
-def run_degrees(requests: Sequence[Request]) -> int:
-    """Profile a model at each tensor parallel degree; returns the largest exit code. Raises as `run_profile`.
+def run_together(requests: Sequence[Request]) -> int:
+    """Profile what the requests say, on the GPUs of all ranks if torchrun started this; returns as `run_in_turn`."""
+    rank = Rank.of_environment()
+    if rank is None:
+        return run_in_turn(requests)
+    with team_of(rank, requests, open_requested) as team:
+        return run_in_turn(requests, team)
 
-    Degrees that do not divide the model are refused before the first is measured.
+
+def open_requested(request: Request) -> Backend:
+    """The backend of a request, on a rank. Raises UsageError as `run_profile`."""
+    return open_backend(request, with_weights(request, planning.find_source(request)))
+
+
+def run_in_turn(requests: Sequence[Request], team: Team | None = None) -> int:
+    """Profile each model at each tensor parallel degree; returns the largest exit code. Raises as `run_profile`.
+
+    Models that are not found and degrees that do not divide them are refused before the first is measured.
     """
     if len(requests) > 1:
-        source = planning.find_source(requests[0], weights=False)
         for request in requests:
-            planning.check_degree(request, source)
+            planning.check_degree(request, planning.find_source(request, weights=False))
     codes = []
     for request in requests:
-        codes.append(run_profile(request).exit_code)
+        codes.append(run_profile(request, team).exit_code)
         release_memory(request.device)
     return max(codes)
 
@@ -149,6 +166,7 @@ def measure_table(
     hardware: str,
     known: Collection[SweepPoint],
     stages: Stages,
+    team: Team | None = None,
 ) -> Swept:
     """Measure the points of the request that the table at `paths` lacks, and write its files.
 
@@ -157,7 +175,7 @@ def measure_table(
     """
     verbosity = Verbosity.of(request)
     with stages.load():
-        backend = open_backend(request, source)
+        backend = open_backend(request, source) if team is None else team.open(request)
     try:
         laid_out = plan(request.sweep, backend.learned_positions, backend.most_cached)
         planning.check_validation(request, laid_out, known)
@@ -247,6 +265,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if (rank := Rank.of_environment()) is not None and rank.number > 0:
+        return help_rank_0(rank, lambda: requests_of_run(words), open_requested)
     resumes = "the same command resumes from here"
     return exit_code_of("run_profile.py", lambda: _run(words), interrupted=resumes, json="--json" in words)
 
@@ -257,7 +277,7 @@ def _run(words: Sequence[str]) -> int:
     arguments = build_parser().parse_args(words)
     requests = parse_requests(arguments)
     if arguments.json and len(requests) > 1 and not arguments.plan:
-        raise UsageError("--json: prints one document, of one table; give --tp one degree")
+        raise UsageError("--json: prints one document, of one table; give one --model, and --tp one degree")
     if arguments.quiet:
         hide_bars_of_downloads()
     versions.refuse_older()
@@ -269,7 +289,15 @@ def _run(words: Sequence[str]) -> int:
         else:
             tell(lines)
         return EXIT_COMPLETE
-    return run_degrees(requests)
+    return run_together(requests)
+
+
+def requests_of_run(words: Sequence[str]) -> list[Request]:
+    """What a command line asks to measure: nothing if it is that of a sub-command or a plan."""
+    if words and words[0] in SUBCOMMANDS:
+        return []
+    arguments = build_parser().parse_args(words)
+    return [] if arguments.plan else parse_requests(arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ those of the command.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class TroubledBackend(FakeBackend):
         self.asked: list[SweepPoint] = []
 
     def sample(
-        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+        self, points: Iterable[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         for result in super().sample(points, rule, warmup):
             self.asked.append(result.point)

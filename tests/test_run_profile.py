@@ -236,7 +236,7 @@ def test_other_conditions_are_refused_by_name(run: Run, tmp_path: Path) -> None:
 
 def test_an_edited_configuration_is_another_model(run: Run, tmp_path: Path) -> None:
     folder = Path(config_folder(tmp_path / "m", **tiny.CONFIGS["llama"]))
-    options = [*OPTIONS, "--model", str(folder)]
+    options = [*OPTIONS[2:], "--model", str(folder)]
     assert run(*options).code == 0
     fields = tiny.CONFIGS["llama"] | {"intermediate_size": 32}
     (folder / "config.json").write_text(json.dumps(fields))
@@ -448,10 +448,10 @@ def test_positions_that_only_the_model_tells_of(run: Run, tmp_path: Path, monkey
 
 def test_rotary_models_run_on_with_one_warning(run: Run, tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "m", **(tiny.CONFIGS["llama"] | {"max_position_embeddings": 5}))
-    done = run(*OPTIONS, "--model", folder)
+    done = run(*OPTIONS[2:], "--model", folder)
     assert done.code == 0
     assert done.err.count("3 of 12 points go beyond the model's 5 positions") == 1
-    assert "3 of 12 points go beyond the model's 5 positions" in run(*OPTIONS, "--model", folder, "--plan").out
+    assert "3 of 12 points go beyond the model's 5 positions" in run(*OPTIONS[2:], "--model", folder, "--plan").out
 
 
 # ---- validation
@@ -699,9 +699,9 @@ def test_mistakes_are_one_line_and_touch_nothing(run: Run, tmp_path: Path, mista
 
 def test_names_of_model_folders_cannot_leave_either(run: Run, tmp_path: Path) -> None:
     folder = config_folder(tmp_path / "a\\b", **tiny.CONFIGS["llama"])
-    refused = run(*OPTIONS, "--model", folder)
+    refused = run(*OPTIONS[2:], "--model", folder)
     assert refused.code == 2 and "--model-name" in refused.err
-    assert run(*OPTIONS, "--model", folder, "--model-name", "fine").code == 0
+    assert run(*OPTIONS[2:], "--model", folder, "--model-name", "fine").code == 0
     assert (tmp_path / "FAKE" / "fine.csv").exists()
 
 
@@ -862,7 +862,7 @@ def test_numbers_that_json_has_not_do_not_keep_a_table_from_being_written_and_re
     folder = Path(config_folder(tmp_path / "m", **tiny.CONFIGS["llama"]))
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(f'{text[:-1]}, "limits": [0.0, {number}], "nested": {{"x": {number}}}}}')
-    options = [*OPTIONS, "--model", str(folder)]
+    options = [*OPTIONS[2:], "--model", str(folder)]
     assert run(*options).code == 0
     before = files_in(tmp_path / "FAKE")
     assert run(*options).code == 0

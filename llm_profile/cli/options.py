@@ -22,6 +22,7 @@ from llm_profile.cli.parsing import (
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
 from llm_profile.compositions import AXES
+from llm_profile.errors import UsageError
 from llm_profile.kernels import KERNEL_CHOICES
 from llm_profile.models.hub import LOAD_FORMATS
 from llm_profile.request import DTYPES, ROUTINGS, SDPA_BACKENDS, TIMERS, Request
@@ -34,7 +35,11 @@ EXIT_CODES = (
 
 GROUPS: Mapping[str, Options] = {
     "model": {
-        "--model": {"required": True, "help": "a Hub id, a local folder, or a name of the built-in table (tiny-llama)"},
+        "--model": {
+            "required": True,
+            "action": "append",
+            "help": "a Hub id, a local folder, or a name of the built-in table (tiny-llama); may be given again",
+        },
         "--num-layers": {**COUNT, "help": "decoder blocks to profile, of each kind (default %(default)s)"},
         "--dtype": {"choices": DTYPES, "help": "of weights; auto: that of the model's configuration (default)"},
         "--attn-implementation": {
@@ -156,16 +161,23 @@ def add_run_options(parser: argparse.ArgumentParser, groups: Mapping[str, Option
 
 
 def parse_requests(arguments: argparse.Namespace) -> list[Request]:
-    """The request of a parsed command line for each degree of `--tp`, in order.
+    """The request of a parsed command line for each `--model` and each degree of `--tp`, in order.
 
     Raises UsageError for values that are not allowed.
     """
+    models = list(dict.fromkeys(arguments.model)) if isinstance(arguments.model, list) else [arguments.model]
+    if len(models) > 1 and arguments.model_name is not None:
+        raise UsageError(f"--model-name {arguments.model_name}: names the table of one model; give --model once")
     several = arguments.tp if isinstance(arguments.tp, tuple) else (arguments.tp,)
-    return [parse_request(argparse.Namespace(**{**vars(arguments), "tp": degree})) for degree in several]
+    return [
+        parse_request(argparse.Namespace(**{**vars(arguments), "model": model, "tp": degree}))
+        for model in models
+        for degree in several
+    ]
 
 
 def parse_request(arguments: argparse.Namespace) -> Request:
-    """The request of a parsed command line with one degree of `--tp`. Raises UsageError as `parse_requests`."""
+    """The request of a parsed command line with one model and one degree of `--tp`. Raises as `parse_requests`."""
     values = vars(arguments)
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
     named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__ if name in values})

@@ -3,8 +3,9 @@
 For passes that cannot be captured in graphs. It takes a session for a few points, and far more time on the host.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -39,13 +40,14 @@ class EagerPasses:
 
     def sample(
         self,
-        points: Sequence[SweepPoint],
+        points: Iterable[SweepPoint],
         rule: StoppingRule,
         sm_clock_mhz: Callable[[int, int], float | None],
     ) -> Iterator[PointSample | PointFailure]:
         """Measure points, some in each session. Raises UsageError if no kernels are recorded."""
-        for first in range(0, len(points), SESSION_POINTS):
-            waiting = [PointPasses(point, rule.first_passes, EAGER) for point in points[first : first + SESSION_POINTS]]
+        left = iter(points)
+        while session_points := list(islice(left, SESSION_POINTS)):
+            waiting = [PointPasses(point, rule.first_passes, EAGER) for point in session_points]
             while waiting:
                 failed = self._run(waiting)
                 yield from (PointFailure(point, "out of memory") for point in failed)

@@ -6,6 +6,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
@@ -96,6 +97,26 @@ class Telemetry:
             return []
         pids = [process.pid for process in running]
         return [pid for pid in pids if pid != own_pid] if own_pid in pids else []
+
+    def limits(self) -> dict[str, int]:
+        """What holds the GPU's speed down, as it is set now: highest clocks in MHz, power in milliwatts.
+
+        Empty without NVML; what the GPU does not tell is left out.
+        """
+        if not self.available:
+            return {}
+        nvml, handle = self._nvml, self._handle
+        asked = {
+            "max_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "max_memory_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "application_sm_clock_mhz": lambda: nvml.nvmlDeviceGetApplicationsClock(handle, nvml.NVML_CLOCK_SM),
+            "power_limit_mw": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
+        }
+        told: dict[str, int] = {}
+        for name, ask in asked.items():
+            with suppress(nvml.NVMLError):
+                told[name] = int(ask())
+        return told
 
     def sm_clock_mhz(self, start_ns: int, end_ns: int) -> float | None:
         """Median SM clock from `start_ns` to `end_ns` (as of time.time_ns), with the sample before and after; None

@@ -1,6 +1,6 @@
 """The interface of a way of timing. Each implementation is a file beside this one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from llm_profile.block_kinds import BlockKind
@@ -42,10 +42,11 @@ class Backend(Protocol):
     def facts(self) -> Mapping[str, Any]: ...
 
     def sample(
-        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+        self, points: Iterable[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         """Measure points and yield the result of each as soon as it is known: each once, in any order.
 
+        points: taken a few at a time, so that others may take from the same ones meanwhile.
         rule: when a point has enough passes. warmup: most passes of a point before those that count.
         """
         ...

@@ -1,7 +1,7 @@
 """Wall time of each layer on a CPU: the time of its range without the time of the ranges inside it."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
@@ -75,7 +75,7 @@ class CpuWallBackend:
         return {**device_facts(self.subject.device), **self.subject.facts()}
 
     def sample(
-        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+        self, points: Iterable[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         recorder = WallRecorder()
         runner = self.subject.runner

@@ -5,7 +5,7 @@ Its tables say `fake` as their clock, and validation refuses them.
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
@@ -89,7 +89,7 @@ class FakeBackend:
         return {}
 
     def sample(
-        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+        self, points: Iterable[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         for point in points:
             time.sleep(self._delay_s)

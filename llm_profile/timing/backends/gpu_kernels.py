@@ -6,8 +6,9 @@ Passes that cannot be captured are timed eagerly, see timing/eager_passes.py.
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain, islice
 from typing import Any
 
 from llm_profile.block_kinds import BlockKind
@@ -88,6 +89,7 @@ class GpuKernelBackend:
         return {
             **device_facts(self.subject.device),
             **self.subject.facts(),
+            "gpu_limits": self.telemetry.limits(),
             "throttle_reasons": sorted(self.telemetry.reasons),
             "not_captured": self._captures.error,
             "l2_flushed": self._flush is not None,
@@ -96,15 +98,16 @@ class GpuKernelBackend:
         }
 
     def sample(
-        self, points: Sequence[SweepPoint], rule: StoppingRule, warmup: int
+        self, points: Iterable[SweepPoint], rule: StoppingRule, warmup: int
     ) -> Iterator[PointSample | PointFailure]:
         """Measure points, about in the given order: replays first, then those that have to be timed eagerly."""
-        eager: list[SweepPoint] = list(points) if self._captures.error else []
+        left = iter(points)
+        eager: list[SweepPoint] = []
         if self._nodes and not self._captures.error:
             recorder = open_recorder(self._timer)
             with closing(recorder), LayerRanges(self.subject.model, self.subject.layout, self._nodes):
-                yield from self._replayed(recorder, points, rule, warmup, eager)
-        yield from self._eager.sample(eager, rule, self.telemetry.sm_clock_mhz)
+                yield from self._replayed(recorder, left, rule, warmup, eager)
+        yield from self._eager.sample(chain(eager, left), rule, self.telemetry.sm_clock_mhz)
 
     def close(self) -> None:
         gc.unfreeze()
@@ -114,12 +117,12 @@ class GpuKernelBackend:
     def _replayed(
         self,
         recorder: ReplayRecorder,
-        points: Sequence[SweepPoint],
+        points: Iterator[SweepPoint],
         rule: StoppingRule,
         warmup: int,
         eager: list[SweepPoint],
     ) -> Iterator[PointSample | PointFailure]:
-        """Measure points by replays. Those that have to be timed eagerly are added to `eager`.
+        """Measure points by replays. Those that have to be timed eagerly are added to `eager`, or left in `points`.
 
         While the GPU runs the replays of some points, the host captures those of the next ones, and makes the results
         of earlier ones.
@@ -127,9 +130,10 @@ class GpuKernelBackend:
         launcher = ReplayLauncher(self._passes.stream, self._flush)
         pump = launcher.pump if recorder.concurrent else _wait_for_more
         self._captures.meanwhile = pump
-        queue = deque(PendingPoint(point, rule.first_passes) for point in points)
+        queue: deque[PendingPoint] = deque()
         running: list[PendingPoint] = []
         measured: deque[PendingPoint] = deque()
+        self._refill(queue, points, rule)
         while queue or running or measured:
             for pending in [queue.popleft() for _ in range(min(BATCH_POINTS, len(queue)))]:
                 running.append(pending)
@@ -143,12 +147,19 @@ class GpuKernelBackend:
                     pump()
             yield from map(self._result, measured)
             measured.clear()
+            self._refill(queue, points, rule)
             with recorder.recording():
                 launcher.work_off(MOST_WAITING if queue and recorder.concurrent else 0)
             self._read(recorder, launcher.take_launched())
             ended = [pending for pending in running if not pending.outstanding]
             running = [pending for pending in running if pending.outstanding]
             yield from self._settle(ended, rule, eager, queue, measured)
+
+    def _refill(self, queue: deque[PendingPoint], points: Iterator[SweepPoint], rule: StoppingRule) -> None:
+        """Take points for a batch. None are taken once passes cannot be captured."""
+        if self._captures.error is None:
+            wanted = max(0, BATCH_POINTS - len(queue))
+            queue.extend(PendingPoint(point, rule.first_passes) for point in islice(points, wanted))
 
     @staticmethod
     def _read(recorder: ReplayRecorder, launched: Sequence[Launched]) -> None:
