@@ -33,7 +33,7 @@ MOST_CHUNKS = 4
 FEW_LENGTHS = 8
 """Different histories among the decode steps of a mixed pass."""
 
-BASES = (2, 3, 5, 7, 11, 13)
+HALTON_BASES = (2, 3, 5, 7, 11, 13)
 """Of the Halton sequence, one for each number that a composition is made of."""
 
 Numbers = tuple[float, ...]
@@ -79,7 +79,7 @@ def is_sampled(point: SweepPoint) -> bool:
 
 def halton(number: int) -> Numbers:
     """A point of the Halton sequence, by its number from 1 on (Halton 1960)."""
-    return tuple(_radical_inverse(number, base) for base in BASES)
+    return tuple(_radical_inverse(number, base) for base in HALTON_BASES)
 
 
 def _radical_inverse(number: int, base: int) -> float:

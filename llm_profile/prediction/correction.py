@@ -17,10 +17,10 @@ from llm_profile.prediction.row_work import RowWork
 
 Floats = NDArray[np.float64]
 
-COVERED = 0.9
+INTERVAL_COVERS = 0.9
 """Share of measurements that intervals are to cover."""
 
-FOLDS = 5
+MODEL_FOLDS = 5
 """Parts that models are divided into: each part is predicted by what the others teach, which calibrates intervals."""
 
 LEAST_WIDTH = 0.03
@@ -83,7 +83,9 @@ class Correction:
         features = self._matrix([each.work for each in lessons])
         factors = np.array([each.factor for each in lessons])
         self._middle = _fitted(features, factors, None)
-        self._ends = [_fitted(features, factors, quantile) for quantile in ((1 - COVERED) / 2, (1 + COVERED) / 2)]
+        self._ends = [
+            _fitted(features, factors, quantile) for quantile in ((1 - INTERVAL_COVERS) / 2, (1 + INTERVAL_COVERS) / 2)
+        ]
         self._wider: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
         if calibrate:
             self._calibrate(lessons, features, factors)
@@ -96,13 +98,16 @@ class Correction:
 
         Conformalised quantile regression: Romano, Patterson and Candes 2019, arxiv.org/abs/1905.03222.
         """
-        part = {model: number % FOLDS for number, model in enumerate(self.models)}
+        part = {model: number % MODEL_FOLDS for number, model in enumerate(self.models)}
         parts = np.array([part[each.model] for each in lessons])
         categories = np.array([each.work.category for each in lessons])
         beyond = np.full(len(lessons), np.nan)
         for number in sorted({*part.values()}) if len(self.models) > 1 else ():
             inside, outside = parts != number, parts == number
-            low, high = (_fitted(features[inside], factors[inside], q) for q in ((1 - COVERED) / 2, (1 + COVERED) / 2))
+            low, high = (
+                _fitted(features[inside], factors[inside], q)
+                for q in ((1 - INTERVAL_COVERS) / 2, (1 + INTERVAL_COVERS) / 2)
+            )
             middle = _fitted(features[inside], factors[inside], None).predict(features[outside])
             below = np.minimum(low.predict(features[outside]), middle)
             above = np.maximum(high.predict(features[outside]), middle)
@@ -110,7 +115,7 @@ class Correction:
         for category in CATEGORIES:
             known = beyond[(categories == category) & ~np.isnan(beyond)]
             if len(known):
-                self._wider[category] = float(np.quantile(known, COVERED))
+                self._wider[category] = float(np.quantile(known, INTERVAL_COVERS))
 
     def middle(self, works: Sequence[RowWork]) -> Floats:
         """Log of the factor of each work, [works]."""

@@ -94,6 +94,7 @@ def _description(backend: Backend) -> dict[str, Any]:
         "kinds": [asdict(kind) for kind in backend.kinds],
         "block_rows": dict(backend.block_rows),
         "learned_positions": backend.learned_positions,
+        "most_cached": backend.most_cached,
         "notices": list(backend.notices),
         "conditions": dict(backend.conditions()),
         "facts": dict(backend.facts()),

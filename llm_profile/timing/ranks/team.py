@@ -178,6 +178,8 @@ class SharedBackend:
         ]
         self.block_rows: dict[str, str] = first["block_rows"]
         self.learned_positions: int | None = first["learned_positions"]
+        cached = [of_rank["most_cached"] for of_rank in ready.values() if of_rank["most_cached"] is not None]
+        self.most_cached: int | None = min(cached, default=None)
         self.notices: list[str] = []
         self._team = team
         self._conditions = first["conditions"]
