@@ -23,7 +23,7 @@ H200 stayed at 1,965 MHz or more, and another fell to 1,950 at times. The second
 
 def needs_rest(point: SweepPoint) -> bool:
     """Whether the GPU has to rest after each pass of this point, since its passes can reach the power limit."""
-    return point.batch * point.input_len > FEW_TOKENS
+    return point.tokens > FEW_TOKENS
 
 
 class Pacer:
