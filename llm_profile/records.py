@@ -16,6 +16,9 @@ PASS = "pass"
 """Stands for the whole pass where rows are stored. No layer has this name: it is a word of the Python language."""
 
 
+INTERVAL_COVERS = 0.9
+"""Share of measurements that intervals of estimates and predictions are to hold."""
+
 MEASURED, FILLED, PREDICTED = "measured", "filled", "predicted"
 """Sources of a record: passes that ran, the records of neighbours, or tables of other cards."""
 

@@ -57,6 +57,12 @@ def layer_of(row: str) -> str:
     return row.rpartition(".")[2]
 
 
+def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration, or that of its text model."""
+    fields: Mapping[str, Any] = config.get("text_config") or config
+    return fields
+
+
 class NoWork(Exception):
     """Why it is unknown what the rows of a table have to do; a sentence without a full stop."""
 
@@ -86,7 +92,7 @@ class Model:
         """config: fields of a config.json. Raises NoWork."""
         if config.get("quantization_config") is not None:
             raise NoWork("the weights are quantised, and how many bytes they take is not known here")
-        fields = config.get("text_config") or config
+        fields = text_fields(config)
         if fields.get("model_type") not in TYPES:
             raise NoWork(f"the matrices of models of type {fields.get('model_type')} are not known here")
         if dtype not in DTYPE_BYTES:

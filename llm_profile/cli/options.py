@@ -18,6 +18,7 @@ from llm_profile.cli.parsing import (
     field_defaults,
     named_path,
     names,
+    sweep_of,
     token_of,
 )
 from llm_profile.cli.scaling_options import add_scaling_arguments, parse_scaling
@@ -180,7 +181,7 @@ def parse_request(arguments: argparse.Namespace) -> Request:
     """The request of a parsed command line with one model and one degree of `--tp`. Raises as `parse_requests`."""
     values = vars(arguments)
     named: dict[str, Any] = {name: values[name] for name in Request.__dataclass_fields__ if name in values}
-    named["sweep"] = Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__ if name in values})
+    named["sweep"] = sweep_of(arguments)
     named["precision"] = arguments.precision / 100
     scaling = parse_scaling(arguments)  # values that are not allowed are refused in any case
     named["scaling"] = None if arguments.skip_scaling else scaling

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_profile.errors import UsageError
+from llm_profile.sweep import Sweep
 
 Options = Mapping[str, Mapping[str, Any]]
 """Option (`--num-layers`) -> keyword arguments of `add_argument`, without its default."""
@@ -57,6 +58,12 @@ def degrees(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,4") from None
+
+
+def sweep_of(arguments: argparse.Namespace) -> Sweep:
+    """The sweep of a parsed command line; fields that it has no option for keep their defaults. Raises UsageError."""
+    values = vars(arguments)
+    return Sweep(**{name: values[name] for name in Sweep.__dataclass_fields__ if name in values})
 
 
 def names(text: str) -> tuple[str, ...]:

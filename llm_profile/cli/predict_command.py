@@ -6,7 +6,16 @@ from pathlib import Path
 
 from llm_profile import installed
 from llm_profile.cli.messages import notice, tell
-from llm_profile.cli.parsing import COUNT, SWITCH, OneLineParser, Options, add_options, field_defaults, named_path
+from llm_profile.cli.parsing import (
+    COUNT,
+    SWITCH,
+    OneLineParser,
+    Options,
+    add_options,
+    field_defaults,
+    named_path,
+    sweep_of,
+)
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.exporters import EXPORTERS
 from llm_profile.models.hub import find_model, folder_name
@@ -66,12 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict a table and write its files; returns the exit code. Raises UsageError."""
     installed.end_without_packages("run_profile.py predict", ("sklearn",))
     gpu = find_gpu(arguments.hardware) if arguments.gpu_spec is None else read_gpu(arguments.gpu_spec)
-    sweep = Sweep(
-        prefill_max=arguments.prefill_max,
-        decode_max=arguments.decode_max,
-        prefill_step=arguments.prefill_step,
-        decode_step=arguments.decode_step,
-    )
+    sweep = sweep_of(arguments)
     source = find_model(arguments.model, load_format="dummy")
     name = arguments.model_name or (folder_name(source.path) if source.path is not None else source.name)
     of_source = {"name": source.name, "origin": source.origin, "revision": source.revision}
@@ -133,4 +137,4 @@ def _lines(table: LatencyTable, paths: TablePaths, readme: Path | None) -> Itera
         generation = table.meta["prediction"]["generation"]
         yield f"no card of generation {generation} was measured: the widths of intervals are a judgement, no statistic"
     for path in (paths.csv, paths.rows, paths.meta, *([readme] if readme else [])):
-        yield f"{path}"
+        yield str(path)

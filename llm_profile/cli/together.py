@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +13,7 @@ from llm_profile.cli.messages import Verbosity, notice
 from llm_profile.errors import EXIT_COMPLETE, UsageError
 from llm_profile.request import Request
 from llm_profile.timing.backends.base import Backend
-from llm_profile.timing.ranks.processes import GRACE_S, fork, supervise
+from llm_profile.timing.ranks.processes import GRACE_S, ends_within, fork, supervise
 from llm_profile.timing.ranks.serving import POLL_S, Server
 from llm_profile.timing.ranks.team import Team
 from llm_profile.timing.ranks.torchrun import Rank
@@ -41,7 +40,7 @@ def team_of(rank: Rank, requests: Sequence[Request], open_model: OpenModel) -> I
     finally:
         with suppress(RuntimeError):  # the store is gone, and the ranks with it
             team.end()
-        _wait_for(own)
+        ends_within(own, 2 * GRACE_S, POLL_S)  # then its GPU is free
 
 
 def help_rank_0(rank: Rank, parse: Callable[[], Sequence[Request]], open_model: OpenModel) -> int:
@@ -73,10 +72,3 @@ def _server(rank: Rank, requests: Sequence[Request], open_model: OpenModel) -> C
         )
 
     return serve
-
-
-def _wait_for(child: int) -> None:
-    """Wait until a child process has freed its GPU and ended."""
-    until = time.monotonic() + 2 * GRACE_S
-    while time.monotonic() < until and not os.waitpid(child, os.WNOHANG)[0]:
-        time.sleep(POLL_S)

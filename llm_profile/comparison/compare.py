@@ -12,7 +12,7 @@ from llm_profile.comparison.ratio import Ratio, Times, Verdict, ratio_of_sums
 from llm_profile.errors import UsageError, type_and_text
 from llm_profile.measurement import Measurement
 from llm_profile.points import SweepPoint
-from llm_profile.report.curves import pays_one_logit, row_weights
+from llm_profile.report.curves import row_weights
 from llm_profile.report.facts import is_unfinished, state_notes
 from llm_profile.report.validation_files import BROKEN
 from llm_profile.store.files import read_table
@@ -180,7 +180,7 @@ def _phase(
     of_a, of_b = (_PhaseTimes.of(table, points) for table in (a, b))
     rows = dict.fromkeys((*of_a.latency_ns, *of_b.latency_ns))
     taken_a, taken_b = ({row for row, times in of.latency_ns.items() if times.sum() > 0} for of in (of_a, of_b))
-    one_logit = name == "prefill" and SHARED_POINT in common and pays_one_logit(a) and pays_one_logit(b)
+    one_logit = name == "prefill" and SHARED_POINT in common and a.pays_one_logit and b.pays_one_logit
     sums = [of.summed(table, of_full_model, one_logit) for of, table in ((of_a, a), (of_b, b))]
 
     def only(there: LatencyTable, other: set[str], own: set[str]) -> tuple[str, ...]:

@@ -38,8 +38,8 @@ COMPOSED_STEPS = (
 
 @dataclass(frozen=True)
 class AttentionTime:
-    """Attention of one block in a step. source: MEASURED or FILLED of records, FILLED of a
-    fitted model, COMPOSED or EXTRAPOLATED."""
+    """Attention of one block in a step. source: MEASURED of records, FILLED of records or of the fitted model,
+    COMPOSED or EXTRAPOLATED."""
 
     attention_ns: float
     other_ns: float

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from llm_profile.prediction.base import base_ns
 from llm_profile.prediction.card import Card
 from llm_profile.prediction.row_work import RowWork
+from llm_profile.records import INTERVAL_COVERS
 
 Floats = NDArray[np.float64]
 
-INTERVAL_COVERS = 0.9
-"""Share of measurements that intervals are to cover."""
+ENDS = (1 - INTERVAL_COVERS) / 2, (1 + INTERVAL_COVERS) / 2
+"""Quantiles at which an interval begins and ends."""
 
 MODEL_FOLDS = 5
 """Parts that models are divided into: each part is predicted by what the others teach, which calibrates intervals."""
@@ -83,9 +84,7 @@ class Correction:
         features = self._matrix([each.work for each in lessons])
         factors = np.array([each.factor for each in lessons])
         self._middle = _fitted(features, factors, None)
-        self._ends = [
-            _fitted(features, factors, quantile) for quantile in ((1 - INTERVAL_COVERS) / 2, (1 + INTERVAL_COVERS) / 2)
-        ]
+        self._ends = [_fitted(features, factors, quantile) for quantile in ENDS]
         self._wider: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
         if calibrate:
             self._calibrate(lessons, features, factors)
@@ -104,10 +103,7 @@ class Correction:
         beyond = np.full(len(lessons), np.nan)
         for number in sorted({*part.values()}) if len(self.models) > 1 else ():
             inside, outside = parts != number, parts == number
-            low, high = (
-                _fitted(features[inside], factors[inside], q)
-                for q in ((1 - INTERVAL_COVERS) / 2, (1 + INTERVAL_COVERS) / 2)
-            )
+            low, high = (_fitted(features[inside], factors[inside], quantile) for quantile in ENDS)
             middle = _fitted(features[inside], factors[inside], None).predict(features[outside])
             below = np.minimum(low.predict(features[outside]), middle)
             above = np.maximum(high.predict(features[outside]), middle)

@@ -18,7 +18,7 @@ from llm_profile.prediction.correction import Correction, Floats, Lesson
 from llm_profile.prediction.row_work import RowWork, row_work
 from llm_profile.prediction.structure import Structure, structure_of
 from llm_profile.prediction.training import TrainingTable
-from llm_profile.records import PREDICTED, PointRecord, RowRecord
+from llm_profile.records import INTERVAL_COVERS, PREDICTED, PointRecord, RowRecord
 from llm_profile.store.table import LatencyTable
 from llm_profile.sweep import Sweep
 from llm_profile.work import Model
@@ -88,13 +88,10 @@ class Predictor:
         distinct = list(dict.fromkeys(works))
         middle = self._correction.middle(distinct)
         known = card.shares.generation in self._generations
-        times = [
-            max(_corrected_ns(work, card, factor, known), floor_ns(work, card))
-            for work, factor in zip(distinct, middle.tolist(), strict=True)
-        ]
-        below, above = self._widths(distinct, known, model)
-        latency = np.array(times)
         floors = np.array([floor_ns(work, card) for work in distinct])
+        times = [_corrected_ns(*of_work, card, known) for of_work in zip(distinct, middle.tolist(), strict=True)]
+        latency = np.maximum(times, floors)
+        below, above = self._widths(distinct, known, model)
         low, high = np.maximum(latency * np.exp(-below), floors), latency * np.exp(above)
         place = {work: number for number, work in enumerate(distinct)}
         order = [place[work] for work in works]
@@ -112,7 +109,7 @@ class Predictor:
         return np.hypot(below, other), np.hypot(above, other)
 
 
-def _corrected_ns(work: RowWork, card: Card, factor: float, known_generation: bool) -> float:
+def _corrected_ns(work: RowWork, factor: float, card: Card, known_generation: bool) -> float:
     """The base times what was learned. Falls where a figure of the card grows: what was learned sees none of them."""
     base = base_ns(work, card)
     if known_generation:
@@ -206,7 +203,7 @@ def _provenance(target: PredictionTarget, predictor: Predictor, structure: Struc
         "model_was_measured": target.model in {table.name for table in predictor.tables},
         "rows_of": named(structure.source),
         "from": sorted({named(table) for table in predictor.tables}),
-        "interval": 0.9,
+        "interval": INTERVAL_COVERS,
     }
 
 

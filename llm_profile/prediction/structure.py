@@ -9,6 +9,7 @@ from llm_profile.errors import UsageError
 from llm_profile.points import SweepPoint
 from llm_profile.prediction.training import TrainingTable
 from llm_profile.sweep import SERIES, series_of
+from llm_profile.work import text_fields
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Structure:
 
 def structure_of(name: str, config: Mapping[str, Any], tables: Sequence[TrainingTable]) -> Structure:
     """The structure of a model. name: what its tables are called. Raises UsageError where no table tells."""
-    kind = _fields(config).get("model_type")
+    kind = text_fields(config).get("model_type")
     own = [table for table in tables if table.name == name]
-    alike = [table for table in tables if _fields(table.table.meta["config"]).get("model_type") == kind]
+    alike = [table for table in tables if text_fields(table.table.meta["config"]).get("model_type") == kind]
     found = own or alike
     if not found:
-        types = sorted({str(_fields(table.table.meta["config"]).get("model_type")) for table in tables})
+        types = sorted({str(text_fields(table.table.meta["config"]).get("model_type")) for table in tables})
         raise UsageError(
             f"--model {name}: no table tells which rows a model of type {kind} has; measure one on any card and "
             f"name it by --from (there are tables of types {', '.join(types)})"
@@ -49,7 +50,7 @@ def structure_of(name: str, config: Mapping[str, Any], tables: Sequence[Training
     source = max(found, key=lambda each: len(each.table.measured_points()))
     kinds = [dict(each, profiled=list(each.get("layers", ()))[:1]) for each in source.table.meta["kinds"]]
     if not own:
-        depth = _fields(config).get("num_hidden_layers")
+        depth = text_fields(config).get("num_hidden_layers")
         if len(kinds) > 1 or not isinstance(depth, int):
             raise UsageError(
                 f"--model {name}: has blocks of several kinds, and no table of it tells how many of each; measure it "
@@ -58,9 +59,3 @@ def structure_of(name: str, config: Mapping[str, Any], tables: Sequence[Training
         kinds = [kinds[0] | {"count": depth, "layers": list(range(depth)), "profiled": [0]}]
     measured = {series: line.of(source.table.measured_points()) for series, line in SERIES.items()}
     return Structure(source, kinds, measured)
-
-
-def _fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration, or that of its text model."""
-    fields: Mapping[str, Any] = config.get("text_config") or config
-    return fields

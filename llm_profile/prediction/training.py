@@ -1,6 +1,6 @@
 """Measured tables as samples that a correction is learned from. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,9 @@ def spread(points: Sequence[SweepPoint], kept: int) -> list[SweepPoint]:
 
 def training_table(table: LatencyTable) -> TrainingTable:
     """Raises NoWork for what nothing can be learned from, with the reason."""
+    if why := _not_measured(table.meta):
+        raise NoWork(why)
     conditions = table.conditions
-    if table.meta["clock"] != "gpu-kernel" or table.meta["origin"] == "predicted":
-        raise NoWork("its times are not measured kernel times")
-    if table.meta.get("scaling"):
-        raise NoWork("it is scaled")
     if conditions["tp"] > 1 or conditions["kernels"] != "model":
         raise NoWork("it is of a shard, or of fused kernels")
     gpu = GPUS.get(short_device_name(str(conditions.get("gpu"))))
@@ -104,10 +102,8 @@ def read_any_table(path: Path) -> LatencyTable:
     """A table by its CSV, or by its `.measured.parquet` and the metadata beside that. Raises UsageError."""
     if path.name.endswith(".csv"):
         return read_table(path)
-    stem = path.name.removesuffix(".parquet")
-    meta_path = path.with_name(f"{stem}.meta.json")
     try:
-        meta: dict[str, Any] = parse_json(meta_path.read_bytes(), constants=False)
+        meta: dict[str, Any] = parse_json(_meta_of(path).read_bytes(), constants=False)
         return LatencyTable(meta["hardware"], meta["model"], meta, read_rows(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: no table ({error}); --from takes TABLE.csv or TABLE.measured.parquet") from error
@@ -130,5 +126,12 @@ def _meta_of(path: Path) -> Path:
 
 
 def _may_teach(csv: Path) -> bool:
-    meta = read_meta(TablePaths.beside(csv)) or {}
-    return meta.get("origin") != "predicted" and meta.get("clock") == "gpu-kernel" and not meta.get("scaling")
+    """Known from the metadata, so that no rows of other tables are read."""
+    return _not_measured(read_meta(TablePaths.beside(csv)) or {}) is None
+
+
+def _not_measured(meta: Mapping[str, Any]) -> str | None:
+    """Why the times of a table are not measured times of kernels, None if they are."""
+    if meta.get("clock") != "gpu-kernel" or meta.get("origin") == "predicted":
+        return "its times are not measured kernel times"
+    return "it is scaled" if meta.get("scaling") else None

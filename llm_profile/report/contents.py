@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_profile.errors import UsageError, type_and_text
-from llm_profile.report.curves import SeriesCurves, pays_one_logit, row_weights, series_curves
+from llm_profile.report.curves import SeriesCurves, row_weights, series_curves
 from llm_profile.report.facts import (
     CPU,
     Gap,
@@ -90,7 +90,7 @@ def _contents(
         is_of_gpu=table.meta["clock"] != CPU,
         curves=series_curves(table),
         weights=row_weights(table),
-        one_logit=pays_one_logit(table),
+        one_logit=table.pays_one_logit,
         roofline=roofline(table),
         validations=tuple(validations),
         noise=noise_of(table),

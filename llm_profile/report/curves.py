@@ -81,16 +81,9 @@ def row_weights(table: LatencyTable) -> dict[str, int]:
 
     Of a table that does not say which rows are of blocks, the blocks that were profiled.
     """
-    kind_of = table.meta.get("block_rows")
-    if kind_of is None:
+    if table.meta.get("block_rows") is None:
         return {name: row.blocks for record in table.records.values() for name, row in record.rows.items()}
-    blocks = {kind["name"]: int(kind["count"]) for kind in table.meta["kinds"]}
-    return {row: blocks[kind_of[row]] if row in kind_of else 1 for row in table.row_names()}
-
-
-def pays_one_logit(table: LatencyTable) -> bool:
-    """Whether a prompt of the full model pays `lm_head` for one token, as the estimate has it."""
-    return all(run.get("logits_to_keep") is not False for run in table.meta["runs"])
+    return table.row_weights()
 
 
 def series_curves(table: LatencyTable) -> list[SeriesCurves]:

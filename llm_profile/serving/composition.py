@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from llm_profile.points import SweepPoint
 from llm_profile.store.table import LatencyTable
+from llm_profile.work import SLIDING
 
 FloatArray = NDArray[np.float64]
 
@@ -22,9 +23,6 @@ length on one history. `mixed`: lengths that differ."""
 
 QUERY_TILE = 128
 """Queries of a tile of prompts and chunks. FlashAttention-2 takes 64 or 128 by the size of a head."""
-
-_SLIDING = "sliding_attention"
-"""How configurations call blocks whose attention covers `sliding_window` keys."""
 
 
 def kind_of(point: SweepPoint) -> str:
@@ -56,7 +54,7 @@ class AttentionShape:
         kv_heads = config.get("num_key_value_heads") or heads
         multiprocessors = next((run["gpu_multiprocessors"] for run in table.meta["runs"] if _says(run)), 1)
         only_kind = len(table.meta["kinds"]) == 1 and config.get("use_sliding_window") is not False
-        slides = row.startswith(f"{_SLIDING}.") or (only_kind and "layer_types" not in config)
+        slides = row.startswith(f"{SLIDING}.") or (only_kind and "layer_types" not in config)
         window = config.get("sliding_window") if slides else None
         return cls(max(1, heads // degree), max(1, kv_heads // degree), multiprocessors, window)
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_profile.records import INTERVAL_COVERS
 from llm_profile.serving.composition import FloatArray
-
-COVERED = 0.9
-"""Share of steps whose interval holds their time."""
 
 FEWEST_OF_A_KIND = 10
 """Fewest held-out steps of a kind that give it an interval of its own; fewer have that of all steps."""
@@ -27,9 +25,9 @@ class HeldOut:
 
     @property
     def reach(self) -> float:
-        """|log ratio| that COVERED of further steps stay within (split conformal: Lei et al. 2018)."""
+        """|log ratio| that INTERVAL_COVERS of further steps stay within (split conformal: Lei et al. 2018)."""
         steps = len(self.log_ratios)
-        rank = min(steps, int(np.ceil((steps + 1) * COVERED)))
+        rank = min(steps, int(np.ceil((steps + 1) * INTERVAL_COVERS)))
         return float(np.sort(np.abs(self.log_ratios))[rank - 1])
 
     def __str__(self) -> str:

@@ -189,10 +189,8 @@ class StepModel:
 
     def _weights(self, sampler: str | None) -> dict[str, int]:
         """How often the full model has each row."""
-        kind_of_row = self.table.meta["block_rows"]
-        counts = {kind["name"]: int(kind["count"]) for kind in self.table.meta["kinds"]}
-        rows = [row for row in self.table.row_names() if not row.startswith(SAMPLER) or row == sampler]
-        return {row: counts[kind_of_row[row]] if row in kind_of_row else 1 for row in rows}
+        weights = self.table.row_weights()
+        return {row: times for row, times in weights.items() if not row.startswith(SAMPLER) or row == sampler}
 
 
 def compositions_of(table: LatencyTable) -> tuple[SweepPoint, ...]:
@@ -212,8 +210,7 @@ def _numbers(point: SweepPoint) -> tuple[int, ...]:
 def _fit(table: LatencyTable, points: Sequence[SweepPoint], start: _Rows | None = None) -> _Rows:
     """start: models of more compositions, whose kernels and shapes are taken."""
     names = table.row_names()
-    every_logit = any(run.get("logits_to_keep") is False for run in table.meta["runs"])
-    per_sequence = frozenset(row for row in names if row.startswith(SAMPLER) or (row == HEAD and not every_logit))
+    per_sequence = frozenset(row for row in names if row.startswith(SAMPLER) or (row == HEAD and table.pays_one_logit))
     attention_rows = [row for row in names if row.rpartition(".")[2] == ATTENTION]
     shapes = {row: AttentionShape.of(table, row) for row in attention_rows}
     return _Rows(

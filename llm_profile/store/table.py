@@ -1,6 +1,6 @@
 """What is known: the latency of every row at every point, of one model on one hardware. Imports no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,22 @@ class LatencyTable:
     def row_names(self) -> list[str]:
         """Every row, in the order of a pass: that of first appearance over all points in canonical order."""
         return list(dict.fromkeys(name for point in self.points() for name in self.records[point].rows))
+
+    def row_weights(self, blocks: Mapping[str, int] | None = None) -> dict[str, int]:
+        """How often each row counts in a pass: the blocks of its kind, or 1 for a row of the model.
+
+        blocks: kind -> how many there are, None for those of the full model. Raises KeyError for metadata that does not
+        say which rows are of blocks, as that of an unfinished table.
+        """
+        if blocks is None:
+            blocks = {kind["name"]: int(kind["count"]) for kind in self.meta["kinds"]}
+        kind_of = self.meta["block_rows"]
+        return {row: blocks[kind_of[row]] if row in kind_of else 1 for row in self.row_names()}
+
+    @property
+    def pays_one_logit(self) -> bool:
+        """Whether a prompt of the full model pays `lm_head` for one token, as the model's code allows it."""
+        return all(run.get("logits_to_keep") is not False for run in self.meta["runs"])
 
     def latency_ns(self, row: str, point: SweepPoint) -> int:
         """Latency of a row: the trimmed mean over passes, rounded (of one block, for rows of blocks).

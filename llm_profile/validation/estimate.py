@@ -186,10 +186,8 @@ class Estimate:
         if SHARED_POINT not in table.records:
             raise UsageError(f"the table of {table.model} lacks the pass at {SHARED_POINT}, which every estimate needs")
         blocks = {kind["name"]: sum(layer < depth for layer in kind["layers"]) for kind in table.meta["kinds"]}
-        kind_of = table.meta["block_rows"]
-        every_logit = any(run.get("logits_to_keep") is False for run in table.meta["runs"])
-        head = None if every_logit else HEAD_ROW
-        weight = {row: blocks[kind_of[row]] if row in kind_of else 1 for row in table.row_names()}
+        head = HEAD_ROW if table.pays_one_logit else None
+        weight = table.row_weights(blocks)
 
         def passes(series: Series) -> Passes:
             points = series.of(table.records)

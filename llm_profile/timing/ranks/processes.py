@@ -109,13 +109,19 @@ def _how_ended(code: int) -> str:
 
 def _end(child: int) -> None:
     """Wait for a process to end, and kill it if that takes long."""
-    until = time.monotonic() + GRACE_S
+    if not ends_within(child, GRACE_S, LOOK_S):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def ends_within(child: int, most_s: float, look_s: float) -> bool:
+    """Wait for a child process to end, with a look at it every `look_s`; False if it takes longer than `most_s`."""
+    until = time.monotonic() + most_s
     while time.monotonic() < until:
         if os.waitpid(child, os.WNOHANG)[0]:
-            return
-        time.sleep(LOOK_S)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+            return True
+        time.sleep(look_s)
+    return False
 
 
 def _tell_left(store: "Store", rank: Rank, why: str, *, usage: bool) -> None:
