@@ -119,7 +119,8 @@ def run_together(requests: Sequence[Request]) -> int:
 
 def open_requested(request: Request) -> Backend:
     """The backend of a request, on a rank. Raises UsageError as `run_profile`."""
-    return open_backend(request, with_weights(request, planning.find_source(request)))
+    source = planning.find_source(request)
+    return open_backend(planning.within_positions(request, source), with_weights(request, source))
 
 
 def run_in_turn(requests: Sequence[Request], team: Team | None = None) -> int:

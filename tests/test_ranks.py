@@ -157,6 +157,14 @@ def test_models_in_turn_each_on_all_ranks(tmp_path: Path, alone: bytes) -> None:
     assert (tmp_path / "FAKE/facebook/opt-125m.csv").exists()
 
 
+def test_ranks_share_compositions_that_are_cut_to_the_positions_of_the_model(tmp_path: Path) -> None:
+    words = [*SWEEP, "--axes", "per-sequence"]
+    done = run(tmp_path, {}, words=words)
+    assert done.returncode == 0, done.stderr
+    batches = {point.batch for point in read_table(tmp_path / CSV).records}
+    assert {2, 256} <= batches
+
+
 def test_what_is_wrong_with_the_command_is_said_once(tmp_path: Path) -> None:
     done = run(tmp_path, {}, words=["--model", "tiny-llama", "--device", "fake"])
     assert done.returncode != 0

@@ -78,8 +78,12 @@ class Team:
         return f"rank {number}" + (f" ({known['host']}, {known['device']})" if known else "")
 
     def open(self, request: Request) -> "SharedBackend":
-        """Load the model of a request on all ranks. Raises UsageError if none can."""
-        self.command({"open": self._requests.index(request)})
+        """Load the model of a request on all ranks. Raises UsageError if none can.
+
+        Ranks know it by its number in the command line. Its sweep may have been fitted to the model since.
+        """
+        asked = [(known.model, known.tp) for known in self._requests]
+        self.command({"open": asked.index((request.model, request.tp))})
         ready = {}
         for number, message in self._answers("ready", self._patience_of_first()):
             ready[number] = message["ready"]
