@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub", "scipy", "sklearn"}
+HEAVY = {"torch", "transformers", "pandas", "pyarrow", "rich", "huggingface_hub", "sklearn"}
 """What costs start-up time: imported where it is used, inside functions."""
 
 COMMANDS = ("run_profile", "validation")

@@ -67,11 +67,13 @@ def _kernel(features: int) -> Any:
 
 def _non_negative(relative_terms: FloatArray) -> FloatArray:
     """Coefficients that bring the sum of terms nearest to 1. Shape of relative_terms: [steps, terms]."""
-    from scipy.optimize import nnls
+    from sklearn.linear_model import LinearRegression
 
     scale = relative_terms.max(axis=0)
-    found, _residual = nnls(relative_terms / scale, np.ones(len(relative_terms)))
-    return np.asarray(found / scale)
+    found = LinearRegression(fit_intercept=False, positive=True).fit(
+        relative_terms / scale, np.ones(len(relative_terms))
+    )
+    return np.asarray(found.coef_ / scale)
 
 
 def _independent(features: FloatArray) -> NDArray[np.int64]:
