@@ -58,11 +58,17 @@ if [ -n "$HARDWARE" ]; then
     OPTIONS+=(--hardware "$HARDWARE")
 fi
 
+for option in "$@"; do
+    case $option in
+        --model | --model=*) MODELS=("") ;;  # they take the place of those above
+    esac
+done
+
 worst=0
 for model in "${MODELS[@]}"; do
     code=0
     "$PYTHON" run_profile.py \
-        --model "$model" --num-layers "$NUM_LAYERS" --device "$DEVICE" \
+        ${model:+--model "$model"} --num-layers "$NUM_LAYERS" --device "$DEVICE" \
         --warmup "$WARMUP" --repeat "$REPEAT" --mode "$MODE" \
         --prefill-max "$PREFILL_MAX" --decode-max "$DECODE_MAX" \
         --scaling-num-layers "$SCALING_NUM_LAYERS" --scaling-input-min "$SCALING_INPUT_MIN" \

@@ -214,6 +214,14 @@ def test_options_of_run_sh_come_last_and_stay_whole(sandbox: Sandbox) -> None:
     assert arguments[-3:] == ["--plan", "--model-name", "a name"]
 
 
+@pytest.mark.parametrize("words", [["--model", "my/model"], ["--model=my/model"]])
+def test_models_that_run_sh_is_given_take_the_place_of_its_own(sandbox: Sandbox, words: list[str]) -> None:
+    sandbox.gpu(True)
+    sandbox.run("run.sh", *words)
+    (arguments,) = sandbox.profiles()
+    assert arguments == [*DOCUMENTED.split(), *words]
+
+
 def test_the_token_travels_in_the_environment_alone(sandbox: Sandbox) -> None:
     done = sandbox.run("run.sh", HF_TOKEN=TOKEN)
     (call,) = sandbox.calls()
