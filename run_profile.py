@@ -278,7 +278,7 @@ def _run(words: Sequence[str]) -> int:
     arguments = build_parser().parse_args(words)
     requests = parse_requests(arguments)
     if arguments.json and len(requests) > 1 and not arguments.plan:
-        raise UsageError("--json: prints one document, of one table; give one --model, and --tp one degree")
+        raise UsageError("--json: prints one document, of one table; give --tp one degree, and one --model")
     if arguments.quiet:
         hide_bars_of_downloads()
     versions.refuse_older()

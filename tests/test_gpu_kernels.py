@@ -411,7 +411,7 @@ def test_the_cache_is_emptied_before_each_pass_that_counts(device: Device, backe
 
 def test_captures_are_made_outside_of_recordings_in_turns(device: Device, backend: GpuKernelBackend) -> None:
     recorder = Recorder(device, concurrent=False)
-    results = list(backend._replayed(recorder, POINTS, StoppingRule(), 1, []))
+    results = list(backend._replayed(recorder, iter(POINTS), StoppingRule(), 1, []))
     assert len(results) == len(POINTS) and recorder.captured_inside == 0
 
 

@@ -199,17 +199,17 @@ def test_a_summary_tells_the_kinds_apart(table: LatencyTable) -> None:
 
 
 def test_a_plan_has_the_memory_of_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(planning, "memory_bytes", lambda *arguments: asked.append(arguments[3]))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(planning, "memory_bytes", lambda *arguments: asked.append((arguments[3], arguments[5])))
     source, request = ModelSource("m", tiny.CONFIGS["llama"], "folder"), Request("m", device="cpu")
 
-    def longest(points: Sequence[SweepPoint]) -> int:
+    def longest_and_packed(points: Sequence[SweepPoint]) -> tuple[int, int]:
         planning._memory(request, source, Plan((*points,), {}))
         return asked[-1]
 
-    assert longest([SweepPoint(9, 0), SweepPoint(1, 12)]) == 13
-    assert longest([SweepPoint(1, 12, 4), SweepPoint(1, 12)]) == 52
-    assert longest([SweepPoint.of([(8, 0), (1, 16), (1, 16)])]) == 42
+    assert longest_and_packed([SweepPoint(9, 0), SweepPoint(1, 12)]) == (13, 0)
+    assert longest_and_packed([SweepPoint(1, 12, 4), SweepPoint(1, 12)]) == (13, 52)
+    assert longest_and_packed([SweepPoint.of([(8, 0), (1, 16), (1, 16)])]) == (10, 42)
 
 
 def test_a_failure_of_any_kind_is_told(tmp_path: Path) -> None:

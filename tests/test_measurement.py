@@ -104,7 +104,7 @@ def test_quiet_points_stop_early_and_hopeless_noise_ends(noise: float, least: in
     assert max(counts) <= 100
 
 
-@pytest.mark.parametrize(("pass_ns", "noise", "passes"), [(1e6, 0.001, 3), (1e6, 0.02, 6), (4e5, 0.001, 6)])
+@pytest.mark.parametrize(("pass_ns", "noise", "passes"), [(2e6, 0.001, 3), (2e6, 0.02, 6), (1e6, 0.001, 6)])
 def test_three_long_passes_are_enough_if_they_are_alike(pass_ns: float, noise: float, passes: int) -> None:
     counts = [run(StoppingRule(), random.Random(seed), noise, pass_ns) for seed in range(20)]
     assert statistics.median(counts) == pytest.approx(passes, abs=1 if passes > 3 and noise > 0.01 else 0)

@@ -91,7 +91,7 @@ def test_quantised_weights_are_not_divided() -> None:
 def test_a_plan_has_each_degree_and_its_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of Llama-3.1-8B: 2 x 128,256 x 4,096 outside the blocks; per block 218,103,808 in matrices, and two norms."""
     words = ["--model", "meta-llama/Llama-3.1-8B", "--tp", "1,16", "--dtype", "bfloat16", "--plan", "--hardware", "X"]
-    assert run(tmp_path, *words) == 0
+    assert run_profile.main([*SWEEP[2:], *QUICK, "--output-dir", str(tmp_path), *words]) == 0
     said = capsys.readouterr().out
     assert "shard: one of 16 tensor parallel ranks" in said
     assert "Llama-3.1-8B-tp16.csv" in said
